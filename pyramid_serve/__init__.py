@@ -1,0 +1,1 @@
+"""Pyramid Serve: text and pictures in, video out."""

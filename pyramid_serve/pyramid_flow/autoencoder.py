@@ -1,0 +1,418 @@
+"""The causal video VAE, streaming: pixels <-> latents, a chunk at a time, many videos at once.
+
+B videos, C channels, F pixel frames, T latent frames, H W in pixels, h w = H / 8, W / 8.
+
+One latent frame decodes to 1 pixel frame at the start of a video and to 8 after that. What a unit needs of the units
+before it is its ``DecoderMemory``, which the caller holds. Source: the published checkpoints; arXiv 2410.05954, 4.1.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from pyramid_serve.pyramid_flow.causal_conv import Carry, CausalConv3d
+from pyramid_serve.pyramid_flow.shapes import SPATIAL_FACTOR, TEMPORAL_FACTOR, num_latent_frames_of
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The sizes in a published ``config.json`` of the VAE, all from the outermost block inwards."""
+
+    latent_channels: int
+    encoder_channels: tuple[int, ...]
+    encoder_layers: tuple[int, ...]
+    encoder_spatial: tuple[bool, ...]
+    encoder_temporal: tuple[bool, ...]
+    encoder_num_groups: int
+    decoder_channels: tuple[int, ...]
+    decoder_layers: tuple[int, ...]
+    decoder_spatial: tuple[bool, ...]
+    decoder_temporal: tuple[bool, ...]
+    decoder_num_groups: int
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "VAEConfig":
+        """Raises ``ValueError`` if the compression is not the 8 x 8 x 8 that the rest of the model builds on."""
+        parsed = cls(
+            latent_channels=config["encoder_out_channels"],
+            encoder_channels=tuple(config["encoder_block_out_channels"]),
+            encoder_layers=tuple(config["encoder_layers_per_block"]),
+            encoder_spatial=tuple(config["encoder_spatial_down_sample"]),
+            encoder_temporal=tuple(config["encoder_temporal_down_sample"]),
+            encoder_num_groups=config["encoder_norm_num_groups"],
+            decoder_channels=tuple(config["decoder_block_out_channels"]),
+            decoder_layers=tuple(config["decoder_layers_per_block"]),
+            decoder_spatial=tuple(config["decoder_spatial_up_sample"]),
+            decoder_temporal=tuple(config["decoder_temporal_up_sample"]),
+            decoder_num_groups=config["decoder_norm_num_groups"],
+        )
+        for name in ("encoder_spatial", "encoder_temporal", "decoder_spatial", "decoder_temporal"):
+            factor = 2 ** sum(getattr(parsed, name))
+            if factor != (SPATIAL_FACTOR if "spatial" in name else TEMPORAL_FACTOR):
+                raise ValueError(f"{name}: compresses {factor} times, must be 8 times")
+        return parsed
+
+
+class Moments(NamedTuple):
+    """The encoder's diagonal Gaussian: mean and log variance, each (B, 16, T, h, w)."""
+
+    mean: Tensor
+    logvar: Tensor
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Work in square tiles of ``size`` pixels that overlap by a quarter; less memory, a slightly other picture."""
+
+    size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.size < 4 * SPATIAL_FACTOR or self.size % (4 * SPATIAL_FACTOR):
+            raise ValueError(f"tiling={self.size}: must be a positive multiple of {4 * SPATIAL_FACTOR} pixels")
+
+
+@dataclass(frozen=True)
+class DecoderMemory:
+    """What the next unit needs of the units decoded before: the last frames at every causal layer.
+
+    The first axis of every tensor counts videos, so memories stack and come apart again.
+    """
+
+    frames: tuple[Tensor, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(x.numel() * x.element_size() for x in self.frames)
+
+    def to(self, device: torch.device | str) -> "DecoderMemory":
+        return DecoderMemory(tuple(x.to(device) for x in self.frames))
+
+    @staticmethod
+    def stack(memories: Sequence["DecoderMemory"]) -> "DecoderMemory":
+        """Memories of several videos (of equal size) as one, in the order of a stacked batch of latents."""
+        return DecoderMemory(tuple(torch.cat(layer) for layer in zip(*(m.frames for m in memories), strict=True)))
+
+    def unstack(self) -> list["DecoderMemory"]:
+        """The memory of each video, free of the others'."""
+        num_videos = self.frames[0].shape[0]
+        return [DecoderMemory(tuple(x[i : i + 1].clone() for x in self.frames)) for i in range(num_videos)]
+
+
+def from_config(config: Mapping[str, Any]) -> "CausalVideoVAE":
+    """The VAE that a published ``config.json`` describes, weights not set."""
+    return CausalVideoVAE(VAEConfig.from_dict(config))
+
+
+class CausalVideoVAE(nn.Module):
+    """Encoder and decoder with the published checkpoint's parameter names."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        moments, latents = 2 * config.latent_channels, config.latent_channels
+        self.quant_conv = CausalConv3d(moments, moments, kernel_size=1)
+        self.post_quant_conv = CausalConv3d(latents, latents, kernel_size=1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.post_quant_conv.conv.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.post_quant_conv.conv.weight.device
+
+    def encode(self, pixels: Tensor, *, tiling: Tiling | None = None) -> Moments:
+        """Encode pictures (F = 1) or clips (F = 8 n + 1).
+
+        pixels: (B, 3, F, H, W) in [-1, 1], H and W multiples of 8. Returns moments (B, 16, T, h, w) in float32, in
+        the VAE's own scale. The clip is worked through in chunks of 1 and then 8 frames, which is exact, so memory
+        does not grow with F. Raises ``ValueError`` for another number of frames or size.
+        """
+        if pixels.ndim != 5 or pixels.shape[1] != 3:
+            raise ValueError(f"pixels: shape {tuple(pixels.shape)}, must be (B, 3, F, H, W)")
+        num_latent_frames_of(pixels.shape[2])
+        if pixels.shape[3] % SPATIAL_FACTOR or pixels.shape[4] % SPATIAL_FACTOR:
+            raise ValueError(f"pixels: size {tuple(pixels.shape[3:])}, must be multiples of {SPATIAL_FACTOR}")
+        memory: tuple[Tensor, ...] | None = None
+        chunks = []
+        for chunk in pixels.split([1] + [TEMPORAL_FACTOR] * ((pixels.shape[2] - 1) // TEMPORAL_FACTOR), dim=2):
+            carry = Carry(memory)
+            chunks.append(_tiled(self._encode_chunk, chunk.to(self.dtype), carry, tiling, SPATIAL_FACTOR, 1).float())
+            memory = carry.memory()
+        mean, logvar = torch.cat(chunks, dim=2).chunk(2, dim=1)
+        return Moments(mean, logvar.clamp(-30.0, 20.0))
+
+    def decode_unit(
+        self, latents: Tensor, memory: DecoderMemory | None, *, tiling: Tiling | None = None
+    ) -> tuple[Tensor, DecoderMemory]:
+        """Decode the next latent frame of each of B videos.
+
+        latents: (B, 16, 1, h, w) in the VAE's own scale; memory: None at the start of the videos, else what the call
+        for the frame before returned, with the same tiling. Returns frames (B, 3, 1 or 8, H, W) in about [-1, 1], in
+        the VAE's dtype, and the memory for the next frame. Raises ``ValueError`` where memory and latents do not fit.
+        """
+        if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or latents.shape[2] != 1:
+            raise ValueError(
+                f"latents: shape {tuple(latents.shape)}, must be (B, {self.config.latent_channels}, 1, h, w)"
+            )
+        carry = Carry(None if memory is None else memory.frames)
+        frames = _tiled(self._decode_chunk, latents.to(self.dtype), carry, tiling, 1, SPATIAL_FACTOR)
+        return frames, DecoderMemory(carry.memory())
+
+    def decode_units(self, latents: Tensor, *, tiling: Tiling | None = None) -> Iterator[Tensor]:
+        """Frames of each latent frame in turn: (B, 16, T, h, w) -> T times (B, 3, 1 or 8, H, W)."""
+        memory: DecoderMemory | None = None
+        for latent_frame in latents.split(1, dim=2):
+            frames, memory = self.decode_unit(latent_frame, memory, tiling=tiling)
+            yield frames
+
+    def decode(self, latents: Tensor, *, tiling: Tiling | None = None) -> Tensor:
+        """Decode whole videos: (B, 16, T, h, w) in the VAE's own scale -> (B, 3, F, H, W) in about [-1, 1]."""
+        return torch.cat(list(self.decode_units(latents, tiling=tiling)), dim=2)
+
+    def _encode_chunk(self, pixels: Tensor, carry: Carry) -> Tensor:
+        moments: Tensor = self.quant_conv(self.encoder(pixels, carry), carry)
+        return moments
+
+    def _decode_chunk(self, latents: Tensor, carry: Carry) -> Tensor:
+        frames: Tensor = self.decoder(self.post_quant_conv(latents, carry), carry)
+        return frames
+
+
+def _tiled(
+    chunk_fn: Callable[[Tensor, Carry], Tensor], x: Tensor, carry: Carry, tiling: Tiling | None, down: int, up: int
+) -> Tensor:
+    """``chunk_fn`` over the whole of ``x`` (B, C, T, H, W), or over tiles of it, blended where they overlap.
+
+    The function's output is ``up / down`` times the size of ``x``. Tiles run in raster order with one carry.
+    """
+    tile_in = None if tiling is None else tiling.size // SPATIAL_FACTOR * down
+    if tile_in is None or max(x.shape[3:]) <= tile_in:
+        return chunk_fn(x, carry)
+    tile_out = tile_in // down * up
+    step_in, blend, step_out = tile_in - tile_in // 4, tile_out // 4, tile_out - tile_out // 4
+    rows: list[list[Tensor]] = []
+    for top in range(0, x.shape[3], step_in):
+        row: list[Tensor] = []
+        for left in range(0, x.shape[4], step_in):
+            tile = chunk_fn(x[:, :, :, top : top + tile_in, left : left + tile_in], carry)
+            if rows:
+                tile = _blend(rows[-1][len(row)], tile, blend, dim=3)
+            if row:
+                tile = _blend(row[-1], tile, blend, dim=4)
+            row.append(tile)
+        rows.append(row)
+    kept = [torch.cat([tile[:, :, :, :step_out, :step_out] for tile in row], dim=4) for row in rows]
+    return torch.cat(kept, dim=3)
+
+
+def _blend(before: Tensor, tile: Tensor, extent: int, *, dim: int) -> Tensor:
+    """Fade from the end of the tile ``before`` into the beginning of ``tile``, linearly over ``extent``."""
+    extent = min(extent, before.shape[dim], tile.shape[dim])
+    shape = [-1 if axis == dim else 1 for axis in range(tile.ndim)]
+    weight = (torch.arange(extent, device=tile.device, dtype=torch.float32) / extent).to(tile.dtype).view(shape)
+    end = before.narrow(dim, before.shape[dim] - extent, extent)
+    faded = end * (1 - weight) + tile.narrow(dim, 0, extent) * weight
+    return torch.cat([faded, tile.narrow(dim, extent, tile.shape[dim] - extent)], dim=dim)
+
+
+class FrameGroupNorm(nn.GroupNorm):
+    """Group norm of each frame by itself: (B, C, T, H, W) -> same."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        frames = super().forward(rearrange(input, "b c t h w -> (b t) c h w"))
+        out: Tensor = rearrange(frames, "(b t) c h w -> b c t h w", b=input.shape[0])
+        return out
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, causal convolution, twice, around a residual."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, num_groups: int) -> None:
+        super().__init__()
+        self.norm1 = FrameGroupNorm(num_groups, in_channels, eps=NORM_EPS)
+        self.conv1 = CausalConv3d(in_channels, out_channels)
+        self.norm2 = FrameGroupNorm(num_groups, out_channels, eps=NORM_EPS)
+        self.conv2 = CausalConv3d(out_channels, out_channels)
+        self.conv_shortcut = (
+            CausalConv3d(in_channels, out_channels, kernel_size=1) if in_channels != out_channels else None
+        )
+
+    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+        h: Tensor = self.conv1(F.silu(self.norm1(x)), carry)
+        h = self.conv2(F.silu(self.norm2(h)), carry)
+        shortcut: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x, carry)
+        return shortcut + h
+
+
+class SpatialAttention(nn.Module):
+    """One-head attention over the pixels of each frame, around a residual."""
+
+    def __init__(self, channels: int, *, num_groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(num_groups, channels, eps=NORM_EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, _, height, _ = x.shape
+        frames = self.group_norm(rearrange(x, "b c t h w -> (b t) c h w"))
+        tokens = rearrange(frames, "n c h w -> n 1 (h w) c")
+        attended = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        out: Tensor = rearrange(self.to_out[0](attended), "(b t) 1 (h w) c -> b c t h w", b=b, h=height)
+        return x + out
+
+
+class MidBlock(nn.Module):
+    def __init__(self, channels: int, *, num_groups: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResnetBlock(channels, channels, num_groups=num_groups) for _ in range(2)])
+        self.attentions = nn.ModuleList([SpatialAttention(channels, num_groups=num_groups)])
+
+    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+        x = self.resnets[0](x, carry)
+        x = self.attentions[0](x)
+        out: Tensor = self.resnets[1](x, carry)
+        return out
+
+
+class Downsample(nn.Module):
+    """Halve the size or the number of frames by a strided convolution."""
+
+    def __init__(self, channels: int, *, stride: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels, stride=stride)
+
+    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+        out: Tensor = self.conv(x, carry)
+        return out
+
+
+class SpatialUpsample(nn.Module):
+    """Double the size: a convolution to 4x channels, unfolded into 2 x 2 pixels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, 4 * channels)
+
+    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+        out: Tensor = rearrange(self.conv(x, carry), "b (c p1 p2) t h w -> b c t (h p1) (w p2)", p1=2, p2=2)
+        return out
+
+
+class TemporalUpsample(nn.Module):
+    """Double the frames: a convolution to 2x channels, unfolded into time. A video's first frame stays single."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(channels, 2 * channels)
+
+    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+        x = rearrange(self.conv(x, carry), "b (c p) t h w -> b c (t p) h w", p=2)
+        return x[:, :, 1:] if carry.is_first else x
+
+
+class DownBlock(nn.Module):
+    def __init__(
+        self, in_channels: int, out_channels: int, *, num_layers: int, spatial: bool, temporal: bool, num_groups: int
+    ) -> None:
+        super().__init__()
+        channels = [in_channels] + [out_channels] * num_layers
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, num_groups=num_groups) for a, b in pairwise(channels))
+        self.downsamplers = nn.ModuleList([Downsample(out_channels, stride=(1, 2, 2))] if spatial else [])
+        self.temporal_downsamplers = nn.ModuleList([Downsample(out_channels, stride=(2, 1, 1))] if temporal else [])
+
+    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+        for layer in (*self.resnets, *self.downsamplers, *self.temporal_downsamplers):
+            x = layer(x, carry)
+        return x
+
+
+class UpBlock(nn.Module):
+    def __init__(
+        self, in_channels: int, out_channels: int, *, num_layers: int, spatial: bool, temporal: bool, num_groups: int
+    ) -> None:
+        super().__init__()
+        channels = [in_channels] + [out_channels] * num_layers
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, num_groups=num_groups) for a, b in pairwise(channels))
+        self.upsamplers = nn.ModuleList([SpatialUpsample(out_channels)] if spatial else [])
+        self.temporal_upsamplers = nn.ModuleList([TemporalUpsample(out_channels)] if temporal else [])
+
+    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+        for layer in (*self.resnets, *self.upsamplers, *self.temporal_upsamplers):
+            x = layer(x, carry)
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, F, H, W) -> moments (B, 32, T, h, w)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        channels, num_groups = config.encoder_channels, config.encoder_num_groups
+        self.conv_in = CausalConv3d(3, channels[0])
+        self.down_blocks = nn.ModuleList(
+            DownBlock(a, b, num_layers=n, spatial=s, temporal=t, num_groups=num_groups)
+            for a, b, n, s, t in zip(
+                (channels[0], *channels[:-1]),
+                channels,
+                config.encoder_layers,
+                config.encoder_spatial,
+                config.encoder_temporal,
+                strict=True,
+            )
+        )
+        self.mid_block = MidBlock(channels[-1], num_groups=num_groups)
+        self.conv_norm_out = FrameGroupNorm(num_groups, channels[-1], eps=NORM_EPS)
+        self.conv_out = CausalConv3d(channels[-1], 2 * config.latent_channels)
+
+    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+        x = self.conv_in(x, carry)
+        for block in self.down_blocks:
+            x = block(x, carry)
+        x = self.mid_block(x, carry)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)), carry)
+        return out
+
+
+class Decoder(nn.Module):
+    """Latents (B, 16, T, h, w) -> pixels (B, 3, F, H, W)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        channels, num_groups = config.decoder_channels[::-1], config.decoder_num_groups
+        self.conv_in = CausalConv3d(config.latent_channels, channels[0])
+        self.mid_block = MidBlock(channels[0], num_groups=num_groups)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(a, b, num_layers=n, spatial=s, temporal=t, num_groups=num_groups)
+            for a, b, n, s, t in zip(
+                (channels[0], *channels[:-1]),
+                channels,
+                config.decoder_layers,
+                config.decoder_spatial,
+                config.decoder_temporal,
+                strict=True,
+            )
+        )
+        self.conv_norm_out = FrameGroupNorm(num_groups, channels[-1], eps=NORM_EPS)
+        self.conv_out = CausalConv3d(channels[-1], 3)
+
+    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+        x = self.conv_in(x, carry)
+        x = self.mid_block(x, carry)
+        for block in self.up_blocks:
+            x = block(x, carry)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)), carry)
+        return out

@@ -1,0 +1,68 @@
+"""Causal 3-D convolutions whose memory goes in and comes out.
+
+B batch, C channels, T frames, H W height and width.
+
+A convolution that looks two frames back can work through a video chunk by chunk, exactly, if it is given the last
+frames of the chunk before. Those frames live in a :class:`Carry`, one per call, never on the modules.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Carry:
+    """The frames that causal layers hand from one chunk of a video to the next.
+
+    The layers of a network run in a fixed order, so their frames are kept as a flat sequence in that order.
+    ``previous`` is None at the first chunk of a video, and the ``memory`` of the last call afterwards.
+    """
+
+    def __init__(self, previous: Sequence[Tensor] | None) -> None:
+        self.is_first = previous is None
+        self._previous = list(reversed(previous or ()))
+        self._memory: list[Tensor] = []
+
+    def prepend(self, x: Tensor, *, num_padding: int, num_kept: int) -> Tensor:
+        """Put what came before in front of ``x`` (B, C, T, H, W) and remember its last ``num_kept`` frames.
+
+        At the first chunk, ``num_padding`` zero frames stand in front. Raises ``ValueError`` where the memory is
+        that of another network, size or tiling.
+        """
+        if self.is_first:
+            before = x.new_zeros(x.shape[0], x.shape[1], num_padding, *x.shape[3:])
+        elif self._previous:
+            before = self._previous.pop()
+        else:
+            raise ValueError("memory: too short for this network and tiling")
+        if before.shape[:2] + before.shape[3:] != x.shape[:2] + x.shape[3:]:
+            raise ValueError(f"memory: frames of shape {tuple(before.shape)} do not continue {tuple(x.shape)}")
+        joined = torch.cat([before, x], dim=2)
+        self._memory.append(joined[:, :, joined.shape[2] - num_kept :].clone())
+        return joined
+
+    def memory(self) -> tuple[Tensor, ...]:
+        """What the next chunk's Carry takes. Raises ``ValueError`` if some of the old memory was not used."""
+        if self._previous:
+            raise ValueError("memory: too long for this network and tiling")
+        return tuple(self._memory)
+
+
+class CausalConv3d(nn.Module):
+    """Convolution that sees its own frame and the ones before: (B, C, T, H, W) -> (B, C', T / stride, H', W')."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel_size: int = 3, stride: tuple[int, int, int] = (1, 1, 1)
+    ) -> None:
+        super().__init__()
+        spatial = kernel_size // 2
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, stride=stride, padding=(0, spatial, spatial))
+        self.num_padding = kernel_size - 1
+        self.num_kept = kernel_size - stride[0]
+
+    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+        if self.num_padding:
+            x = carry.prepend(x, num_padding=self.num_padding, num_kept=self.num_kept)
+        out: Tensor = self.conv(x)
+        return out

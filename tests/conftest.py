@@ -1,0 +1,52 @@
+"""What all tests share: the golden checkpoints, and where another set of them lies."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden"
+PUBLISHED = TESTS / "published"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden",
+        type=Path,
+        action="append",
+        help="a golden folder (golden.json, golden.safetensors, checkpoint/), or one of several such; may be repeated",
+    )
+
+
+def golden_folders(config: pytest.Config) -> list[Path]:
+    given = config.getoption("--golden") or [GOLDEN]
+    folders = [
+        folder
+        for root in given
+        for folder in ([root] if (root / "golden.json").is_file() else sorted(root.iterdir()))
+        if (folder / "golden.json").is_file()
+    ]
+    if not folders:
+        raise pytest.UsageError(f"--golden: no golden.json in {', '.join(map(str, given))}")
+    return folders
+
+
+@pytest.fixture(scope="session")
+def miniflux() -> Path:
+    """A tiny random checkpoint of the miniFLUX variant."""
+    return GOLDEN / "miniflux" / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def mmdit() -> Path:
+    """A tiny random checkpoint of the SD3 variant."""
+    return GOLDEN / "mmdit" / "checkpoint"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
