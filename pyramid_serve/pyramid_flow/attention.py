@@ -1,0 +1,155 @@
+"""Frame-causal attention over a pack, computed in one of several ways.
+
+L tokens of the pack, N heads, D head size. Queries, keys and values are (L, N, D), and so is the result.
+
+A token attends to the tokens of its own sequence at its own time or before; text counts as time 0. A sequence lies in
+order of time, so what a frame sees is always a prefix of its sequence.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Literal, Protocol, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from pyramid_serve.pyramid_flow.pack import PackLayout, SequenceSpan
+
+AttentionName = Literal["dense", "blocks", "flex"]
+
+GROUP_SIZE = 256
+"""Tokens: small frames are taken together up to this many, under a mask; fewer and larger kernels pay for it."""
+FLEX_BLOCK = 128
+
+
+class Attention(Protocol):
+    """How attention is computed: queries, keys and values (L, N, D) of a pack -> (L, N, D)."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor: ...
+
+
+def attention_by_name(name: str) -> Attention:
+    """``dense`` (the reference), ``blocks`` (CPU, and any device) or ``flex`` (CUDA, compiled)."""
+    table: dict[str, Attention] = {
+        "dense": dense_attention,
+        "blocks": block_attention,
+        "flex": compiled_flex_attention,
+    }
+    if name not in table:
+        raise ValueError(f"attention={name!r}: must be one of {', '.join(get_args(AttentionName))}")
+    return table[name]
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
+    """The definition: one mask over the whole pack, quadratic in it. To test the others against."""
+    same = layout.sequence[:, None] == layout.sequence[None, :]
+    mask = same & (layout.time[:, None] >= layout.time[None, :])
+    return _attend(q, k, v, mask)
+
+
+def block_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
+    """Each frame against its prefix, as plain attention with no mask; small frames of a sequence in groups."""
+    out = torch.empty_like(v)
+    for span in layout.spans:
+        for start, end, mask in _frame_groups(span, q.device):
+            seen = slice(span.start, end)
+            out[start:end] = _attend(q[start:end], k[seen], v[seen], mask)
+    return out
+
+
+def reference_flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
+    """FlexAttention with a block mask built from the layout, not compiled: quadratic memory, for tests."""
+    return _flex(flex_attention, q, k, v, layout)
+
+
+def compiled_flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
+    """FlexAttention compiled to one kernel that skips the blocks that no token of the row sees."""
+    return _flex(_compiled_flex(), q, k, v, layout)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).squeeze(0).transpose(0, 1)
+
+
+def _frame_groups(span: SequenceSpan, device: torch.device) -> Iterator[tuple[int, int, Tensor | None]]:
+    """(first query, end of the queries, mask) of each group; the mask spans the sequence from its start."""
+    start, pending = span.start, []
+    for i, end in enumerate(span.frame_ends):
+        pending.append(end)
+        is_last = i + 1 == len(span.frame_ends)
+        if is_last or span.frame_ends[i + 1] - start > GROUP_SIZE:
+            ends = tuple(e - span.start for e in pending)
+            yield start, end, _group_mask(start - span.start, ends, device) if len(ends) > 1 else None
+            start, pending = end, []
+
+
+@lru_cache(maxsize=1024)
+def _group_mask(start: int, frame_ends: tuple[int, ...], device: torch.device) -> Tensor:
+    """(queries, keys) of the frames that end at ``frame_ends``, the first beginning at ``start``; keys begin at 0."""
+    starts = torch.tensor((start, *frame_ends[:-1]), device=device)
+    ends = torch.tensor(frame_ends, device=device)
+    visible_until = ends.repeat_interleave(ends - starts)
+    return torch.arange(frame_ends[-1], device=device)[None, :] < visible_until[:, None]
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> "FlexFunction":
+    compiled: FlexFunction = torch.compile(flex_attention, dynamic=True)
+    return compiled
+
+
+class FlexFunction(Protocol):
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *, block_mask: BlockMask) -> Tensor: ...
+
+
+def _flex(function: "FlexFunction", q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    out = function(q, k, v, block_mask=_block_mask(layout.spans, q.device))
+    return out.squeeze(0).transpose(0, 1)
+
+
+@lru_cache(maxsize=8)
+def _block_mask(spans: tuple[SequenceSpan, ...], device: torch.device) -> BlockMask:
+    """The block mask of a pack, from its spans alone: no (L, L) mask is ever built.
+
+    The keys that a token sees run from its sequence's start to the end of its frame. Over a block of queries both
+    bounds only grow, so the keys' blocks that any query sees are one range, and those that all see another within it.
+    """
+    lengths = torch.tensor([b - a for s in spans for a, b in zip((s.start, *s.frame_ends), s.frame_ends, strict=False)])
+    ends = torch.tensor([end for s in spans for end in s.frame_ends]).repeat_interleave(lengths)
+    starts = torch.tensor([s.start for s in spans]).repeat_interleave(torch.tensor([s.end - s.start for s in spans]))
+    num_tokens = spans[-1].end
+    first = torch.arange(0, num_tokens, FLEX_BLOCK)
+    last = (first + FLEX_BLOCK - 1).clamp(max=num_tokens - 1)
+    any_start = starts[first] // FLEX_BLOCK
+    any_end = (ends[last] + FLEX_BLOCK - 1) // FLEX_BLOCK
+    full_start = (starts[last] + FLEX_BLOCK - 1) // FLEX_BLOCK
+    full_end = torch.maximum(ends[first] // FLEX_BLOCK, full_start)
+    num_full = full_end - full_start
+    num_partial = any_end - any_start - num_full
+    column = torch.arange(int((any_end - any_start).max()))
+    full = full_start[:, None] + column
+    before = any_start[:, None] + column
+    partial = torch.where(before < full_start[:, None], before, before + num_full[:, None])
+    starts, ends = starts.to(device), ends.to(device)
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key >= starts[query]) & (key < ends[query])
+
+    def on_device(x: Tensor) -> Tensor:
+        return x.to(device=device, dtype=torch.int32)[None, None].contiguous()
+
+    limit = first.shape[0] - 1
+    return BlockMask.from_kv_blocks(
+        on_device(num_partial),
+        on_device(partial.clamp(max=limit)),
+        on_device(num_full),
+        on_device(full.clamp(max=limit)),
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=sees,
+        seq_lengths=(num_tokens, num_tokens),
+        compute_q_blocks=False,
+    )

@@ -1,0 +1,151 @@
+"""The miniFLUX variant of Pyramid Flow: double blocks, then single blocks, RoPE over time, row and column.
+
+S sequences in the pack, L tokens, D width, C latent channels, T frames, h w latent size of a clip.
+Source: arXiv 2410.05954; the published ``diffusion_transformer_*`` folders of the miniFLUX checkpoint.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from pyramid_serve.pyramid_flow.attention import Attention, block_attention
+from pyramid_serve.pyramid_flow.layers import (
+    FinalModulation,
+    JointBlock,
+    Modulation,
+    TimeTextEmbed,
+    apply_rope,
+    modulate,
+    rope_table,
+)
+from pyramid_serve.pyramid_flow.pack import ClipSequence, PackLayout, layout_of, patchify, unpatchify
+
+QK_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class FluxConfig:
+    num_double_blocks: int
+    num_single_blocks: int
+    num_heads: int
+    head_size: int
+    axes_dims: tuple[int, ...]
+    patch_features: int
+    text_features: int
+    pooled_features: int
+
+    @property
+    def width(self) -> int:
+        return self.num_heads * self.head_size
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "FluxConfig":
+        """From a published ``config.json``. Raises ``ValueError`` where the RoPE axes do not fill a head."""
+        parsed = cls(
+            num_double_blocks=config["num_layers"],
+            num_single_blocks=config["num_single_layers"],
+            num_heads=config["num_attention_heads"],
+            head_size=config["attention_head_dim"],
+            axes_dims=tuple(config["axes_dims_rope"]),
+            patch_features=config["in_channels"],
+            text_features=config["joint_attention_dim"],
+            pooled_features=config["pooled_projection_dim"],
+        )
+        if sum(parsed.axes_dims) != parsed.head_size or len(parsed.axes_dims) != 3:
+            raise ValueError(f"axes_dims_rope={list(parsed.axes_dims)}: must be three that add to {parsed.head_size}")
+        return parsed
+
+
+def from_config(config: Mapping[str, Any]) -> "Flux":
+    """The transformer that a published ``config.json`` describes, weights not set."""
+    return Flux(FluxConfig.from_dict(config))
+
+
+class Flux(nn.Module):
+    """The denoiser of the miniFLUX variant, with the published parameter names."""
+
+    def __init__(self, config: FluxConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.time_text_embed = TimeTextEmbed(config.pooled_features, width)
+        self.context_embedder = nn.Linear(config.text_features, width)
+        self.x_embedder = nn.Linear(config.patch_features, width)
+        self.transformer_blocks = nn.ModuleList(
+            JointBlock(width, config.num_heads, head_size=config.head_size, eps=QK_NORM_EPS, text_norm="norm_added")
+            for _ in range(config.num_double_blocks)
+        )
+        self.single_transformer_blocks = nn.ModuleList(
+            SingleBlock(width, config.num_heads, head_size=config.head_size) for _ in range(config.num_single_blocks)
+        )
+        self.norm_out = FinalModulation(width)
+        self.proj_out = nn.Linear(width, config.patch_features)
+
+    def forward(self, sequences: Sequence[ClipSequence], *, attention: Attention = block_attention) -> list[Tensor]:
+        """Predictions for the current clip of each sequence, float32, shaped like it: (C, T, h, w)."""
+        dtype, device = self.proj_out.weight.dtype, sequences[0].clips[0].device
+        shapes = tuple(sequence.shape for sequence in sequences)
+        layout = layout_of(shapes, device)
+        rope = rope_table(layout.positions, self.config.axes_dims)
+        timesteps = torch.tensor([s.timestep for s in sequences], dtype=torch.float32, device=device)
+        pooled = torch.stack([s.prompt.pooled_prompt_embeds for s in sequences]).to(dtype)
+        conditioning = self.time_text_embed(timesteps, pooled)  # (S, D)
+        text = self.context_embedder(torch.cat([s.prompt.prompt_embeds for s in sequences]).to(dtype))
+        image = self.x_embedder(torch.cat([patchify(c) for s in sequences for c in s.clips]).to(dtype))  # (L, D)
+
+        for block in self.transformer_blocks:
+            text, image = block(text, image, conditioning, layout, rope, attention)
+        packed = layout.join(text, image)
+        for block in self.single_transformer_blocks:
+            packed = block(packed, conditioning, layout, rope, attention)
+        current = layout.image[layout.current]
+        out = self.norm_out(packed[current], conditioning, layout.sequence[current])
+        return unpatchify(self.proj_out(out).float(), shapes)
+
+
+class SingleAttention(nn.Module):
+    """Queries, keys and values of text and image alike; the output projection is the block's."""
+
+    def __init__(self, width: int, num_heads: int, *, head_size: int) -> None:
+        super().__init__()
+        self.head_size = head_size
+        inner = num_heads * head_size
+        self.norm_q = nn.RMSNorm(head_size, eps=QK_NORM_EPS)
+        self.norm_k = nn.RMSNorm(head_size, eps=QK_NORM_EPS)
+        self.to_q = nn.Linear(width, inner)
+        self.to_k = nn.Linear(width, inner)
+        self.to_v = nn.Linear(width, inner)
+
+    def forward(self, x: Tensor, layout: PackLayout, rope: Tensor, attention: Attention) -> Tensor:
+        q, k, v = (
+            rearrange(proj(x), "l (n d) -> l n d", d=self.head_size) for proj in (self.to_q, self.to_k, self.to_v)
+        )
+        q, k = apply_rope(self.norm_q(q), rope), apply_rope(self.norm_k(k), rope)
+        return attention(q, k, v, layout).flatten(1)
+
+
+class SingleBlock(nn.Module):
+    """Attention and MLP side by side over the packed stream. Source: arXiv 2302.05442."""
+
+    def __init__(self, width: int, num_heads: int, *, head_size: int) -> None:
+        super().__init__()
+        self.norm = Modulation(width, 3)
+        self.proj_mlp = nn.Linear(width, 4 * width)
+        self.proj_out = nn.Linear(5 * width, width)
+        self.attn = SingleAttention(width, num_heads, head_size=head_size)
+
+    def forward(
+        self, packed: Tensor, conditioning: Tensor, layout: PackLayout, rope: Tensor, attention: Attention
+    ) -> Tensor:
+        gate: Tensor
+        shift, scale, gate = self.norm(conditioning, layout.sequence)
+        x = modulate(packed, shift, scale)
+        mlp = F.gelu(self.proj_mlp(x), approximate="tanh")
+        attended = self.attn(x, layout, rope, attention)
+        out: Tensor = self.proj_out(torch.cat([attended, mlp], dim=-1))
+        return packed + gate * out

@@ -1,0 +1,126 @@
+"""The SD3 variant of Pyramid Flow: joint blocks, a fixed sine table for space, RoPE for time.
+
+S sequences in the pack, L tokens, D width, C latent channels, T frames, h w latent size of a clip.
+Source: arXiv 2410.05954 and 2403.03206; the published ``diffusion_transformer_*`` folders of the SD3 checkpoint.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from pyramid_serve.pyramid_flow.attention import Attention, block_attention
+from pyramid_serve.pyramid_flow.layers import FinalModulation, JointBlock, TimeTextEmbed, rope_table
+from pyramid_serve.pyramid_flow.pack import ClipSequence, layout_of, unpatchify
+from pyramid_serve.pyramid_flow.shapes import PATCH_SIZE
+
+QK_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class MMDiTConfig:
+    num_layers: int
+    num_heads: int
+    head_size: int
+    in_channels: int
+    text_features: int
+    pooled_features: int
+    pos_embed_max_size: int
+
+    @property
+    def width(self) -> int:
+        return self.num_heads * self.head_size
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "MMDiTConfig":
+        """From a published ``config.json``. Raises ``ValueError`` for a patch size that is not the model's."""
+        if config["patch_size"] != PATCH_SIZE:
+            raise ValueError(f"patch_size={config['patch_size']}: must be {PATCH_SIZE}")
+        return cls(
+            num_layers=config["num_layers"],
+            num_heads=config["num_attention_heads"],
+            head_size=config["attention_head_dim"],
+            in_channels=config["in_channels"],
+            text_features=config["joint_attention_dim"],
+            pooled_features=config["pooled_projection_dim"],
+            pos_embed_max_size=config["pos_embed_max_size"],
+        )
+
+
+def from_config(config: Mapping[str, Any]) -> "MMDiT":
+    """The transformer that a published ``config.json`` describes, weights not set."""
+    return MMDiT(MMDiTConfig.from_dict(config))
+
+
+class MMDiT(nn.Module):
+    """The denoiser of the SD3 variant, with the published parameter names."""
+
+    def __init__(self, config: MMDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pos_embed = PatchEmbed(config)
+        self.time_text_embed = TimeTextEmbed(config.pooled_features, config.width)
+        self.context_embedder = nn.Linear(config.text_features, config.width)
+        self.transformer_blocks = nn.ModuleList(
+            JointBlock(
+                config.width,
+                config.num_heads,
+                head_size=config.head_size,
+                eps=QK_NORM_EPS,
+                text_norm="norm_add",
+                is_last=i + 1 == config.num_layers,
+            )
+            for i in range(config.num_layers)
+        )
+        self.norm_out = FinalModulation(config.width)
+        self.proj_out = nn.Linear(config.width, PATCH_SIZE**2 * config.in_channels)
+
+    def forward(self, sequences: Sequence[ClipSequence], *, attention: Attention = block_attention) -> list[Tensor]:
+        """Predictions for the current clip of each sequence, float32, shaped like it: (C, T, h, w)."""
+        dtype, device = self.proj_out.weight.dtype, sequences[0].clips[0].device
+        shapes = tuple(sequence.shape for sequence in sequences)
+        layout = layout_of(shapes, device)
+        rope = rope_table(layout.positions[:, :1], (self.config.head_size,))
+        timesteps = torch.tensor([s.timestep for s in sequences], dtype=torch.float32, device=device)
+        pooled = torch.stack([s.prompt.pooled_prompt_embeds for s in sequences]).to(dtype)
+        conditioning = self.time_text_embed(timesteps, pooled)  # (S, D)
+        text = self.context_embedder(torch.cat([s.prompt.prompt_embeds for s in sequences]).to(dtype))
+        image = torch.cat([self.pos_embed([c.to(dtype) for c in s.clips]) for s in sequences])  # (L, D)
+
+        for block in self.transformer_blocks:
+            text, image = block(text, image, conditioning, layout, rope, attention)
+        current = self.norm_out(image[layout.current], conditioning, layout.image_sequence[layout.current])
+        return unpatchify(self.proj_out(current).float(), shapes)
+
+
+class PatchEmbed(nn.Module):
+    """Clips of one sequence -> its image tokens (L, D), with their place in the current clip's grid added."""
+
+    def __init__(self, config: MMDiTConfig) -> None:
+        super().__init__()
+        self.max_size = config.pos_embed_max_size
+        self.proj = nn.Conv2d(config.in_channels, config.width, PATCH_SIZE, stride=PATCH_SIZE)
+        self.register_buffer("pos_embed", torch.zeros(1, self.max_size**2, config.width))
+        self.pos_embed: Tensor
+
+    def forward(self, clips: Sequence[Tensor]) -> Tensor:
+        table = self._central_cut(clips[-1].shape[2] // PATCH_SIZE, clips[-1].shape[3] // PATCH_SIZE)
+        tokens = []
+        for clip in clips:
+            patches = self.proj(rearrange(clip, "c t h w -> t c h w"))  # (T, D, h/2, w/2)
+            size = patches.shape[2:]
+            places = table if size == table.shape[2:] else F.interpolate(table, size=size, mode="bilinear")
+            tokens.append(rearrange(patches + places.to(patches.dtype), "t d h w -> (t h w) d"))
+        return torch.cat(tokens)
+
+    def _central_cut(self, rows: int, columns: int) -> Tensor:
+        """(1, D, rows, columns) from the centre of the table."""
+        if max(rows, columns) > self.max_size:
+            raise ValueError(f"size: {rows} x {columns} patches, at most {self.max_size} x {self.max_size}")
+        top, left = (self.max_size - rows) // 2, (self.max_size - columns) // 2
+        table = rearrange(self.pos_embed, "1 (h w) d -> 1 d h w", h=self.max_size)
+        return table[:, :, top : top + rows, left : left + columns]
