@@ -1,0 +1,109 @@
+"""The parts of a Pyramid Flow checkpoint, each loaded alone: the transformer of a variant, and the VAE.
+
+The text encoders load themselves, see :class:`text_encoder.TextEncoder`. Which variant a folder holds is told by the
+``_class_name`` in its ``config.json``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from pyramid_serve.checkpoints import (
+    CheckpointError,
+    Source,
+    choose_variant,
+    load_module,
+    read_config,
+    resolve,
+    transformer_folder,
+)
+from pyramid_serve.pyramid_flow import autoencoder, flux, mmdit
+from pyramid_serve.pyramid_flow.attention import Attention
+from pyramid_serve.pyramid_flow.pack import ClipSequence
+
+VAE_PART = "causal_video_vae"
+
+
+class Transformer(Protocol):
+    """What both variants are: predictions (C, T, h, w), float32, for the current clip of each packed sequence."""
+
+    def __call__(self, sequences: Sequence[ClipSequence], *, attention: Attention) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """The affine maps between the VAE's latents and those of the transformer, in which frame 0 has one of its own.
+
+    Source: the published code's constants, see arXiv 2410.05954, appendix.
+    """
+
+    image_shift: float
+    image_scale: float
+    video_shift: float = -0.2343
+    video_scale: float = 1 / 3.0986
+
+    def to_vae(self, latents: Tensor, *, first_unit: int = 0) -> Tensor:
+        """Latents (..., T, H, W) of units ``first_unit`` and on, as the VAE decodes them."""
+        shift, scale = self._constants(latents, first_unit)
+        return latents / scale + shift
+
+    def from_vae(self, latents: Tensor, *, first_unit: int = 0) -> Tensor:
+        """The other way round."""
+        shift, scale = self._constants(latents, first_unit)
+        return (latents - shift) * scale
+
+    def _constants(self, latents: Tensor, first_unit: int) -> tuple[Tensor, Tensor]:
+        is_image = torch.arange(first_unit, first_unit + latents.shape[-3], device=latents.device)[:, None, None] == 0
+        shift = torch.where(is_image, self.image_shift, self.video_shift).to(latents.dtype)
+        scale = torch.where(is_image, self.image_scale, self.video_scale).to(latents.dtype)
+        return shift, scale
+
+
+class Variant(NamedTuple):
+    """How a transformer of one ``_class_name`` is built, and the scale of its latents."""
+
+    build: Callable[[Mapping[str, Any]], nn.Module]
+    latent_scale: LatentScale
+
+
+VARIANTS: dict[str, Variant] = {
+    "PyramidDiffusionMMDiT": Variant(mmdit.from_config, LatentScale(image_shift=0.1490, image_scale=1 / 1.8415)),
+    "PyramidFluxTransformer": Variant(flux.from_config, LatentScale(image_shift=-0.04, image_scale=1 / 1.8726)),
+}
+
+
+def load_transformer(
+    source: Source,
+    variant: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Transformer:
+    """The transformer of a variant (see :func:`checkpoints.choose_variant`). Raises ``CheckpointError``."""
+    folder = transformer_folder(source, variant)
+    build = _variant_of(folder.name, read_config(folder)).build
+    return cast(Transformer, load_module(build, folder, dtype=dtype, device=device))
+
+
+def load_vae(
+    source: Source, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> autoencoder.CausalVideoVAE:
+    """The VAE of a checkpoint, which all its variants share. Raises ``CheckpointError``."""
+    folder = resolve(source, parts=[VAE_PART]) / VAE_PART
+    return load_module(autoencoder.from_config, folder, dtype=dtype, device=device)
+
+
+def latent_scale_of(source: Source, variant: str | None = None) -> LatentScale:
+    """The scale of a variant's latents; fetches no weights."""
+    name = choose_variant(source, variant)
+    return _variant_of(name, read_config(resolve(source) / name)).latent_scale
+
+
+def _variant_of(name: str, config: Mapping[str, Any]) -> Variant:
+    class_name = config.get("_class_name")
+    if class_name not in VARIANTS:
+        raise CheckpointError(f"{name}: _class_name={class_name!r}: must be one of {', '.join(VARIANTS)}")
+    return VARIANTS[class_name]

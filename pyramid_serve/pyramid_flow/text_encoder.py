@@ -1,0 +1,144 @@
+"""Prompts to embeddings, with the text encoders of a checkpoint as transformers saved them.
+
+Shapes: B prompts, L = 128 T5 tokens, D width of T5, P width of the pooled vector.
+Which encoders there are is read from their configs: every CLIP gives a pooled vector, and these are joined in the order
+of the folders; the T5 gives the sequence. That covers SD3 (CLIP-L, CLIP-G, T5) and miniFLUX (CLIP-L, T5).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pyramid_serve.checkpoints import (
+    DEFAULT_NEGATIVE_PROMPT,
+    DEFAULT_PROMPT_SUFFIX,
+    CheckpointError,
+    Source,
+    read_config,
+    resolve,
+)
+from pyramid_serve.pyramid_flow.pack import PromptEmbeds
+
+__all__ = ["DEFAULT_NEGATIVE_PROMPT", "DEFAULT_PROMPT_SUFFIX", "MAX_PROMPT_TOKENS", "PromptEmbeds", "TextEncoder"]
+
+MAX_PROMPT_TOKENS = 128
+_PARTS = ("text_encoder*", "tokenizer*")
+_ARCHITECTURES = ("CLIPTextModelWithProjection", "CLIPTextModel", "T5EncoderModel")
+
+
+class TextEncoder:
+    """The text encoders of one checkpoint. Tokenizers are not for several threads at once."""
+
+    def __init__(self, clips: Sequence[tuple[nn.Module, Any]], t5: tuple[nn.Module, Any], device: torch.device) -> None:
+        """Each encoder with its tokenizer, all on ``device``."""
+        self._clips = tuple(clips)
+        self._t5 = t5
+        self.device = device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Source,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "TextEncoder":
+        """Load the ``text_encoder*/`` of a checkpoint with their ``tokenizer*/``, and nothing else of it.
+
+        Raises ``CheckpointError`` for an encoder that is missing, broken or of an architecture not known here.
+        """
+        folder = resolve(source, parts=_PARTS)
+        device = torch.device(device)
+        loaded = [(part, *_load_encoder(part, dtype, device)) for part in _encoder_folders(folder)]
+        clips = [(model, tokenizer) for _, architecture, model, tokenizer in loaded if architecture.startswith("CLIP")]
+        t5s = [(model, tokenizer) for _, architecture, model, tokenizer in loaded if architecture.startswith("T5")]
+        if not clips or len(t5s) != 1:
+            found = ", ".join(f"{part.name}: {architecture}" for part, architecture, _, _ in loaded)
+            raise CheckpointError(f"{folder}: text encoders must be one or more CLIP and one T5; there are {found}")
+        return cls(clips, t5s[0], device)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The encoders in the order of their folders' roles, CLIPs first, for offloading."""
+        return (*(model for model, _ in self._clips), self._t5[0])
+
+    def to(self, device: torch.device | str) -> "TextEncoder":
+        """Move every encoder to ``device``, in place as ``nn.Module.to`` does."""
+        for module in self.modules:
+            module.to(device)
+        self.device = torch.device(device)
+        return self
+
+    def encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
+        """Embed prompts in one batch, just as they stand: a suffix is the caller's to add.
+
+        What goes over 77 tokens for CLIP and 128 for T5 is cut off, as by the published model.
+        """
+        if not prompts:
+            return []
+        prompt_embeds, mask, pooled = self.encode_padded(prompts)
+        return [
+            PromptEmbeds(embeds[valid], vector)
+            for embeds, valid, vector in zip(prompt_embeds, mask.bool(), pooled, strict=True)
+        ]
+
+    @torch.no_grad()
+    def encode_padded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings (B, 128, D) with padding, their mask (B, 128) of 1 and 0, and pooled vectors (B, P)."""
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(f"prompts={prompts!r}: must be a list of at least one string")
+        pooled = torch.cat([self._pool(model, tokenizer, prompts) for model, tokenizer in self._clips], dim=-1)
+        model, tokenizer = self._t5
+        tokens = self._tokenize(tokenizer, prompts, MAX_PROMPT_TOKENS)
+        embeds = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        return embeds, tokens["attention_mask"], pooled
+
+    def _pool(self, model: nn.Module, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+        tokens = self._tokenize(tokenizer, prompts, tokenizer.model_max_length)
+        # No mask, as published: the padding comes after the end token, which is where CLIP is read.
+        output = model(input_ids=tokens["input_ids"])
+        pooled: Tensor = output.text_embeds if "text_embeds" in output else output.pooler_output
+        return pooled
+
+    def _tokenize(self, tokenizer: Any, prompts: Sequence[str], length: int) -> dict[str, Tensor]:
+        tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+
+def _encoder_folders(folder: Path) -> list[Path]:
+    """``text_encoder``, ``text_encoder_2``, ... in the order of their numbers."""
+
+    def number(part: Path) -> int:
+        suffix = part.name.removeprefix("text_encoder").removeprefix("_")
+        if suffix and not suffix.isdecimal():
+            raise CheckpointError(f"{part}: text encoders are named text_encoder, text_encoder_2, ...")
+        return int(suffix or 1)
+
+    return sorted((part for part in folder.glob("text_encoder*") if part.is_dir()), key=number)
+
+
+def _load_encoder(part: Path, dtype: torch.dtype, device: torch.device) -> tuple[str, nn.Module, Any]:
+    """The architecture, the model and the tokenizer of one ``text_encoder*`` folder."""
+    import transformers  # here, for it takes seconds to import and other processes need none of it
+
+    architecture = (read_config(part).get("architectures") or ["none"])[0]
+    if architecture not in _ARCHITECTURES:
+        raise CheckpointError(f"{part}: architecture {architecture}; known are {', '.join(_ARCHITECTURES)}")
+    tokenizer_folder = part.with_name(part.name.replace("text_encoder", "tokenizer"))
+    if not tokenizer_folder.is_dir():
+        raise CheckpointError(f"{tokenizer_folder}: no such folder, the tokenizer of {part.name}")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+        model, report = getattr(transformers, architecture).from_pretrained(
+            part, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{part}: cannot be loaded: {type(error).__name__}: {first_line}") from error
+    if report["missing_keys"]:
+        raise CheckpointError(f"{part}: missing keys: {', '.join(sorted(report['missing_keys'])[:10])}")
+    return architecture, model.to(device).eval().requires_grad_(False), tokenizer

@@ -1,0 +1,324 @@
+import io
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from pyramid_serve import video
+from pyramid_serve.video import (
+    EncodeError,
+    FragmentedMp4,
+    Mp4Writer,
+    check_video_path,
+    contact_sheet,
+    fit_picture,
+    read_picture,
+    to_uint8,
+    write_video,
+)
+
+HEIGHT, WIDTH = 64, 128
+
+
+def clip(num_frames: int) -> torch.Tensor:
+    """Smooth frames that get brighter, told apart by their mean."""
+    ramp = torch.linspace(0, 60, WIDTH).expand(HEIGHT, WIDTH)
+    shades = torch.stack([ramp, ramp.flip(1), ramp / 2], dim=-1)
+    return torch.stack([shades + 180 * index / num_frames for index in range(num_frames)]).to(torch.uint8)
+
+
+def decode(file: Path) -> torch.Tensor:
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        str(file),
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-",
+    ]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    return torch.from_numpy(numpy.frombuffer(raw, numpy.uint8).copy()).view(-1, HEIGHT, WIDTH, 3)
+
+
+def describe(file: Path) -> str:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(file), "-vf", "showinfo", "-f", "null", "-"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_pixels_become_bytes_by_truncation() -> None:
+    pixels = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.999, 1.0, 3.0]).view(1, 1, 1, 7).expand(3, 1, 1, 7)
+    assert to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 0, 127, 254, 255, 255]
+    assert to_uint8(torch.zeros(3, 9, 4, 6)).shape == (9, 4, 6, 3)
+
+
+# --- files
+
+
+def test_an_mp4_holds_every_frame_as_h264_with_its_index_in_front(tmp_path: Path) -> None:
+    frames = clip(17)
+    write_video(frames.split(8), tmp_path / "a.mp4")
+    decoded = decode(tmp_path / "a.mp4")
+    assert decoded.shape == frames.shape
+    assert (decoded.float() - frames.float()).abs().mean() < 3
+    description = describe(tmp_path / "a.mp4")
+    assert "h264" in description
+    assert "yuv420p(tv, bt709" in description
+    assert "24 fps" in description
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+def test_a_gif_holds_every_frame_in_good_colours(tmp_path: Path) -> None:
+    frames = clip(9)
+    write_video(frames, tmp_path / "a.gif")
+    decoded = decode(tmp_path / "a.gif")
+    assert decoded.shape == frames.shape
+    assert (decoded.float() - frames.float()).abs().mean() < 4
+
+
+def test_a_folder_gets_every_frame_exactly(tmp_path: Path) -> None:
+    frames = clip(3)
+    write_video([frames[:1], frames[1:]], tmp_path / "frames")
+    assert sorted(file.name for file in (tmp_path / "frames").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+    assert numpy.array_equal(numpy.asarray(Image.open(tmp_path / "frames/00002.png")), frames[2].numpy())
+
+
+def test_a_png_holds_a_single_frame_exactly(tmp_path: Path) -> None:
+    write_video(clip(1), tmp_path / "a.png")
+    assert numpy.array_equal(numpy.asarray(Image.open(tmp_path / "a.png")), clip(1)[0].numpy())
+
+
+def test_a_png_refuses_a_second_frame(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds one frame and there is more than one"):
+        write_video(clip(2), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "frames"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_video_that_breaks_off_leaves_nothing(tmp_path: Path, name: str, error: type[BaseException]) -> None:
+    def chunks() -> Iterator[torch.Tensor]:
+        yield clip(1)
+        raise error("stopped")
+
+    with pytest.raises(error, match="stopped"):
+        write_video(chunks(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "frames"])
+def test_a_video_without_frames_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"none were written|no frame"):
+        write_video([], tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_video_that_breaks_off_leaves_the_older_one(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"older")
+    with pytest.raises(RuntimeError), Mp4Writer(tmp_path / "a.mp4") as writer:
+        writer.write(clip(1))
+        raise RuntimeError
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"older"]
+
+
+def test_nothing_lies_at_the_path_before_the_video_is_whole(tmp_path: Path) -> None:
+    writer = Mp4Writer(tmp_path / "a.mp4")
+    writer.write(clip(9))
+    assert not (tmp_path / "a.mp4").exists()
+    writer.close()
+    writer.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_an_error_of_ffmpeg_tells_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "_MP4", ["-c:v", "no_such_codec", "-f", "mp4"])
+    with pytest.raises(EncodeError, match="no_such_codec"):
+        write_video(clip(200).split(50), tmp_path / "a.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.zeros(1, HEIGHT, WIDTH, 3), r"must be uint8 \(F, H, W, 3\), not torch.float32"),
+        (torch.zeros(3, 1, HEIGHT, WIDTH, dtype=torch.uint8), r"not torch.uint8 \(3, 1, 64, 128\)"),
+        (torch.zeros(1, 63, WIDTH, 3, dtype=torch.uint8), "size 128x63, but a video's must be even"),
+    ],
+)
+def test_frames_of_another_form_are_refused(tmp_path: Path, frames: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_video(frames, tmp_path / "a.mp4")
+
+
+def test_frames_of_another_size_than_the_first_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size 128x32, but the video is 128x64"):
+        write_video([clip(1), clip(1)[:, :32]], tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a.avi", r"must end in .mp4, .gif, .png"), ("no/a.mp4", "no folder"), ("full", "no empty folder")],
+)
+def test_a_path_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/keep.txt").touch()
+    with pytest.raises(ValueError, match=message):
+        check_video_path(tmp_path / name)
+
+
+# --- streams
+
+
+def test_fragments_flow_unit_by_unit() -> None:
+    stream, received, num_fragments = FragmentedMp4(), b"", 0
+    chunks = iter(stream)
+    with stream:
+        for frames in clip(25).split([1, 8, 8, 8]):
+            stream.write(frames)
+            num_fragments += len(frames)
+            while received.count(b"moof") < num_fragments - 1:  # would wait forever if ffmpeg held a unit back
+                received += next(chunks)
+    received += b"".join(chunks)
+    assert received.count(b"moof") == 25
+
+
+def test_a_fragmented_video_plays_and_every_unit_begins_with_a_key_frame(tmp_path: Path) -> None:
+    stream = FragmentedMp4()
+    reader = threading.Thread(target=lambda: (tmp_path / "a.mp4").write_bytes(b"".join(stream)))
+    reader.start()
+    with stream:
+        for frames in clip(25).split([1, 8, 8, 8]):
+            stream.write(frames)
+    reader.join()
+    assert decode(tmp_path / "a.mp4").shape == (25, HEIGHT, WIDTH, 3)
+    lines = [line for line in describe(tmp_path / "a.mp4").splitlines() if "iskey:" in line]
+    assert [index for index, line in enumerate(lines) if "iskey:1" in line] == [0, 1, 9, 17]
+
+
+def test_an_aborted_stream_ends() -> None:
+    stream = FragmentedMp4()
+    stream.write(clip(9))
+    stream.abort()
+    list(stream)
+    with pytest.raises(ValueError, match="closed"):
+        stream.write(clip(1))
+
+
+def test_a_stream_that_fails_tells_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "_FRAGMENTED_MP4", ["-c:v", "no_such_codec", "-f", "mp4", "pipe:1"])
+    stream = FragmentedMp4()
+    with pytest.raises(EncodeError):
+        stream.write(clip(200))
+        stream.close()
+    with pytest.raises(EncodeError, match="no_such_codec"):
+        stream.close()
+    with pytest.raises(EncodeError, match="no_such_codec"):
+        list(stream)
+
+
+# --- pictures
+
+
+def test_transparency_is_laid_over_white() -> None:
+    assert read_picture(png(Image.new("RGBA", (2, 2), (255, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_picture_is_turned_upright_by_its_exif(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert read_picture(tmp_path / "a.jpg").size == (20, 40)
+
+
+@pytest.mark.parametrize(
+    ("mode", "white"),
+    [("1", 1), ("L", 255), ("LA", (255, 255)), ("P", "white"), ("I;16", 65535), ("CMYK", (0, 0, 0, 0))],
+)
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, white: int | str | tuple[int, ...]) -> None:
+    Image.new(mode, (2, 2), white).save(tmp_path / "a.tiff")
+    picture = read_picture(tmp_path / "a.tiff")
+    assert picture.mode == "RGB"
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"no picture", "no picture; known are PNG"), (png(Image.new("RGB", (64, 64)))[:60], "broken picture")],
+)
+def test_bytes_that_are_no_picture_are_refused(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_picture(content)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no.png: no such file"):
+        read_picture(tmp_path / "no.png")
+
+
+def test_a_picture_with_too_many_pixels_is_refused() -> None:
+    with pytest.raises(ValueError, match="64x64 is more than 4000 pixels"):
+        read_picture(png(Image.new("RGB", (64, 64))), max_pixels=4000)
+
+
+def test_a_decompression_bomb_is_refused() -> None:
+    with pytest.raises(ValueError, match="pixels"):
+        read_picture(png(Image.new("1", (20000, 10000))))
+
+
+def test_a_picture_of_the_size_comes_through_unchanged() -> None:
+    picture = read_picture(Path(__file__).parents[1] / "golden/mmdit/i2v_image.png")
+    pixels = fit_picture(picture, height=64, width=128)
+    expected = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+    assert torch.equal(pixels, expected)
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 100), (100, 300), (128, 66), (64, 32)])
+def test_a_picture_is_scaled_to_cover_the_size_and_cut_from_its_centre(width: int, height: int) -> None:
+    # A cross through the middle stays in the middle, whatever is cut off.
+    image = Image.new("RGB", (width, height))
+    image.paste("white", (0, height // 2 - 3, width, height - height // 2 + 3))
+    image.paste("white", (width // 2 - 3, 0, width - width // 2 + 3, height))
+    pixels = fit_picture(image, height=64, width=128)
+    assert pixels.shape == (3, 64, 128)
+    assert pixels.min() >= -1
+    assert pixels.max() == 1
+    assert torch.allclose(pixels, pixels.flip(1), atol=0.3)
+    assert torch.allclose(pixels, pixels.flip(2), atol=0.3)
+
+
+def test_a_cut_between_two_pixels_is_rounded_as_pillow_does() -> None:
+    image = Image.fromarray(numpy.arange(67 * 128 * 3, dtype=numpy.uint8).reshape(67, 128, 3))
+    expected = numpy.asarray(image.crop((0, 1.5, 128, 65.5)))
+    assert torch.equal(
+        to_uint8(fit_picture(image, height=64, width=128).unsqueeze(1) + 1e-3)[0], torch.tensor(expected)
+    )
+
+
+def test_a_picture_too_narrow_to_scale_is_refused() -> None:
+    with pytest.raises(ValueError, match="picture: 10000x1 is too long and narrow for 1280x768"):
+        fit_picture(Image.new("RGB", (10000, 1)), height=768, width=1280)
+
+
+def test_a_contact_sheet_lays_frames_out_in_rows() -> None:
+    frames = clip(5)
+    sheet = contact_sheet(frames, columns=2)
+    assert sheet.size == (2 * WIDTH, 3 * HEIGHT)
+    last = sheet.crop((0, 2 * HEIGHT, WIDTH, 3 * HEIGHT))
+    assert numpy.array_equal(numpy.asarray(last), frames[4].numpy())
