@@ -1,0 +1,514 @@
+"""Requests for videos and records of them, as clients see them: over HTTP, over Ray handles and on disk.
+
+A ``VideoRequest`` is what a client sends; ``resolve`` makes of it a ``VideoSpec``, which leaves nothing open, so that
+the same spec is the same video; a ``VideoRecord`` is what is known of one accepted video, and what ``video.json``
+holds.
+"""
+
+import json
+import math
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from pyramid_serve.pyramid_flow.shapes import (
+    FRAMES_PER_SECOND,
+    NUM_STAGES,
+    LatentShape,
+    nearest_num_latent_frames,
+    num_frames_of,
+    seconds_of,
+)
+
+if TYPE_CHECKING:  # torch takes seconds to import, and clients and claims need none of it
+    from pyramid_serve.checkpoints import Capabilities
+    from pyramid_serve.pyramid_flow.sampler import SamplingSettings
+
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
+_MAX_DRAWN_SEED = 2**31
+
+Value = TypeVar("Value")
+
+_VIDEO_ID = re.compile(r"video_[0-9a-f]{32}")
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+
+
+class RequestError(ValueError):
+    """A request that cannot be met. ``param`` names the field; the message what came and what is allowed."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _request_error, (str(self), self.param)
+
+
+def _request_error(message: str, param: str | None) -> RequestError:
+    return RequestError(message, param=param)
+
+
+# --- ids ------------------------------------------------------------------------------------------------------------
+
+
+def new_video_id(created_at: float | None = None) -> str:
+    """``video_`` and 32 hexadecimal digits: 12 of the time in milliseconds, 20 drawn. Ids sort by time."""
+    milliseconds = int((time.time() if created_at is None else created_at) * 1000)
+    return f"video_{milliseconds:012x}{secrets.token_hex(10)}"
+
+
+def is_video_id(text: str) -> bool:
+    """Whether a text has the form of an id; to be asked before it goes near the storage."""
+    return _VIDEO_ID.fullmatch(text) is not None
+
+
+def created_at_of(video_id: str) -> float:
+    """Unix seconds at which an id was drawn."""
+    if not is_video_id(video_id):
+        raise RequestError(f"id={video_id[:60]!r}: must be video_ and 32 hexadecimal digits", param="id")
+    return int(video_id[6:18], 16) / 1000
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+def _parse_steps(value: object) -> object:
+    """One number, or three; also as text, as multipart forms send them: ``20``, ``20,20,20`` or ``[20, 20, 20]``."""
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            value = json.loads(text if text.startswith("[") else f"[{text}]")
+        except json.JSONDecodeError:
+            raise ValueError("must be one whole number, or one for each of the 3 stages") from None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, int | list | tuple):
+        raise ValueError("must be one whole number, or one for each of the 3 stages")
+    steps = (value,) * NUM_STAGES if isinstance(value, int) else tuple(value)
+    if len(steps) != NUM_STAGES:
+        raise ValueError(f"must be one whole number, or one for each of the {NUM_STAGES} stages")
+    return steps
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+_StepCount = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_STEPS)]
+StageSteps = tuple[_StepCount, _StepCount, _StepCount]
+"""Denoising steps of each stage."""
+Guidance = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_SEED)]
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=3600, allow_inf_nan=False)]
+
+
+class VideoRequest(BaseModel):
+    """What a client may ask for. What it leaves out is the model's choice, see ``resolve``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    prompt: str
+    model: str | None = None
+    seconds: Seconds | None = None
+    """Length, a number or a text that is one; brought to the nearest that can be made."""
+    size: str | None = None
+    """``WIDTHxHEIGHT`` in pixels."""
+    input_reference: bytes | None = None
+    """The file of a picture that the video begins with."""
+    negative_prompt: str | None = None
+    prompt_suffix: str | None = None
+    """Added to the prompt; the model's own unless given."""
+    seed: Seed | None = None
+    num_inference_steps: Annotated[StageSteps, BeforeValidator(_parse_steps)] | None = None
+    """Of unit 0 at each stage."""
+    video_num_inference_steps: Annotated[StageSteps, BeforeValidator(_parse_steps)] | None = None
+    """Of the other units at each stage."""
+    guidance_scale: Guidance | None = None
+    video_guidance_scale: Guidance | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("must not be blank")
+        return prompt
+
+    @field_validator("prompt", "negative_prompt", "prompt_suffix", "model")
+    @classmethod
+    def _is_text(cls, text: str | None) -> str | None:
+        # Lone surrogates come through JSON and then fail in every encoder downstream.
+        if text is not None and any("\ud800" <= character <= "\udfff" or character == "\0" for character in text):
+            raise ValueError("must be text that UTF-8 can carry, without NUL")
+        return text
+
+    @field_validator("size")
+    @classmethod
+    def _is_size(cls, size: str | None) -> str | None:
+        if size is not None and not _SIZE.fullmatch(size):
+            raise ValueError(f"{size[:40]!r}: must be WIDTHxHEIGHT in pixels, like 640x384")
+        return size
+
+
+def parse_request(fields: Mapping[str, object]) -> VideoRequest:
+    """The request that these fields make. Raises ``RequestError`` naming the first field that is wrong."""
+    try:
+        return VideoRequest.model_validate(dict(fields))
+    except ValidationError as error:
+        raise request_error(error, fields) from None
+
+
+def request_error(error: ValidationError, fields: Mapping[str, object]) -> RequestError:
+    """The first problem of a failed validation as a ``RequestError``, saying what came."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    param = location[0] if location else None
+    if problem["type"] == "missing":
+        return RequestError(f"{param}: is required", param=param)
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(VideoRequest.model_fields)
+        return RequestError(f"{param}: unknown field; known are {known}", param=param)
+    message = problem["msg"].removeprefix("Value error, ")
+    value = None if param is None else fields.get(param)
+    came = f"={repr(value)[:60]}" if value is not None and not isinstance(value, bytes) else ""
+    return RequestError(f"{param}{came}: {message[0].lower()}{message[1:]}", param=param)
+
+
+class RequestLimits(BaseModel):
+    """What a deployment takes at most, where the model itself sets no bound."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_prompt_characters: Annotated[int, Field(ge=1)] = 4000
+    """Of the prompt, and of the negative prompt and the suffix each."""
+    max_pixels: Annotated[int, Field(ge=64 * 64)] = 1024 * 1024
+    """Width times height."""
+    max_num_latent_frames: Annotated[int, Field(ge=1)] = 61
+    max_num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 100
+    """Of one stage."""
+    max_picture_bytes: Annotated[int, Field(ge=1)] = 20 * 1024 * 1024
+    max_picture_pixels: Annotated[int, Field(ge=1)] = 32 * 1024 * 1024
+
+
+# --- specs ----------------------------------------------------------------------------------------------------------
+
+
+class VideoSpec(BaseModel):
+    """Everything that decides a video, and nothing else. Sizes in pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    prompt: str
+    prompt_suffix: str
+    negative_prompt: str
+    seconds: str
+    """The length that was asked for, or else the one that it has."""
+    width: int
+    height: int
+    num_latent_frames: int
+    seed: int
+    num_inference_steps: StageSteps
+    video_num_inference_steps: StageSteps
+    guidance_scale: float
+    video_guidance_scale: float
+    has_picture: bool = False
+    """Unit 0 is made of ``input.png``."""
+
+    @property
+    def latent_shape(self) -> LatentShape:
+        return LatentShape.of_pixels(height=self.height, width=self.width, num_latent_frames=self.num_latent_frames)
+
+    @property
+    def num_frames(self) -> int:
+        return num_frames_of(self.num_latent_frames)
+
+    @property
+    def size(self) -> str:
+        return f"{self.width}x{self.height}"
+
+    @property
+    def full_prompt(self) -> str:
+        """The prompt with its suffix, as it is encoded."""
+        return self.prompt + self.prompt_suffix
+
+    def num_steps_of(self, unit: int) -> int:
+        """Denoising steps of a unit over all stages; none where it is a given picture."""
+        if unit == 0:
+            return 0 if self.has_picture else sum(self.num_inference_steps)
+        return sum(self.video_num_inference_steps)
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps of the whole video, which is at least 1 so that it may divide."""
+        return max(sum(self.num_steps_of(unit) for unit in range(self.num_latent_frames)), 1)
+
+    @property
+    def sampling(self) -> "SamplingSettings":
+        from pyramid_serve.pyramid_flow.sampler import SamplingSettings
+
+        return SamplingSettings(
+            num_inference_steps=self.num_inference_steps,
+            video_num_inference_steps=self.video_num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            video_guidance_scale=self.video_guidance_scale,
+        )
+
+
+def resolve(
+    request: VideoRequest, capabilities: "Capabilities", model: str, *, limits: RequestLimits | None = None
+) -> VideoSpec:
+    """What a request comes to with the model served under the name ``model``; its seed is drawn where none is given.
+
+    Raises ``RequestError`` for what the model was not trained for or ``limits`` refuse.
+    """
+    limits = limits or RequestLimits()
+    if request.model is not None and request.model != model:
+        raise RequestError(f"model={request.model[:60]!r}: this server has {model!r}", param="model")
+    _check_texts(request, limits)
+    if request.input_reference is not None and len(request.input_reference) > limits.max_picture_bytes:
+        raise RequestError(
+            f"input_reference: {len(request.input_reference)} bytes, at most {limits.max_picture_bytes}",
+            param="input_reference",
+        )
+    width, height = _resolve_size(request.size, capabilities, limits)
+    num_latent_frames = _resolve_length(request.seconds, capabilities, limits)
+    if request.input_reference is not None and num_latent_frames == 1:
+        raise RequestError(
+            "input_reference: a picture is the first frame, and this video has no other; ask for more seconds",
+            param="input_reference",
+        )
+    has_picture = request.input_reference is not None
+    default_video_guidance = (
+        capabilities.image_video_guidance_scale if has_picture else capabilities.video_guidance_scale
+    )
+    return VideoSpec(
+        model=model,
+        prompt=request.prompt,
+        prompt_suffix=_or(request.prompt_suffix, capabilities.prompt_suffix),
+        negative_prompt=_or(request.negative_prompt, capabilities.negative_prompt),
+        seconds=_text_of_seconds(request.seconds, num_latent_frames),
+        width=width,
+        height=height,
+        num_latent_frames=num_latent_frames,
+        seed=secrets.randbelow(_MAX_DRAWN_SEED) if request.seed is None else request.seed,
+        num_inference_steps=_resolve_steps(
+            "num_inference_steps", request.num_inference_steps, capabilities.num_inference_steps, limits
+        ),
+        video_num_inference_steps=_resolve_steps(
+            "video_num_inference_steps",
+            request.video_num_inference_steps,
+            capabilities.video_num_inference_steps,
+            limits,
+        ),
+        guidance_scale=_or(request.guidance_scale, capabilities.guidance_scale),
+        video_guidance_scale=_or(request.video_guidance_scale, default_video_guidance),
+        has_picture=has_picture,
+    )
+
+
+def _or(given: Value | None, default: Value) -> Value:
+    return default if given is None else given
+
+
+def _check_texts(request: VideoRequest, limits: RequestLimits) -> None:
+    texts = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "prompt_suffix": request.prompt_suffix,
+    }
+    for name, text in texts.items():
+        if text is not None and len(text) > limits.max_prompt_characters:
+            raise RequestError(
+                f"{name}: {len(text)} characters, at most {limits.max_prompt_characters}",
+                param=name,
+            )
+
+
+def _resolve_size(size: str | None, capabilities: "Capabilities", limits: RequestLimits) -> tuple[int, int]:
+    if size is None:
+        return capabilities.default_size
+    width, _, height = size.partition("x")
+    pixels = int(width) * int(height)
+    try:
+        capabilities.check_size(int(width), int(height))
+    except ValueError as error:
+        raise RequestError(str(error), param="size") from None
+    if pixels > limits.max_pixels:
+        raise RequestError(f"size={size}: {pixels} pixels, at most {limits.max_pixels}", param="size")
+    return int(width), int(height)
+
+
+def _resolve_length(seconds: float | None, capabilities: "Capabilities", limits: RequestLimits) -> int:
+    if seconds is None:
+        return capabilities.default_num_latent_frames
+    num_latent_frames = nearest_num_latent_frames(seconds)
+    longest = min(capabilities.max_num_latent_frames or limits.max_num_latent_frames, limits.max_num_latent_frames)
+    if num_latent_frames > longest:
+        length = "a single picture" if longest == 1 else f"{seconds_of(longest):.3g} s"
+        raise RequestError(
+            f"seconds={seconds:g}: {num_frames_of(num_latent_frames)} frames at {FRAMES_PER_SECOND} fps; "
+            f"this model makes at most {num_frames_of(longest)} ({length})",
+            param="seconds",
+        )
+    return num_latent_frames
+
+
+def _resolve_steps(name: str, given: StageSteps | None, default: StageSteps, limits: RequestLimits) -> StageSteps:
+    if given is not None and max(given) > limits.max_num_inference_steps:
+        raise RequestError(f"{name}={list(given)}: at most {limits.max_num_inference_steps} each", param=name)
+    return default if given is None else given
+
+
+def _text_of_seconds(seconds: float | None, num_latent_frames: int) -> str:
+    return f"{seconds:g}" if seconds is not None else f"{seconds_of(num_latent_frames):.2f}".rstrip("0").rstrip(".")
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+class Status(StrEnum):
+    """Clients stop polling at a status that they do not know, so there is no other."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Stage(StrEnum):
+    """What the timeline tells apart. Not a stage of the pyramid."""
+
+    ENCODE = "encode"
+    PICTURE = "picture"
+    DENOISE = "denoise"
+    DECODE = "decode"
+    SAVE = "save"
+
+
+class TimelineEntry(BaseModel):
+    """One piece of work: where and when (unix seconds). ``unit`` is None for what concerns the whole video."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: Stage
+    unit: int | None
+    start: float
+    end: float
+    replica: str
+
+
+class VideoError(BaseModel):
+    """Why a video failed: ``cancelled``, ``too_many_attempts``, ``invalid_input``, ``server_error``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: str
+    message: str
+
+
+class VideoRecord(BaseModel):
+    """All that is known of an accepted video; the content of ``video.json``. Times in unix seconds.
+
+    A record is never changed in place: ``record.model_copy(update=...)``. Only the claims deployment writes it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    created_at: float
+    spec: VideoSpec
+    status: Status = Status.QUEUED
+    error: VideoError | None = None
+    revision: int = 0
+    """Grows with every change, for those who wait for one."""
+    num_steps_done: int = 0
+    num_units_denoised: int = 0
+    """Units whose latents are saved."""
+    num_units_done: int = 0
+    """Units whose frames are saved, and so can be watched."""
+    attempts: int = 0
+    """Times that an orchestrator took the video up; also tells a late writer from the owner."""
+    num_failures: int = 0
+    """Attempts that ended badly since a unit was last finished."""
+    not_before: float = 0.0
+    """Not to be taken up again earlier."""
+    owner: str | None = None
+    """Replica that works on it, as long as ``lease_expires_at`` is not past."""
+    lease_expires_at: float | None = None
+    started_at: float | None = None
+    """When a denoiser first took it."""
+    first_frame_at: float | None = None
+    completed_at: float | None = None
+    """When it ended, well or badly."""
+    expires_at: float | None = None
+    """When it may be swept away; set when it ends."""
+    num_units_retried: int = 0
+    timeline: tuple[TimelineEntry, ...] = ()
+    idempotency_key: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in (Status.COMPLETED, Status.FAILED)
+
+    @property
+    def progress(self) -> int:
+        """Percent of the denoising steps; 100 only when the file is there."""
+        if self.status is Status.COMPLETED:
+            return 100
+        return min(math.floor(100 * self.num_steps_done / self.spec.num_steps), 99)
+
+    def public(self, *, queue_position: int | None = None, eta_seconds: float | None = None) -> dict[str, Any]:
+        """The video object of the HTTP API: its 13 keys, then ours. Safe to show: no owner, no lease, no key."""
+        spec = self.spec
+        return {
+            "id": self.id,
+            "object": "video",
+            "model": spec.model,
+            "status": str(self.status),
+            "progress": self.progress,
+            "created_at": int(self.created_at),
+            "completed_at": int(self.completed_at) if self.completed_at and self.status is Status.COMPLETED else None,
+            "expires_at": None if self.expires_at is None else int(self.expires_at),
+            "prompt": spec.prompt,
+            "size": spec.size,
+            "seconds": spec.seconds,
+            "remixed_from_video_id": None,
+            "error": None if self.error is None else self.error.model_dump(),
+            "num_frames": spec.num_frames,
+            "fps": FRAMES_PER_SECOND,
+            "seed": spec.seed,
+            "negative_prompt": spec.negative_prompt,
+            "prompt_suffix": spec.prompt_suffix,
+            "num_inference_steps": list(spec.num_inference_steps),
+            "video_num_inference_steps": list(spec.video_num_inference_steps),
+            "guidance_scale": spec.guidance_scale,
+            "video_guidance_scale": spec.video_guidance_scale,
+            "has_input_reference": spec.has_picture,
+            "num_units": spec.num_latent_frames,
+            "num_units_done": self.num_units_done,
+            "attempts": self.attempts,
+            "started_at": self.started_at,
+            "first_frame_at": self.first_frame_at,
+            "queue_position": queue_position,
+            "eta_seconds": None if eta_seconds is None else round(eta_seconds, 1),
+            "timeline": [entry.model_dump(mode="json") for entry in self.timeline],
+        }
+
+    def changed(self, **fields: Any) -> Self:
+        """A copy with other values and the next revision."""
+        return self.model_copy(update={**fields, "revision": self.revision + 1})
+
+
+def new_record(spec: VideoSpec, *, idempotency_key: str | None = None) -> VideoRecord:
+    """The record of a video that was accepted just now."""
+    created_at = time.time()
+    return VideoRecord(id=new_video_id(created_at), created_at=created_at, spec=spec, idempotency_key=idempotency_key)

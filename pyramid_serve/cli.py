@@ -1,0 +1,188 @@
+"""``pyramid-serve generate``: a video in this process, with no server.
+
+The commands that need a server are added by ``deployments.cli``, whose ``main`` is what ``pyramid-serve`` runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pyramid_serve import api
+
+Command = Callable[[argparse.Namespace], None]
+
+INTERRUPTED = 130
+USER_ERROR = 2
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``generate`` to a command line; its namespace has the function to call as ``run``."""
+    parser = commands.add_parser(
+        "generate",
+        help="make a video in this process",
+        description="Make a video from a prompt, in this process. What is left out is the model's own choice.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("prompt")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("video.mp4"),
+        help="by its ending: .mp4, .gif, .png for a single picture, none for a folder of PNG files",
+    )
+    parser.add_argument(
+        "--model", default="shapes", help="a folder, an fsspec URL, a Hub id, or the model in the package"
+    )
+    parser.add_argument("--variant", help="which transformer of the model, such as 384p")
+    add_request_arguments(parser)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="bfloat16 on CUDA, else float32")
+    parser.add_argument("--device", default="cpu", help="any torch device, such as cuda")
+    parser.add_argument("--attention", choices=("dense", "blocks", "flex"), help="flex on CUDA, else blocks")
+    parser.add_argument(
+        "--tiling", type=int, nargs="?", const=256, metavar="PIXELS", help="tile the VAE to save memory (256)"
+    )
+    parser.add_argument(
+        "--offload",
+        choices=("none", "model", "layers"),
+        default="none",
+        help="for small GPUs: keep a model, or only a layer, on the device at a time",
+    )
+    parser.set_defaults(run=generate)
+
+
+def add_request_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that make a request, the same in this process and for a server. Checked by ``api``."""
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture that the video begins with")
+    parser.add_argument("--seconds", metavar="S", help="brought to the nearest length that can be made")
+    parser.add_argument("--size", metavar="WxH", help="in pixels")
+    parser.add_argument("--seed", metavar="N", help="the same seed gives the same video; drawn unless given")
+    parser.add_argument("--negative-prompt", metavar="TEXT")
+    parser.add_argument("--prompt-suffix", metavar="TEXT", help="added to the prompt")
+    parser.add_argument("--steps", dest="num_inference_steps", metavar="N", help="of the first unit: N, or N,N,N")
+    parser.add_argument("--video-steps", dest="video_num_inference_steps", metavar="N", help="of the others")
+    parser.add_argument("--guidance-scale", metavar="G", help="of the first unit")
+    parser.add_argument("--video-guidance-scale", metavar="G", help="of the others")
+
+
+def request_from(arguments: argparse.Namespace) -> api.VideoRequest:
+    """The request that the arguments make. ``RequestError`` names what is wrong; ``ValueError`` a missing picture."""
+    given = {name: value for name, value in vars(arguments).items() if name in api.VideoRequest.model_fields}
+    image: Path | None = getattr(arguments, "image", None)
+    if image is not None:
+        try:
+            given["input_reference"] = image.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{image}: cannot be read: {error.strerror}") from None
+    return api.parse_request({name: value for name, value in given.items() if name != "model"})
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Run ``pyramid-serve generate``. Raises ``ValueError`` for what the user got wrong, before any work."""
+    # Everything cheap is checked before torch and the model are loaded.
+    request = request_from(arguments)
+
+    import torch
+    from tqdm import tqdm
+    from transformers.utils import logging as transformers_logging
+
+    from pyramid_serve import checkpoints
+    from pyramid_serve.pyramid_flow.autoencoder import Tiling
+    from pyramid_serve.pyramid_flow.pipeline import Progress, PyramidFlow, VideoInput, VideoSettings
+    from pyramid_serve.video import check_video_path, read_picture, write_video
+
+    options = vars(arguments)
+    output = check_video_path(arguments.output)
+    image = read_picture(request.input_reference) if request.input_reference is not None else None
+    tiling = Tiling(options["tiling"]) if "tiling" in options else None
+    device = _device(arguments.device)
+    capabilities = checkpoints.capabilities(arguments.model, options.get("variant"))
+    if output.suffix.lower() == ".png" and request.seconds is None:
+        request = request.model_copy(update={"seconds": 1 / 24})
+    spec = api.resolve(request, capabilities, model=arguments.model, limits=_NO_LIMITS)
+    if output.suffix.lower() == ".png" and spec.num_frames > 1:
+        raise ValueError(f"{output}: a .png holds one frame, and this video has {spec.num_frames}; leave --seconds out")
+
+    transformers_logging.disable_progress_bar()  # it would come between the user and our own
+    pipeline = PyramidFlow.from_pretrained(
+        arguments.model,
+        variant=options.get("variant"),
+        dtype=getattr(torch, options["dtype"]) if "dtype" in options else None,
+        device=device,
+        attention=options.get("attention"),
+        offload=arguments.offload,
+    )
+    settings = VideoSettings(
+        width=spec.width,
+        height=spec.height,
+        num_latent_frames=spec.num_latent_frames,
+        sampling=spec.sampling,
+        prompt_suffix=spec.prompt_suffix,
+        negative_prompt=spec.negative_prompt,
+    )
+    with tqdm(total=spec.num_steps, unit="step", disable=None) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.set_description(f"unit {progress.unit + 1}/{progress.num_units}")
+            bar.update()
+
+        video = VideoInput(spec.prompt, seed=spec.seed, image=image)
+        units = pipeline.stream([video], settings, tiling=tiling, progress=show)
+        write_video((frames[0] for frames in units), output)
+    print(f"{output}: {spec.num_frames} frames of {spec.size}, seed {spec.seed}")
+
+
+_NO_LIMITS = api.RequestLimits(
+    max_prompt_characters=10**9,
+    max_pixels=10**12,
+    max_num_latent_frames=10**9,
+    max_num_inference_steps=api.MAX_STEPS,
+    max_picture_bytes=10**12,
+    max_picture_pixels=10**12,
+)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ValueError(f"device={name!r}: not here: {first_line}") from None
+    return str(device)
+
+
+def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:
+    """Parse and run a command: 0, or 2 with one line for what the user got wrong, or 130 after Ctrl-C."""
+    parsed = parser.parse_args(arguments)
+    command: Command = parsed.run
+    try:
+        command(parsed)
+    except ValueError as error:
+        print(f"pyramid-serve {parsed.command}: {error}".replace("\n", " "), file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"pyramid-serve {parsed.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def new_parser() -> tuple[argparse.ArgumentParser, "argparse._SubParsersAction[argparse.ArgumentParser]"]:
+    """The parser of ``pyramid-serve``, and where commands are added."""
+    parser = argparse.ArgumentParser(prog="pyramid-serve", description="Text and pictures in, video out.")
+    return parser, parser.add_subparsers(dest="command", required=True, metavar="command")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``pyramid-serve`` with the library's commands only."""
+    parser, commands = new_parser()
+    add_commands(commands)
+    return run(parser, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

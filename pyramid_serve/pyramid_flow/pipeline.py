@@ -1,0 +1,405 @@
+"""Pyramid Flow in one process: prompts and pictures in, latents and frames out, unit by unit.
+
+B videos, T latent frames (units), F pixel frames, H W in pixels, h w = H / 8, W / 8.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
+
+import accelerate
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pyramid_serve import checkpoints
+from pyramid_serve.checkpoints import Capabilities, Source, choose_variant
+from pyramid_serve.pyramid_flow.attention import AttentionName, attention_by_name
+from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory, Tiling
+from pyramid_serve.pyramid_flow.noise import NoiseSource, SeededNoise
+from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
+from pyramid_serve.pyramid_flow.parts import LatentScale, Transformer, latent_scale_of, load_transformer, load_vae
+from pyramid_serve.pyramid_flow.sampler import Predict, SamplingSettings, append_unit, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, LatentShape
+from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
+from pyramid_serve.video import fit_picture, to_uint8
+
+Offload = Literal["none", "model", "layers"]
+"""none: all parts stay on the device; model: a part at a time; layers: a layer at a time, slow and smallest."""
+
+
+class Progress(NamedTuple):
+    """How far a call has come: ``step`` of ``num_steps`` in ``unit`` of ``num_units``; steps count over all stages."""
+
+    unit: int
+    num_units: int
+    step: int
+    num_steps: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """All that the videos of one call have in common. Sizes in pixels; see :meth:`PyramidFlow.settings`."""
+
+    width: int
+    height: int
+    num_latent_frames: int
+    sampling: SamplingSettings
+    prompt_suffix: str
+    negative_prompt: str
+
+    @property
+    def latent_shape(self) -> LatentShape:
+        return LatentShape.of_pixels(height=self.height, width=self.width, num_latent_frames=self.num_latent_frames)
+
+
+def settings_for(
+    capabilities: Capabilities,
+    *,
+    has_image: bool = False,
+    width: int | None = None,
+    height: int | None = None,
+    num_latent_frames: int | None = None,
+    prompt_suffix: str | None = None,
+    negative_prompt: str | None = None,
+    sampling: SamplingSettings | None = None,
+) -> VideoSettings:
+    """Settings with the model's own defaults where nothing is given, checked against what it can do.
+
+    Raises ``ValueError`` naming the field, what came and what is allowed.
+    """
+    if (width is None) != (height is None):
+        raise ValueError("size: give both width and height, or neither")
+    default_width, default_height = capabilities.default_size
+    width, height = width or default_width, height or default_height
+    num_latent_frames = capabilities.default_num_latent_frames if num_latent_frames is None else num_latent_frames
+    capabilities.check_size(width, height)
+    capabilities.check_num_latent_frames(num_latent_frames)
+    return VideoSettings(
+        width=width,
+        height=height,
+        num_latent_frames=num_latent_frames,
+        sampling=default_sampling(capabilities, has_image=has_image) if sampling is None else sampling,
+        prompt_suffix=capabilities.prompt_suffix if prompt_suffix is None else prompt_suffix,
+        negative_prompt=capabilities.negative_prompt if negative_prompt is None else negative_prompt,
+    )
+
+
+def default_sampling(capabilities: Capabilities, *, has_image: bool = False) -> SamplingSettings:
+    """The steps and guidances that suit a model best, which for the other units depend on a picture being given."""
+    return SamplingSettings(
+        num_inference_steps=capabilities.num_inference_steps,
+        video_num_inference_steps=capabilities.video_num_inference_steps,
+        guidance_scale=capabilities.guidance_scale,
+        video_guidance_scale=capabilities.image_video_guidance_scale
+        if has_image
+        else capabilities.video_guidance_scale,
+    )
+
+
+@dataclass(frozen=True)
+class VideoInput:
+    """What one video of a call is made from.
+
+    image: a picture to begin with, resized and cropped to the video's size; latents: (16, k, h, w) of units already
+    made, to go on from (then the picture is among them); noise: drawn from ``seed`` unless given.
+    """
+
+    prompt: str
+    seed: int = 0
+    image: Image.Image | None = None
+    latents: Tensor | None = None
+    noise: NoiseSource | None = None
+
+    @property
+    def num_given_units(self) -> int:
+        """Units that need not be made."""
+        return int(self.image is not None) if self.latents is None else self.latents.shape[1]
+
+    def noise_source(self, shape: LatentShape) -> NoiseSource:
+        return SeededNoise(self.seed, shape) if self.noise is None else self.noise
+
+    def check(self, shape: LatentShape) -> None:
+        """``ValueError`` unless ``latents`` are the beginning of a video of this shape."""
+        if self.latents is None:
+            return
+        expected = (LATENT_CHANNELS, *shape.size_at(NUM_STAGES - 1))
+        channels, num_units, *size = self.latents.shape
+        if (channels, *size) != expected or num_units > shape.num_latent_frames:
+            raise ValueError(
+                f"latents: shape {tuple(self.latents.shape)}, must be {expected[0]} channels, at most "
+                f"{shape.num_latent_frames} frames of {expected[1]} x {expected[2]}"
+            )
+
+
+def encode_picture(vae: CausalVideoVAE, scale: LatentScale, picture: Tensor, *, tiling: Tiling | None = None) -> Tensor:
+    """A picture (3, H, W) in [-1, 1] as unit 0: latents (16, 1, h, w), float32, the mean of their distribution."""
+    mean = vae.encode(picture[None, :, None], tiling=tiling).mean[0]
+    return scale.from_vae(mean)
+
+
+def decode_unit(
+    vae: CausalVideoVAE,
+    scale: LatentScale,
+    latents: Tensor,
+    memory: DecoderMemory | None,
+    *,
+    tiling: Tiling | None = None,
+) -> tuple[Tensor, DecoderMemory]:
+    """The next unit (B, 16, 1, h, w) of B videos as 8-bit frames (B, 1 or 8, H, W, 3), and the memory for the next."""
+    is_first = memory is None
+    frames, memory = vae.decode_unit(scale.to_vae(latents, first_unit=0 if is_first else 1), memory, tiling=tiling)
+    return torch.stack([to_uint8(video) for video in frames]), memory
+
+
+class PyramidFlow:
+    """The three parts of a checkpoint on one device, and the plain loop over them."""
+
+    def __init__(
+        self,
+        *,
+        text_encoder: TextEncoder,
+        transformer: Transformer,
+        vae: CausalVideoVAE,
+        latent_scale: LatentScale,
+        capabilities: Capabilities,
+        device: torch.device,
+        attention: AttentionName,
+        offload: Offload,
+    ) -> None:
+        self.text_encoder = text_encoder
+        self.transformer = transformer
+        self.vae = vae
+        self.latent_scale = latent_scale
+        self.capabilities = capabilities
+        self.device = device
+        self.attention = attention_by_name(attention)
+        self.offload = offload
+        self._release = _offload_parts(self, offload)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Source,
+        *,
+        variant: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        attention: AttentionName | None = None,
+        offload: Offload = "none",
+    ) -> "PyramidFlow":
+        """Load a checkpoint from a local folder, an fsspec URL or a Hub id.
+
+        variant: e.g. "768p"; dtype: bfloat16 on CUDA and float32 elsewhere unless given; attention: "flex" on CUDA and
+        "blocks" elsewhere unless given, see :mod:`attention`. Raises ``CheckpointError`` (a ``ValueError``).
+        """
+        device = torch.device(device)
+        on_cuda = device.type == "cuda"
+        dtype = dtype or (torch.bfloat16 if on_cuda else torch.float32)
+        variant = choose_variant(source, variant)
+        home = device if offload == "none" else torch.device("cpu")
+        return cls(
+            text_encoder=TextEncoder.from_pretrained(source, dtype=dtype, device=home),
+            transformer=load_transformer(source, variant, dtype=dtype, device=home),
+            vae=load_vae(source, dtype=dtype, device=home),
+            latent_scale=latent_scale_of(source, variant),
+            capabilities=checkpoints.capabilities(source, variant),
+            device=device,
+            attention=attention or ("flex" if on_cuda else "blocks"),
+            offload=offload,
+        )
+
+    def settings(
+        self,
+        *,
+        has_image: bool = False,
+        width: int | None = None,
+        height: int | None = None,
+        num_latent_frames: int | None = None,
+        prompt_suffix: str | None = None,
+        negative_prompt: str | None = None,
+        sampling: SamplingSettings | None = None,
+    ) -> VideoSettings:
+        """What :meth:`stream` takes: :func:`settings_for` this model."""
+        return settings_for(
+            self.capabilities,
+            has_image=has_image,
+            width=width,
+            height=height,
+            num_latent_frames=num_latent_frames,
+            prompt_suffix=prompt_suffix,
+            negative_prompt=negative_prompt,
+            sampling=sampling,
+        )
+
+    def generate(
+        self,
+        videos: Sequence[VideoInput],
+        settings: VideoSettings | None = None,
+        *,
+        tiling: Tiling | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Tensor:
+        """Whole videos, made side by side: 8-bit frames (B, F, H, W, 3). Arguments as for :meth:`stream`."""
+        latents = self.generate_latents(videos, settings, tiling=tiling, progress=progress)
+        return torch.cat(list(self.decode(latents.split(1, dim=2), tiling=tiling)), dim=1)
+
+    def stream(
+        self,
+        videos: Sequence[VideoInput],
+        settings: VideoSettings | None = None,
+        *,
+        tiling: Tiling | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[Tensor]:
+        """Frames of each unit as it is made: (B, 1, H, W, 3) 8-bit, then (B, 8, H, W, 3) T - 1 times.
+
+        settings: from :meth:`settings`, the model's own unless given; tiling: of the VAE; progress: called after every
+        step. Raises ``ValueError`` for what does not fit, before any work.
+        """
+        return self.decode(self.stream_latents(videos, settings, tiling=tiling, progress=progress), tiling=tiling)
+
+    def generate_latents(
+        self,
+        videos: Sequence[VideoInput],
+        settings: VideoSettings | None = None,
+        *,
+        tiling: Tiling | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Tensor:
+        """Latents (B, 16, T, h, w), float32, in the transformer's scale. Arguments as for :meth:`stream`."""
+        units = self.stream_latents(videos, settings, tiling=tiling, progress=progress)
+        latents = torch.cat(list(units), dim=2)
+        self._release("transformer")
+        return latents
+
+    def stream_latents(
+        self,
+        videos: Sequence[VideoInput],
+        settings: VideoSettings | None = None,
+        *,
+        tiling: Tiling | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[Tensor]:
+        """Each unit's latents (B, 16, 1, h, w) in turn, those given first. Arguments as for :meth:`stream`."""
+        if not videos:
+            raise ValueError("videos: give at least one")
+        settings = settings or self.settings(has_image=videos[0].image is not None)
+        self.capabilities.check_size(settings.width, settings.height)
+        self.capabilities.check_num_latent_frames(settings.num_latent_frames)
+        for video in videos:
+            video.check(settings.latent_shape)
+        if len({video.num_given_units for video in videos}) > 1:
+            raise ValueError("videos: all of a call must begin at the same unit (with a picture, or without)")
+        return self._denoise(videos, settings, tiling, progress)
+
+    def decode(self, units: Iterable[Tensor], *, tiling: Tiling | None = None) -> Iterator[Tensor]:
+        """Frames of each unit, as :meth:`stream` yields them, from each unit's latents (B, 16, 1, h, w) in turn."""
+        memory: DecoderMemory | None = None
+        for latents in units:
+            self._release("transformer")
+            with torch.inference_mode():
+                frames, memory = decode_unit(
+                    self.vae, self.latent_scale, latents.to(self.device), memory, tiling=tiling
+                )
+            self._release("vae")
+            yield frames.cpu()
+
+    def encode_prompts(
+        self, prompts: Sequence[str], *, prompt_suffix: str, negative_prompt: str
+    ) -> tuple[list[PromptEmbeds], PromptEmbeds]:
+        """Embeddings of each prompt with the suffix, and of the negative prompt, in one batch."""
+        with torch.inference_mode():
+            *positive, negative = self.text_encoder.encode([*(p + prompt_suffix for p in prompts), negative_prompt])
+        self._release("text_encoder")
+        return positive, negative
+
+    def _denoise(
+        self,
+        videos: Sequence[VideoInput],
+        settings: VideoSettings,
+        tiling: Tiling | None,
+        progress: ProgressCallback | None,
+    ) -> Iterator[Tensor]:
+        num_units = settings.num_latent_frames
+        positive, negative = self.encode_prompts(
+            [video.prompt for video in videos],
+            prompt_suffix=settings.prompt_suffix,
+            negative_prompt=settings.negative_prompt,
+        )
+        histories = [self._begin(video, settings, tiling) for video in videos]
+        self._release("vae")
+        for unit in range(histories[0].shape[1]):
+            yield torch.stack([history[:, unit : unit + 1] for history in histories])
+
+        for unit in range(histories[0].shape[1], num_units):
+            steps = [
+                denoise_unit(
+                    prompt,
+                    negative,
+                    history,
+                    settings=settings.sampling,
+                    noise=video.noise_source(settings.latent_shape),
+                )
+                for video, prompt, history in zip(videos, positive, histories, strict=True)
+            ]
+            at_start = Progress(unit, num_units, step=0, num_steps=settings.sampling.num_steps_of(unit))
+            latents = run_units(self._predictor(at_start, progress), steps)
+            histories = [append_unit(history, one) for history, one in zip(histories, latents, strict=True)]
+            yield torch.stack(latents)
+
+    def _begin(self, video: VideoInput, settings: VideoSettings, tiling: Tiling | None) -> Tensor:
+        """The history (16, k, h, w) that a video starts with: what was made before, a picture, or nothing."""
+        if video.latents is not None:
+            return video.latents.to(self.device, torch.float32)
+        if video.image is None:
+            size = settings.latent_shape.size_at(NUM_STAGES - 1)
+            return torch.zeros(LATENT_CHANNELS, 0, *size, device=self.device)
+        picture = fit_picture(video.image, height=settings.height, width=settings.width).to(self.device)
+        with torch.inference_mode():
+            return encode_picture(self.vae, self.latent_scale, picture, tiling=tiling)
+
+    def _predictor(self, at: Progress, progress: ProgressCallback | None) -> Predict:
+        """The transformer as the sampler calls it, once a step, telling ``progress`` after each."""
+
+        def predict(sequences: Sequence[ClipSequence]) -> list[Tensor]:
+            nonlocal at
+            with torch.inference_mode():
+                predictions = self.transformer(sequences, attention=self.attention)
+            at = at._replace(step=at.step + 1)
+            if progress is not None:
+                progress(at)
+            return predictions
+
+        return predict
+
+
+def _offload_parts(pipeline: PyramidFlow, offload: Offload) -> Callable[[str], None]:
+    """Set a pipeline's parts up for a small device; the result sends a part ("vae", ...) back to the CPU after use."""
+    if offload == "none":
+        return lambda part: None
+    transformer, vae = cast(nn.Module, pipeline.transformer), pipeline.vae
+    parts: dict[str, tuple[nn.Module, ...]] = {
+        "text_encoder": pipeline.text_encoder.modules,
+        "transformer": (transformer,),
+        "vae": (vae.encoder, vae.decoder, vae.quant_conv, vae.post_quant_conv),
+    }
+    pipeline.text_encoder.device = pipeline.device
+    if offload == "layers":
+        for modules in parts.values():
+            for module in modules:
+                accelerate.cpu_offload(module, execution_device=pipeline.device)
+        return lambda part: None
+    hooks = {
+        part: [accelerate.cpu_offload_with_hook(module, pipeline.device)[1] for module in modules]
+        for part, modules in parts.items()
+    }
+
+    def release(part: str) -> None:
+        for hook in hooks[part]:
+            hook.offload()
+
+    return release

@@ -1,0 +1,109 @@
+"""``pyramid-serve generate``, as its user runs it."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pyramid_serve import cli
+from tests.unit.test_video import decode
+
+SMALL = ["--size", "128x64", "--seconds", "0.3", "--steps", "1", "--video-steps", "1", "--seed", "3"]
+
+
+def generate(*arguments: str | Path) -> int:
+    return cli.main(["generate", *map(str, arguments)])
+
+
+def test_a_prompt_becomes_an_mp4(tmp_path: Path, miniflux: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("a ball", "--model", miniflux, "-o", tmp_path / "out.mp4", *SMALL) == 0
+    assert tuple(decode(tmp_path / "out.mp4").shape) == (9, 64, 128, 3)
+    assert "9 frames of 128x64, seed 3" in capsys.readouterr().out
+
+
+def test_a_picture_can_be_its_beginning(tmp_path: Path, mmdit: Path) -> None:
+    Image.new("RGB", (200, 300), "red").save(tmp_path / "in.png")
+    picture = ["--image", tmp_path / "in.png"]
+    assert generate("a ball", "--model", mmdit, "-o", tmp_path / "frames", *picture, *SMALL) == 0
+    frames = sorted((tmp_path / "frames").iterdir())
+    assert len(frames) == 9
+    assert Image.open(frames[0]).size == (128, 64)
+
+
+def test_a_png_is_a_single_picture(tmp_path: Path, miniflux: Path) -> None:
+    settings = ["--size", "64x64", "--steps", "1"]
+    assert generate("a ball", "--model", miniflux, "-o", tmp_path / "out.png", *settings) == 0
+    assert Image.open(tmp_path / "out.png").size == (64, 64)
+
+
+def test_one_seed_gives_one_video(tmp_path: Path, miniflux: Path) -> None:
+    for name in ("a", "b"):
+        generate("a ball", "--model", miniflux, "-o", tmp_path / f"{name}.mp4", *SMALL)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--size", "100x64"], "size=100x64: width and height must be positive multiples of 64"),
+        (["--size", "large"], "must be WIDTHxHEIGHT"),
+        (["--seconds", "-1"], "seconds='-1': input should be greater than 0"),
+        (["--seconds", "soon"], "seconds='soon'"),
+        (["--steps", "0"], "num_inference_steps='0': input should be greater than or equal to 1"),
+        (["--steps", "1,2"], "one for each of the 3 stages"),
+        (["--video-steps", "1,2,x"], "one for each of the 3 stages"),
+        (["--guidance-scale", "-2"], "guidance_scale='-2'"),
+        (["--seed", "-1"], "seed='-1'"),
+        (["--image", "nowhere.png"], "nowhere.png: cannot be read"),
+        (["--tiling", "100"], "tiling=100: must be a positive multiple of 32"),
+        (["--device", "cuda:99"], "device='cuda:99'"),
+        (["--variant", "9p"], "no variant '9p'; there are diffusion_transformer_384p"),
+        (["--model", "/nowhere"], "/nowhere: no such folder"),
+        (["-o", "out.avi"], "must end in .mp4, .gif, .png"),
+        (["-o", "nowhere/out.mp4"], "no folder nowhere"),
+        (["-o", "out.png", "--seconds", "1"], "a .png holds one frame"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line_and_no_file(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    miniflux: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert generate("a ball", "--model", miniflux, "-o", "out.mp4", *arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_no_half_written_file(tmp_path: Path, miniflux: Path) -> None:
+    command = [sys.executable, "-m", "pyramid_serve.cli", "generate", "a ball", "--model", str(miniflux)]
+    long = [
+        "-o",
+        str(tmp_path / "out.mp4"),
+        "--size",
+        "128x64",
+        "--seconds",
+        "40",
+        "--steps",
+        "5",
+        "--video-steps",
+        "5",
+    ]
+    process = subprocess.Popen([*command, *long], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error.strip().splitlines()[-1] == "pyramid-serve generate: interrupted"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,127 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pyramid_serve.pyramid_flow.autoencoder import Tiling
+from pyramid_serve.pyramid_flow.pipeline import Offload, Progress, PyramidFlow, VideoInput, VideoSettings
+from pyramid_serve.pyramid_flow.sampler import SamplingSettings
+
+STEPS = SamplingSettings((1, 2, 1), (1, 1, 2))
+
+
+@pytest.fixture(scope="module", params=["mmdit", "miniflux"])
+def pipeline(request: pytest.FixtureRequest) -> PyramidFlow:
+    return PyramidFlow.from_pretrained(request.getfixturevalue(request.param))
+
+
+def settings(pipeline: PyramidFlow, num_latent_frames: int = 3) -> VideoSettings:
+    return pipeline.settings(width=128, height=64, num_latent_frames=num_latent_frames, sampling=STEPS)
+
+
+def picture() -> Image.Image:
+    return Image.linear_gradient("L").convert("RGB").resize((200, 100))
+
+
+def test_text_becomes_frames(pipeline: PyramidFlow) -> None:
+    frames = pipeline.generate([VideoInput("a ball")], settings(pipeline))
+    assert frames.shape == (1, 17, 64, 128, 3)
+    assert frames.dtype == torch.uint8
+
+
+def test_the_stream_gives_the_whole_unit_by_unit(pipeline: PyramidFlow) -> None:
+    whole = pipeline.generate([VideoInput("a ball", seed=5)], settings(pipeline))
+    units = list(pipeline.stream([VideoInput("a ball", seed=5)], settings(pipeline)))
+    assert [unit.shape[1] for unit in units] == [1, 8, 8]
+    assert torch.equal(torch.cat(units, dim=1), whole)
+
+
+def test_the_first_frames_come_before_the_last_unit_is_made(pipeline: PyramidFlow) -> None:
+    seen: list[Progress] = []
+    stream = pipeline.stream([VideoInput("a ball")], settings(pipeline), progress=seen.append)
+    next(stream)
+    assert {progress.unit for progress in seen} == {0}
+
+
+def test_progress_counts_every_step_of_every_unit(pipeline: PyramidFlow) -> None:
+    seen: list[Progress] = []
+    pipeline.generate_latents([VideoInput("a ball")], settings(pipeline), progress=seen.append)
+    assert seen == [Progress(u, 3, s + 1, 4) for u in range(3) for s in range(4)]
+
+
+def test_several_videos_of_a_call_equal_each_alone(pipeline: PyramidFlow) -> None:
+    videos = [VideoInput("a ball", seed=1), VideoInput("FPV over the Great Wall at dawn", seed=2)]
+    together = pipeline.generate_latents(videos, settings(pipeline))
+    alone = [pipeline.generate_latents([video], settings(pipeline)) for video in videos]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(pipeline: PyramidFlow) -> None:
+    a, b, c = (pipeline.generate_latents([VideoInput("a", seed=s)], settings(pipeline)) for s in (4, 4, 5))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("num_made", [0, 1, 2, 3])
+def test_resumed_equals_uninterrupted(pipeline: PyramidFlow, num_made: int) -> None:
+    latents = pipeline.generate_latents([VideoInput("a ball", seed=9)], settings(pipeline))
+    resumed = VideoInput("a ball", seed=9, latents=latents[0, :, :num_made])
+    assert torch.equal(pipeline.generate_latents([resumed], settings(pipeline)), latents)
+
+
+def test_a_picture_becomes_unit_zero(pipeline: PyramidFlow) -> None:
+    video = VideoInput("it moves", image=picture())
+    latents = pipeline.generate_latents([video], settings(pipeline))
+    longer = pipeline.generate_latents([video], settings(pipeline, 4))
+    assert torch.equal(latents, longer[:, :, :3])
+    other = pipeline.generate_latents([VideoInput("it sinks", seed=3, image=picture())], settings(pipeline))
+    assert torch.equal(other[:, :, 0], latents[:, :, 0])
+    assert not torch.equal(other[:, :, 1], latents[:, :, 1])
+
+
+def test_a_single_picture_is_a_video_of_one_frame(pipeline: PyramidFlow) -> None:
+    assert pipeline.generate([VideoInput("a ball")], settings(pipeline, 1)).shape == (1, 1, 64, 128, 3)
+
+
+def test_a_tiled_stream_equals_the_tiled_whole(pipeline: PyramidFlow) -> None:
+    videos, tiling = [VideoInput("a ball")], Tiling(64)
+    whole = pipeline.generate(videos, settings(pipeline), tiling=tiling)
+    units = list(pipeline.stream(videos, settings(pipeline), tiling=tiling))
+    assert torch.equal(torch.cat(units, dim=1), whole)
+    assert not torch.equal(pipeline.generate(videos, settings(pipeline)), whole)
+
+
+@pytest.mark.parametrize("offload", ["model", "layers"])
+def test_offloading_changes_nothing(mmdit: Path, offload: Offload) -> None:
+    videos = [VideoInput("a ball", image=picture())]
+    plain, offloaded = (PyramidFlow.from_pretrained(mmdit, offload=where) for where in ("none", offload))  # type: ignore[arg-type]
+    assert torch.equal(
+        offloaded.generate(videos, settings(offloaded)), torch.cat(list(plain.stream(videos, settings(plain))), dim=1)
+    )
+
+
+def test_bfloat16_makes_a_video(miniflux: Path) -> None:
+    pipeline = PyramidFlow.from_pretrained(miniflux, dtype=torch.bfloat16)
+    latents = pipeline.generate_latents([VideoInput("a ball")], settings(pipeline))
+    exact = PyramidFlow.from_pretrained(miniflux).generate_latents([VideoInput("a ball")], settings(pipeline))
+    assert latents.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(latents.flatten(), exact.flatten(), dim=0) > 0.99
+
+
+def test_what_does_not_fit_is_refused_before_any_work(pipeline: PyramidFlow) -> None:
+    fine = settings(pipeline)
+    with pytest.raises(ValueError, match="give at least one"):
+        pipeline.stream([], fine)
+    with pytest.raises(ValueError, match="latents: shape"):
+        pipeline.stream([VideoInput("a", latents=torch.zeros(16, 1, 4, 4))], fine)
+    with pytest.raises(ValueError, match="at most 3 frames"):
+        pipeline.stream([VideoInput("a", latents=torch.zeros(16, 4, 8, 16))], fine)
+    with pytest.raises(ValueError, match="must begin at the same unit"):
+        pipeline.stream([VideoInput("a"), VideoInput("b", image=picture())], fine)
+    with pytest.raises(ValueError, match="size=100x64"):
+        pipeline.settings(width=100, height=64)
+    with pytest.raises(ValueError, match="give both"):
+        pipeline.settings(width=128)
+    with pytest.raises(ValueError, match="num_latent_frames=0"):
+        pipeline.settings(num_latent_frames=0)
