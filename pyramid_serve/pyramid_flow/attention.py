@@ -89,10 +89,9 @@ def _frame_groups(span: SequenceSpan, device: torch.device) -> Iterator[tuple[in
 @lru_cache(maxsize=1024)
 def _group_mask(start: int, frame_ends: tuple[int, ...], device: torch.device) -> Tensor:
     """(queries, keys) of the frames that end at ``frame_ends``, the first beginning at ``start``; keys begin at 0."""
-    starts = torch.tensor((start, *frame_ends[:-1]), device=device)
-    ends = torch.tensor(frame_ends, device=device)
+    starts, ends = torch.tensor((start, *frame_ends[:-1])), torch.tensor(frame_ends)
     visible_until = ends.repeat_interleave(ends - starts)
-    return torch.arange(frame_ends[-1], device=device)[None, :] < visible_until[:, None]
+    return (torch.arange(frame_ends[-1])[None, :] < visible_until[:, None]).to(device)
 
 
 @lru_cache(maxsize=1)
