@@ -1,0 +1,115 @@
+"""The TextEncoder deployment: prompts to embeddings, in batches, with a cache of what was encoded before."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from ray import serve
+
+from deployments.engine import EngineStats, Forward
+from deployments.measures import CallMetrics, ForwardMetrics, replica_name, replica_stats
+from deployments.model_config import ModelConfig
+from deployments.wire import ReplicaStats, WirePromptEmbeds, prompt_to_wire
+from pyramid_serve.pyramid_flow import text_encoder
+
+MIB = 2**20
+
+
+class TextEncoderConfig(ModelConfig):
+    max_batch_size: PositiveInt = 16
+    """Prompts of one forward."""
+    batch_wait_timeout_s: NonNegativeFloat = 0.01
+    """How long a prompt waits for others."""
+    cache_bytes: NonNegativeInt = 256 * MIB
+    """Embeddings kept; one takes at most 1 MiB with the published models in bfloat16."""
+
+
+class EmbedsCache:
+    """Embeddings by prompt within a budget of bytes, the least recently used dropped first."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._num_bytes = 0
+        self._entries: OrderedDict[str, WirePromptEmbeds] = OrderedDict()
+
+    def get(self, prompt: str) -> WirePromptEmbeds | None:
+        if prompt not in self._entries:
+            return None
+        self._entries.move_to_end(prompt)
+        return self._entries[prompt]
+
+    def put(self, prompt: str, embeds: WirePromptEmbeds) -> None:
+        previous = self._entries.pop(prompt, None)
+        self._num_bytes += embeds.num_bytes - (0 if previous is None else previous.num_bytes)
+        self._entries[prompt] = embeds
+        while self._num_bytes > self._budget_bytes:
+            _, dropped = self._entries.popitem(last=False)
+            self._num_bytes -= dropped.num_bytes
+
+
+@serve.deployment
+class TextEncoder:
+    """Holds the text encoders of a checkpoint."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        """Loads the encoders and encodes the empty prompt, so the first call finds everything set up."""
+        config.apply_num_threads()
+        self._replica = replica_name()
+        self._encoder = text_encoder.TextEncoder.from_pretrained(
+            config.source, dtype=config.torch_dtype, device=config.torch_device
+        )
+        self._encode([""])
+        self._cache = EmbedsCache(config.cache_bytes)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text_encoder")
+        self._calls, self._metrics = CallMetrics(), ForwardMetrics()
+        self._stats = EngineStats()
+        self._num_waiting = 0
+        batched = serve.batch(max_batch_size=config.max_batch_size, batch_wait_timeout_s=config.batch_wait_timeout_s)
+        self._encode_batched = batched(self._encode_batch)
+
+    async def encode(self, prompt: str) -> WirePromptEmbeds:
+        """The embeddings of a prompt just as it stands: its suffix is the caller's to add."""
+        with self._calls.of("encode"):
+            cached = self._cache.get(prompt)
+            if cached is not None:
+                return cached
+            self._num_waiting += 1
+            try:
+                embeds: WirePromptEmbeds = await self._encode_batched(prompt)
+                return embeds
+            finally:
+                self._num_waiting -= 1
+
+    async def stats(self) -> ReplicaStats:
+        return replica_stats(self._replica, replace(self._stats, num_present=self._num_waiting))
+
+    async def _encode_batch(self, prompts: list[str]) -> list[WirePromptEmbeds]:
+        """Each prompt's embeddings; equal ones, and those that a batch before this one has brought, once."""
+        found = {prompt: embeds for prompt in prompts if (embeds := self._cache.get(prompt)) is not None}
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+        if missing:
+            started = time.time()
+            encoded = await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, missing)
+            self._record(Forward(len(missing), 0, started, time.time()))
+            for prompt, embeds in zip(missing, encoded, strict=True):
+                found[prompt] = embeds
+                self._cache.put(prompt, embeds)
+        return [found[prompt] for prompt in prompts]
+
+    def _encode(self, prompts: Sequence[str]) -> list[WirePromptEmbeds]:
+        with torch.inference_mode():
+            return [prompt_to_wire(embeds) for embeds in self._encoder.encode(prompts)]
+
+    def _record(self, forward: Forward) -> None:
+        self._stats = replace(
+            self._stats,
+            num_forwards=self._stats.num_forwards + 1,
+            num_slots=self._stats.num_slots + forward.num_slots,
+            busy_seconds=self._stats.busy_seconds + forward.seconds,
+        )
+        self._metrics.record(forward, replace(self._stats, queue_depth=max(self._num_waiting - forward.num_slots, 0)))
