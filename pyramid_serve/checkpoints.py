@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pyramid_serve.pyramid_flow.shapes import SIZE_MULTIPLE, seconds_of
+from pyramid_serve.pyramid_flow.shapes import PIXELS_PER_TOKEN, SIZE_MULTIPLE, seconds_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,8 @@ def resolve(source: Source, *, parts: Sequence[str] = (), cache: Path | None = N
 
     Raises ``CheckpointError`` for a source that is not there or lacks one of the parts.
     """
+    if not str(source):
+        raise CheckpointError("model: must name a folder, a URL, a Hub id or a model in the package")
     if isinstance(source, str) and (packaged := PACKAGED / source).parent == PACKAGED and packaged.is_dir():
         folder = packaged
     elif isinstance(source, str) and "://" in source:
@@ -179,6 +181,8 @@ def _copy_from_url(url: str, parts: Sequence[str], cache: Path) -> Path:
     if not found:
         raise CheckpointError(f"{url}: no such folder")
     if isinstance(filesystem, LocalFileSystem):
+        if not Path(root).is_dir():
+            raise CheckpointError(f"{url}: a file, but a checkpoint is a folder")
         return Path(root)
     files = {path.removeprefix(root).lstrip("/"): info for path, info in found.items()}
     folder = cache / hashlib.sha256(f"{url} {_stamp(files)}".encode()).hexdigest()[:24]
@@ -258,8 +262,14 @@ def load_module(
 
     Raises ``CheckpointError`` naming the keys that are missing or misshapen; those left over are logged as a warning.
     """
-    with torch.device("meta"):
-        module = build(read_config(folder))
+    config = read_config(folder)
+    try:
+        with torch.device("meta"):
+            module = build(config)
+    except KeyError as error:
+        raise CheckpointError(f"{folder}/config.json: {error.args[0]} is missing") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder}/config.json: {error}") from error
     expected = module.state_dict()
     stored = load_state(folder)
     _check_keys(folder, expected, stored)
@@ -366,6 +376,8 @@ class Capabilities:
 
     sizes: Annotated[tuple[tuple[_Pixels, _Pixels], ...], Field(min_length=1)] | None = None
     """(width, height) in pixels, the default first. None: every legal size."""
+    max_side: _Pixels | None = None
+    """The largest width or height in pixels, which a sine table of positions sets. None: any."""
     max_num_latent_frames: _Count | None = None
     """The longest video. None: any."""
     default_num_latent_frames: _Count = 16
@@ -390,7 +402,10 @@ class Capabilities:
     @property
     def default_size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
-        return self.sizes[0] if self.sizes else (640, 384)
+        if self.sizes:
+            return self.sizes[0]
+        width, height = _PUBLISHED_CAPABILITIES[VARIANT_PREFIX + "384p"]["sizes"][0]
+        return (width, height) if self.max_side is None else (min(width, self.max_side), min(height, self.max_side))
 
     @property
     def image_only(self) -> bool:
@@ -405,6 +420,8 @@ class Capabilities:
                 raise ValueError(f"size={width}x{height}: this model makes {allowed}")
         elif min(width, height) <= 0 or width % SIZE_MULTIPLE or height % SIZE_MULTIPLE:
             raise ValueError(f"size={width}x{height}: width and height must be positive multiples of {SIZE_MULTIPLE}")
+        elif self.max_side is not None and max(width, height) > self.max_side:
+            raise ValueError(f"size={width}x{height}: this model's positions reach to {self.max_side} pixels a side")
 
     def check_num_latent_frames(self, num_latent_frames: int) -> None:
         """``ValueError`` unless the model makes videos of this length."""
@@ -452,7 +469,9 @@ def capabilities(source: Source, variant: str | None = None) -> Capabilities:
     folder, name = resolve(source), choose_variant(source, variant)
     config = read_config(folder / name)
     is_published = any(known.items() <= _scalars(config).items() for known in _PUBLISHED_TRANSFORMERS)
-    fields = _PUBLISHED_CAPABILITIES.get(name, {}) if is_published else {}
+    fields = dict(_PUBLISHED_CAPABILITIES.get(name, {})) if is_published else {}
+    if isinstance(table_size := config.get("pos_embed_max_size"), int):
+        fields["max_side"] = table_size * PIXELS_PER_TOKEN // SIZE_MULTIPLE * SIZE_MULTIPLE
     file = folder / CAPABILITIES_FILE
     if not file.exists():
         return _parse_capabilities(file, fields)

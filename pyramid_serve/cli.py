@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from pyramid_serve import api
 
@@ -14,6 +15,7 @@ Command = Callable[[argparse.Namespace], None]
 
 INTERRUPTED = 130
 USER_ERROR = 2
+OUR_ERROR = 1
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -168,12 +170,23 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
     except KeyboardInterrupt:
         print(f"pyramid-serve {parsed.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        print(f"pyramid-serve {parsed.command}: {error}", file=sys.stderr)
+        return OUR_ERROR
     return 0
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: {message}\n")
 
 
 def new_parser() -> tuple[argparse.ArgumentParser, "argparse._SubParsersAction[argparse.ArgumentParser]"]:
     """The parser of ``pyramid-serve``, and where commands are added."""
-    parser = argparse.ArgumentParser(prog="pyramid-serve", description="Text and pictures in, video out.")
+    said = "Text and pictures in, video out."
+    parser: argparse.ArgumentParser = OneLineParser(prog="pyramid-serve", description=said)
     return parser, parser.add_subparsers(dest="command", required=True, metavar="command")
 
 

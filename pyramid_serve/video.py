@@ -72,6 +72,8 @@ def check_video_path(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{path}: must end in .mp4, .gif, .png (a single frame) or nothing (a folder of PNG files)")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path}: {path.parent} cannot be written to")
     if path.suffix and path.is_dir():
         raise ValueError(f"{path}: is a folder")
     if not path.suffix and path.exists() and (not path.is_dir() or any(path.iterdir())):

@@ -86,17 +86,20 @@ def _frame_groups(span: SequenceSpan, device: torch.device) -> Iterator[tuple[in
             start, pending = end, []
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
+@torch.inference_mode(False)
 def _group_mask(start: int, frame_ends: tuple[int, ...], device: torch.device) -> Tensor:
     """(queries, keys) of the frames that end at ``frame_ends``, the first beginning at ``start``; keys begin at 0."""
-    starts, ends = torch.tensor((start, *frame_ends[:-1])), torch.tensor(frame_ends)
-    visible_until = ends.repeat_interleave(ends - starts)
-    return (torch.arange(frame_ends[-1])[None, :] < visible_until[:, None]).to(device)
+    with torch.device("cpu"):
+        starts, ends = torch.tensor((start, *frame_ends[:-1])), torch.tensor(frame_ends)
+        visible_until = ends.repeat_interleave(ends - starts)
+        return (torch.arange(frame_ends[-1])[None, :] < visible_until[:, None]).to(device)
 
 
 @lru_cache(maxsize=1)
 def _compiled_flex() -> "FlexFunction":
-    compiled: FlexFunction = torch.compile(flex_attention, dynamic=True)
+    # fullgraph: past the limit of compiles an error, and not attention over a whole (L, L) score matrix.
+    compiled: FlexFunction = torch.compile(flex_attention, dynamic=True, fullgraph=True)
     return compiled
 
 
@@ -111,29 +114,34 @@ def _flex(function: "FlexFunction", q: Tensor, k: Tensor, v: Tensor, layout: Pac
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _block_mask(spans: tuple[SequenceSpan, ...], device: torch.device) -> BlockMask:
     """The block mask of a pack, from its spans alone: no (L, L) mask is ever built.
 
     The keys that a token sees run from its sequence's start to the end of its frame. Over a block of queries both
     bounds only grow, so the keys' blocks that any query sees are one range, and those that all see another within it.
     """
-    lengths = torch.tensor([b - a for s in spans for a, b in zip((s.start, *s.frame_ends), s.frame_ends, strict=False)])
-    ends = torch.tensor([end for s in spans for end in s.frame_ends]).repeat_interleave(lengths)
-    starts = torch.tensor([s.start for s in spans]).repeat_interleave(torch.tensor([s.end - s.start for s in spans]))
-    num_tokens = spans[-1].end
-    first = torch.arange(0, num_tokens, FLEX_BLOCK)
-    last = (first + FLEX_BLOCK - 1).clamp(max=num_tokens - 1)
-    any_start = starts[first] // FLEX_BLOCK
-    any_end = (ends[last] + FLEX_BLOCK - 1) // FLEX_BLOCK
-    full_start = (starts[last] + FLEX_BLOCK - 1) // FLEX_BLOCK
-    full_end = torch.maximum(ends[first] // FLEX_BLOCK, full_start)
-    num_full = full_end - full_start
-    num_partial = any_end - any_start - num_full
-    column = torch.arange(int((any_end - any_start).max()))
-    full = full_start[:, None] + column
-    before = any_start[:, None] + column
-    partial = torch.where(before < full_start[:, None], before, before + num_full[:, None])
-    starts, ends = starts.to(device), ends.to(device)
+    frame_ends = [end for span in spans for end in span.frame_ends]
+    frame_starts = [start for span in spans for start in (span.start, *span.frame_ends[:-1])]
+    num_tokens = frame_ends[-1]
+    with torch.device("cpu"):
+        lengths = torch.tensor(frame_ends) - torch.tensor(frame_starts)
+        ends = torch.tensor(frame_ends).repeat_interleave(lengths)
+        starts = torch.tensor([span.start for span in spans for _ in span.frame_ends]).repeat_interleave(lengths)
+        first = torch.arange(0, num_tokens, FLEX_BLOCK)
+        last = (first + FLEX_BLOCK - 1).clamp(max=num_tokens - 1)
+        any_start = starts[first] // FLEX_BLOCK
+        any_end = (ends[last] + FLEX_BLOCK - 1) // FLEX_BLOCK
+        full_start = (starts[last] + FLEX_BLOCK - 1) // FLEX_BLOCK
+        full_end = torch.maximum(ends[first] // FLEX_BLOCK, full_start)
+        num_full = full_end - full_start
+        num_partial = any_end - any_start - num_full
+        # As wide as there are blocks, though no row fills that: one shape of mask for every pack, so one compile.
+        column = torch.arange(first.shape[0])
+        full = full_start[:, None] + column
+        before = any_start[:, None] + column
+        partial = torch.where(before < full_start[:, None], before, before + num_full[:, None])
+    starts, ends = starts.to(device=device, dtype=torch.int32), ends.to(device=device, dtype=torch.int32)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key >= starts[query]) & (key < ends[query])
@@ -141,12 +149,11 @@ def _block_mask(spans: tuple[SequenceSpan, ...], device: torch.device) -> BlockM
     def on_device(x: Tensor) -> Tensor:
         return x.to(device=device, dtype=torch.int32)[None, None].contiguous()
 
-    limit = first.shape[0] - 1
     return BlockMask.from_kv_blocks(
         on_device(num_partial),
-        on_device(partial.clamp(max=limit)),
+        on_device(partial.clamp(max=first.shape[0] - 1)),
         on_device(num_full),
-        on_device(full.clamp(max=limit)),
+        on_device(full.clamp(max=first.shape[0] - 1)),
         BLOCK_SIZE=FLEX_BLOCK,
         mask_mod=sees,
         seq_lengths=(num_tokens, num_tokens),

@@ -21,7 +21,7 @@ from pyramid_serve.pyramid_flow.layers import (
     TimeTextEmbed,
     apply_rope,
     modulate,
-    rope_table,
+    pack_rope,
 )
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PackLayout, layout_of, patchify, unpatchify
 
@@ -45,7 +45,9 @@ class FluxConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "FluxConfig":
-        """From a published ``config.json``. Raises ``ValueError`` where the RoPE axes do not fill a head."""
+        """From a published ``config.json``. Raises ``ValueError`` for what would be another model than this."""
+        if config.get("patch_size", 1) != 1:  # of patches that are split off before
+            raise ValueError(f"patch_size={config['patch_size']}: must be 1")
         parsed = cls(
             num_double_blocks=config["num_layers"],
             num_single_blocks=config["num_single_layers"],
@@ -88,10 +90,12 @@ class Flux(nn.Module):
 
     def forward(self, sequences: Sequence[ClipSequence], *, attention: Attention = block_attention) -> list[Tensor]:
         """Predictions for the current clip of each sequence, float32, shaped like it: (C, T, h, w)."""
-        dtype, device = self.proj_out.weight.dtype, sequences[0].clips[0].device
         shapes = tuple(sequence.shape for sequence in sequences)
+        if not shapes:
+            raise ValueError("sequences: give at least one")
+        dtype, device = self.proj_out.weight.dtype, sequences[0].clips[0].device
         layout = layout_of(shapes, device)
-        rope = rope_table(layout.positions, self.config.axes_dims)
+        rope = pack_rope(shapes, self.config.axes_dims, device)
         timesteps = torch.tensor([s.timestep for s in sequences], dtype=torch.float32, device=device)
         pooled = torch.stack([s.prompt.pooled_prompt_embeds for s in sequences]).to(dtype)
         conditioning = self.time_text_embed(timesteps, pooled)  # (S, D)

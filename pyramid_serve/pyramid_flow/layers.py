@@ -4,6 +4,7 @@ S sequences in the pack, L tokens of a stream, N heads, D width, d head size.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pyramid_serve.pyramid_flow.attention import Attention
-from pyramid_serve.pyramid_flow.pack import PackLayout
+from pyramid_serve.pyramid_flow.pack import PackLayout, SequenceShape, layout_of
 
 ROPE_THETA = 10000.0
 NUM_TIMESTEP_FREQUENCIES = 256
@@ -29,6 +30,17 @@ def rope_table(positions: Tensor, axes_dims: tuple[int, ...]) -> Tensor:
         angles.append(positions[:, axis, None].double() * frequencies)
     angle = torch.cat(angles, dim=1)
     return torch.stack([angle.cos(), angle.sin()], dim=-1).float()[:, None]
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept may be used with gradients later
+def pack_rope(shapes: tuple[SequenceShape, ...], axes_dims: tuple[int, ...], device: torch.device) -> Tensor:
+    """The :func:`rope_table` of a pack, from the first ``len(axes_dims)`` axes of its tokens' positions.
+
+    Computed on the CPU, for some devices have no float64, and kept as the layout is.
+    """
+    positions = layout_of(shapes, device).positions[:, : len(axes_dims)]
+    return rope_table(positions, axes_dims).to(device)
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pyramid_serve.pyramid_flow.attention import Attention, block_attention
-from pyramid_serve.pyramid_flow.layers import FinalModulation, JointBlock, TimeTextEmbed, rope_table
+from pyramid_serve.pyramid_flow.layers import FinalModulation, JointBlock, TimeTextEmbed, pack_rope
 from pyramid_serve.pyramid_flow.pack import ClipSequence, layout_of, unpatchify
 from pyramid_serve.pyramid_flow.shapes import PATCH_SIZE
 
@@ -37,9 +37,17 @@ class MMDiTConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "MMDiTConfig":
-        """From a published ``config.json``. Raises ``ValueError`` for a patch size that is not the model's."""
-        if config["patch_size"] != PATCH_SIZE:
-            raise ValueError(f"patch_size={config['patch_size']}: must be {PATCH_SIZE}")
+        """From a published ``config.json``. Raises ``ValueError`` for what would be another model than this."""
+        width = config["num_attention_heads"] * config["attention_head_dim"]
+        built = {
+            "patch_size": PATCH_SIZE,
+            "qk_norm": "rms_norm",
+            "pos_embed_type": "sincos",
+            "caption_projection_dim": width,
+        }
+        for name, value in built.items():
+            if config.get(name, value) != value:
+                raise ValueError(f"{name}={config[name]!r}: must be {value!r}")
         return cls(
             num_layers=config["num_layers"],
             num_heads=config["num_attention_heads"],
@@ -81,10 +89,12 @@ class MMDiT(nn.Module):
 
     def forward(self, sequences: Sequence[ClipSequence], *, attention: Attention = block_attention) -> list[Tensor]:
         """Predictions for the current clip of each sequence, float32, shaped like it: (C, T, h, w)."""
-        dtype, device = self.proj_out.weight.dtype, sequences[0].clips[0].device
         shapes = tuple(sequence.shape for sequence in sequences)
+        if not shapes:
+            raise ValueError("sequences: give at least one")
+        dtype, device = self.proj_out.weight.dtype, sequences[0].clips[0].device
         layout = layout_of(shapes, device)
-        rope = rope_table(layout.positions[:, :1], (self.config.head_size,))
+        rope = pack_rope(shapes, (self.config.head_size,), device)
         timesteps = torch.tensor([s.timestep for s in sequences], dtype=torch.float32, device=device)
         pooled = torch.stack([s.prompt.pooled_prompt_embeds for s in sequences]).to(dtype)
         conditioning = self.time_text_embed(timesteps, pooled)  # (S, D)

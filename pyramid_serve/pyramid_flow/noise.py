@@ -37,15 +37,15 @@ class SeededNoise:
     shape: LatentShape
 
     def initial(self, unit: int) -> Tensor:
-        return torch.randn(LATENT_CHANNELS, 1, *self.shape.size_at(NUM_STAGES - 1), generator=self._generator(unit, 0))
+        return self._draw(unit, 0, self.shape.size_at(NUM_STAGES - 1))
 
     def block(self, unit: int, stage: int) -> Tensor:
-        noise = torch.randn(LATENT_CHANNELS, 1, *self.shape.size_at(stage), generator=self._generator(unit, stage))
-        return block_noise(noise)
+        return block_noise(self._draw(unit, stage, self.shape.size_at(stage)))
 
-    def _generator(self, unit: int, stage: int) -> torch.Generator:
+    def _draw(self, unit: int, stage: int, size: tuple[int, int]) -> Tensor:
         digest = hashlib.blake2b(f"{self.seed}/{unit}/{stage}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest) >> 1)
+        return torch.randn(LATENT_CHANNELS, 1, *size, generator=generator, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ def block_noise(standard_normal: Tensor) -> Tensor:
     Drawn directly: the covariance is singular, and what is left of white noise without its block mean has just this
     shape. Source: arXiv 2410.05954, section 3.2.
     """
-    mean = F.avg_pool2d(standard_normal, 2).repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
-    return (standard_normal - mean) * math.sqrt(1 + GAMMA)
+    blocks = standard_normal.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # (..., h/2, 2, w/2, 2)
+    noise: Tensor = (blocks - blocks.mean(dim=(-3, -1), keepdim=True)) * math.sqrt(1 + GAMMA)
+    return noise.reshape(standard_normal.shape)
 
 
 def halve_noise(noise: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ videos, units, stages and timesteps, with no padding: cost is the sum over the s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -44,6 +44,17 @@ class ClipSequence:
     prompt: PromptEmbeds
     clips: tuple[Tensor, ...]
     timestep: float
+
+    def __post_init__(self) -> None:
+        """``ValueError`` for clips that do not split into patches, or are larger than the current one."""
+        if not self.clips:
+            raise ValueError("clips: give at least the current one")
+        height, width = self.clips[-1].shape[-2:]
+        for clip in self.clips:
+            if clip.ndim != 4 or clip.shape[2] % PATCH_SIZE or clip.shape[3] % PATCH_SIZE:
+                raise ValueError(f"clips: shape {tuple(clip.shape)}, must be (C, T, h, w) with even h and w")
+            if clip.shape[2] > height or clip.shape[3] > width:
+                raise ValueError(f"clips: {tuple(clip.shape)} is larger than the current one, {height} x {width}")
 
     @property
     def shape(self) -> "SequenceShape":
@@ -104,25 +115,21 @@ class PackLayout(NamedTuple):
     time: Tensor
     """(L,) the frame number of each token of the pack; text counts as 0."""
     positions: Tensor
-    """(L, 3) float: time, row, column in the grid of the sequence's current clip; text is at (0, 0, 0)."""
+    """(L, 3) float, on the CPU: time, row, column in the grid of the current clip; text is at (0, 0, 0)."""
     text: Tensor
     """Where the text stream's tokens stand in the pack."""
     image: Tensor
     """Where the image stream's tokens stand in the pack."""
     current: Tensor
     """Where, in the *image* stream, the current clips' tokens stand."""
+    text_sequence: Tensor
+    """The sequence of each token of the text stream."""
+    image_sequence: Tensor
+    """The sequence of each token of the image stream."""
 
     @property
     def num_tokens(self) -> int:
         return self.sequence.shape[0]
-
-    @property
-    def text_sequence(self) -> Tensor:
-        return self.sequence[self.text]
-
-    @property
-    def image_sequence(self) -> Tensor:
-        return self.sequence[self.image]
 
     def join(self, text: Tensor, image: Tensor) -> Tensor:
         """Both streams (num_text, ...) and (num_image, ...) as one in the pack's order (L, ...)."""
@@ -136,9 +143,20 @@ class PackLayout(NamedTuple):
         return packed[self.text], packed[self.image]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept may be used with gradients later
 def layout_of(shapes: tuple[SequenceShape, ...], device: torch.device) -> PackLayout:
-    """The layout of a pack. Kept for the last packs, since a pack's shape stays for all steps of a stage."""
+    """The layout of a pack. Kept for the last packs, since a pack's shape stays for all steps of a stage.
+
+    Raises ``ValueError`` for an empty pack.
+    """
+    if not shapes:
+        raise ValueError("sequences: give at least one")
+    with torch.device("cpu"):
+        return _new_layout(shapes, device)
+
+
+def _new_layout(shapes: tuple[SequenceShape, ...], device: torch.device) -> PackLayout:
     starts = list(accumulate((shape.num_tokens for shape in shapes), initial=0))
     spans, sequence, time, positions, is_text, is_current = [], [], [], [], [], []
     for index, (shape, start) in enumerate(zip(shapes, starts, strict=False)):
@@ -150,16 +168,17 @@ def layout_of(shapes: tuple[SequenceShape, ...], device: torch.device) -> PackLa
         token = torch.arange(shape.num_tokens)
         is_text.append(token < shape.num_text_tokens)
         is_current.append(token >= shape.num_tokens - shape.num_current_tokens)
-    text_mask, current_mask = torch.cat(is_text), torch.cat(is_current)
-    move = partial(torch.Tensor.to, device=device)
+    text_mask, current_mask, sequences = torch.cat(is_text), torch.cat(is_current), torch.cat(sequence)
     return PackLayout(
         spans=tuple(spans),
-        sequence=move(torch.cat(sequence)),
-        time=move(torch.cat(time)),
-        positions=move(torch.cat(positions)),
-        text=move(text_mask.nonzero().squeeze(1)),
-        image=move((~text_mask).nonzero().squeeze(1)),
-        current=move(current_mask[~text_mask].nonzero().squeeze(1)),
+        sequence=sequences.to(device),
+        time=torch.cat(time).to(device),
+        positions=torch.cat(positions),
+        text=text_mask.nonzero().squeeze(1).to(device),
+        image=(~text_mask).nonzero().squeeze(1).to(device),
+        current=current_mask[~text_mask].nonzero().squeeze(1).to(device),
+        text_sequence=sequences[text_mask].to(device),
+        image_sequence=sequences[~text_mask].to(device),
     )
 
 

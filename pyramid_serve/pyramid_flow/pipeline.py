@@ -74,7 +74,8 @@ def settings_for(
     if (width is None) != (height is None):
         raise ValueError("size: give both width and height, or neither")
     default_width, default_height = capabilities.default_size
-    width, height = width or default_width, height or default_height
+    if width is None or height is None:
+        width, height = default_width, default_height
     num_latent_frames = capabilities.default_num_latent_frames if num_latent_frames is None else num_latent_frames
     capabilities.check_size(width, height)
     capabilities.check_num_latent_frames(num_latent_frames)
@@ -105,7 +106,8 @@ class VideoInput:
     """What one video of a call is made from.
 
     image: a picture to begin with, resized and cropped to the video's size; latents: (16, k, h, w) of units already
-    made, to go on from (then the picture is among them); noise: drawn from ``seed`` unless given.
+    made, to go on from, with the same ``image`` as before where there was one (their first is the picture, and the
+    model's own guidance depends on there being one); noise: drawn from ``seed`` unless given.
     """
 
     prompt: str
@@ -127,7 +129,7 @@ class VideoInput:
         if self.latents is None:
             return
         expected = (LATENT_CHANNELS, *shape.size_at(NUM_STAGES - 1))
-        channels, num_units, *size = self.latents.shape
+        channels, num_units, *size = self.latents.shape if self.latents.ndim == 4 else (0, 0)
         if (channels, *size) != expected or num_units > shape.num_latent_frames:
             raise ValueError(
                 f"latents: shape {tuple(self.latents.shape)}, must be {expected[0]} channels, at most "
@@ -176,7 +178,7 @@ class PyramidFlow:
         self.latent_scale = latent_scale
         self.capabilities = capabilities
         self.device = device
-        self.attention = attention_by_name(attention)
+        self._attention = attention_by_name(attention)
         self.offload = offload
         self._release = _offload_parts(self, offload)
 
@@ -196,7 +198,7 @@ class PyramidFlow:
         variant: e.g. "768p"; dtype: bfloat16 on CUDA and float32 elsewhere unless given; attention: "flex" on CUDA and
         "blocks" elsewhere unless given, see :mod:`attention`. Raises ``CheckpointError`` (a ``ValueError``).
         """
-        device = torch.device(device)
+        device = torch.empty(0, device=device).device  # with its index, which accelerate compares
         on_cuda = device.type == "cuda"
         dtype = dtype or (torch.bfloat16 if on_cuda else torch.float32)
         variant = choose_variant(source, variant)
@@ -245,7 +247,7 @@ class PyramidFlow:
     ) -> Tensor:
         """Whole videos, made side by side: 8-bit frames (B, F, H, W, 3). Arguments as for :meth:`stream`."""
         latents = self.generate_latents(videos, settings, tiling=tiling, progress=progress)
-        return torch.cat(list(self.decode(latents.split(1, dim=2), tiling=tiling)), dim=1)
+        return torch.cat(list(self.decode(latents, tiling=tiling)), dim=1)
 
     def stream(
         self,
@@ -260,7 +262,8 @@ class PyramidFlow:
         settings: from :meth:`settings`, the model's own unless given; tiling: of the VAE; progress: called after every
         step. Raises ``ValueError`` for what does not fit, before any work.
         """
-        return self.decode(self.stream_latents(videos, settings, tiling=tiling, progress=progress), tiling=tiling)
+        units = self.stream_latents(videos, settings, tiling=tiling, progress=progress)
+        return self._decode(self._taking_turns(units), tiling)
 
     def generate_latents(
         self,
@@ -296,17 +299,12 @@ class PyramidFlow:
             raise ValueError("videos: all of a call must begin at the same unit (with a picture, or without)")
         return self._denoise(videos, settings, tiling, progress)
 
-    def decode(self, units: Iterable[Tensor], *, tiling: Tiling | None = None) -> Iterator[Tensor]:
-        """Frames of each unit, as :meth:`stream` yields them, from each unit's latents (B, 16, 1, h, w) in turn."""
-        memory: DecoderMemory | None = None
-        for latents in units:
-            self._release("transformer")
-            with torch.inference_mode():
-                frames, memory = decode_unit(
-                    self.vae, self.latent_scale, latents.to(self.device), memory, tiling=tiling
-                )
+    def decode(self, latents: Tensor, *, tiling: Tiling | None = None) -> Iterator[Tensor]:
+        """Frames of each unit, as :meth:`stream` yields them, from finished latents (B, 16, T, h, w)."""
+        try:
+            yield from self._decode(latents.split(1, dim=2), tiling)
+        finally:
             self._release("vae")
-            yield frames.cpu()
 
     def encode_prompts(
         self, prompts: Sequence[str], *, prompt_suffix: str, negative_prompt: str
@@ -351,6 +349,26 @@ class PyramidFlow:
             histories = [append_unit(history, one) for history, one in zip(histories, latents, strict=True)]
             yield torch.stack(latents)
 
+    def _decode(self, units: Iterable[Tensor], tiling: Tiling | None) -> Iterator[Tensor]:
+        memory: DecoderMemory | None = None
+        for latents in units:
+            with torch.inference_mode():
+                frames, memory = decode_unit(
+                    self.vae, self.latent_scale, latents.to(self.device), memory, tiling=tiling
+                )
+            yield frames.cpu()
+
+    def _taking_turns(self, units: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The units, with the transformer off the device while one is decoded, and the VAE while one is made."""
+        try:
+            for latents in units:
+                self._release("transformer")
+                yield latents
+                self._release("vae")
+        finally:
+            self._release("transformer")
+            self._release("vae")
+
     def _begin(self, video: VideoInput, settings: VideoSettings, tiling: Tiling | None) -> Tensor:
         """The history (16, k, h, w) that a video starts with: what was made before, a picture, or nothing."""
         if video.latents is not None:
@@ -368,7 +386,7 @@ class PyramidFlow:
         def predict(sequences: Sequence[ClipSequence]) -> list[Tensor]:
             nonlocal at
             with torch.inference_mode():
-                predictions = self.transformer(sequences, attention=self.attention)
+                predictions = self.transformer(sequences, attention=self._attention)
             at = at._replace(step=at.step + 1)
             if progress is not None:
                 progress(at)

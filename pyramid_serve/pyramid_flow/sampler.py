@@ -32,10 +32,18 @@ class LinearGuidance:
     alpha: float = 0.5
     minimum: float = 2.0
 
+    def __post_init__(self) -> None:
+        for name in ("alpha", "minimum"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise ValueError(f"linear_guidance.{name}={getattr(self, name)}: must be between 0 and 100")
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Steps of each stage and strength of guidance, for unit 0 and for the others (``video_``)."""
+    """Steps of each stage and strength of guidance, for unit 0 and for the others (``video_``).
+
+    A ``guidance_scale`` of 0 switches guidance off for all units, as in the published code: the prompt alone counts.
+    """
 
     num_inference_steps: Steps = (20, 20, 20)
     video_num_inference_steps: Steps = (10, 10, 10)
@@ -61,6 +69,9 @@ class SamplingSettings:
         return sum(self.steps_of(unit))
 
     def guidance_of(self, unit: int) -> float:
+        """Guidance of a unit; at 1 the negative prompt has no part in the result."""
+        if self.guidance_scale == 0:
+            return 1.0
         if self.linear_guidance is not None:
             return max(self.guidance_scale - self.linear_guidance.alpha * unit, self.linear_guidance.minimum)
         return self.guidance_scale if unit == 0 else self.video_guidance_scale

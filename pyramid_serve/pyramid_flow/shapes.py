@@ -15,6 +15,8 @@ NUM_STAGES = 3
 PATCH_SIZE = 2
 SIZE_MULTIPLE = SPATIAL_FACTOR * PATCH_SIZE * 2 ** (NUM_STAGES - 1)
 """Pixels: the lowest stage still has to split into whole patches."""
+PIXELS_PER_TOKEN = SPATIAL_FACTOR * PATCH_SIZE
+"""Along each side, at the full stage."""
 
 
 def num_frames_of(num_latent_frames: int) -> int:

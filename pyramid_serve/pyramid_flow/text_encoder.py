@@ -5,6 +5,7 @@ Which encoders there are is read from their configs: every CLIP gives a pooled v
 of the folders; the T5 gives the sequence. That covers SD3 (CLIP-L, CLIP-G, T5) and miniFLUX (CLIP-L, T5).
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from pyramid_serve.pyramid_flow.pack import PromptEmbeds
 __all__ = ["DEFAULT_NEGATIVE_PROMPT", "DEFAULT_PROMPT_SUFFIX", "MAX_PROMPT_TOKENS", "PromptEmbeds", "TextEncoder"]
 
 MAX_PROMPT_TOKENS = 128
+MAX_CLIP_TOKENS = 77
+logger = logging.getLogger(__name__)
+
 _PARTS = ("text_encoder*", "tokenizer*")
 _ARCHITECTURES = ("CLIPTextModelWithProjection", "CLIPTextModel", "T5EncoderModel")
 
@@ -98,7 +102,7 @@ class TextEncoder:
         return embeds, tokens["attention_mask"], pooled
 
     def _pool(self, model: nn.Module, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-        tokens = self._tokenize(tokenizer, prompts, tokenizer.model_max_length)
+        tokens = self._tokenize(tokenizer, prompts, min(tokenizer.model_max_length, MAX_CLIP_TOKENS))
         # No mask, as published: the padding comes after the end token, which is where CLIP is read.
         output = model(input_ids=tokens["input_ids"])
         pooled: Tensor = output.text_embeds if "text_embeds" in output else output.pooler_output
@@ -134,11 +138,19 @@ def _load_encoder(part: Path, dtype: torch.dtype, device: torch.device) -> tuple
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
         model, report = getattr(transformers, architecture).from_pretrained(
-            part, dtype=dtype, local_files_only=True, output_loading_info=True
+            part, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{part}: cannot be loaded: {type(error).__name__}: {first_line}") from error
-    if report["missing_keys"]:
-        raise CheckpointError(f"{part}: missing keys: {', '.join(sorted(report['missing_keys'])[:10])}")
+    problems = [
+        f"{len(keys)} {what}: {', '.join(sorted(map(str, keys))[:10])}"
+        for what, keys in (("missing", report["missing_keys"]), ("misshapen", report["mismatched_keys"]))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{part}: weights do not fit the config: {'; '.join(problems)}")
+    if report["unexpected_keys"]:
+        unexpected = sorted(report["unexpected_keys"])
+        logger.warning("%s: %d unexpected keys are left out: %s", part, len(unexpected), ", ".join(unexpected[:10]))
     return architecture, model.to(device).eval().requires_grad_(False), tokenizer

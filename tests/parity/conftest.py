@@ -36,7 +36,8 @@ class Golden:
         """The settings of the ``t2v`` or the ``i2v`` run; what the latter does not name, it has from the former."""
         spec = dict(self.spec)
         if run == "i2v":  # its steps are those of the units after the picture
-            spec |= {"video_num_inference_steps": self.spec["i2v"]["num_inference_steps"], **self.spec["i2v"]}
+            steps = self.spec["i2v"].get("num_inference_steps", self.spec["video_num_inference_steps"])
+            spec |= {"video_num_inference_steps": steps, **self.spec["i2v"]}
         sampling = SamplingSettings(
             num_inference_steps=tuple(spec["num_inference_steps"]),
             video_num_inference_steps=tuple(spec["video_num_inference_steps"]),

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from pyramid_serve.pyramid_flow.attention import (
+    FLEX_BLOCK,
     GROUP_SIZE,
     Attention,
+    _block_mask,
     attention_by_name,
     block_attention,
     dense_attention,
@@ -85,3 +87,33 @@ def test_large_frames_take_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_attention_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"attention='fast': must be one of dense, blocks, flex"):
         attention_by_name("fast")
+
+
+def test_the_blocks_that_flex_attention_visits_are_those_that_are_needed() -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    for _ in range(20):
+        shapes = tuple(
+            SequenceShape(draw(1, 130), tuple((draw(1, 4), draw(1, 16), draw(1, 24)) for _ in range(draw(1, 5))))
+            for _ in range(draw(1, 6))
+        )
+        layout = layout_of(shapes, torch.device("cpu"))
+        sees = (layout.sequence[:, None] == layout.sequence) & (layout.time[:, None] >= layout.time)
+        mask = _block_mask(layout.spans, torch.device("cpu"))
+        for row, queries in enumerate(sees.split(FLEX_BLOCK)):
+            blocks = queries.split(FLEX_BLOCK, dim=1)
+            needed = {column for column, block in enumerate(blocks) if block.any()}
+            partial = visited(mask.kv_num_blocks, mask.kv_indices, row)
+            full = visited(mask.full_kv_num_blocks, mask.full_kv_indices, row)
+            assert not partial & full
+            assert partial | full == needed
+            assert all(blocks[column].all() for column in full)
+
+
+def visited(counts: torch.Tensor | None, indices: torch.Tensor | None, row: int) -> set[int]:
+    assert counts is not None
+    assert indices is not None
+    return set(indices[0, 0, row, : int(counts[0, 0, row])].tolist())

@@ -1,6 +1,7 @@
 import json
 import logging
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 
 from pyramid_serve import checkpoints
 from pyramid_serve.checkpoints import Capabilities, CheckpointError, load_module, load_state, resolve
+from pyramid_serve.pyramid_flow import autoencoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PUBLISHED_SD3 = {
@@ -495,3 +497,22 @@ def test_a_video_that_is_too_long_says_what_is_allowed(longest: int, message: st
     able = Capabilities(max_num_latent_frames=longest, default_num_latent_frames=1)
     with pytest.raises(ValueError, match=rf"^num_latent_frames=40: {message}$"):
         able.check_num_latent_frames(40)
+
+
+def test_a_sine_table_bounds_the_sizes(mmdit: Path) -> None:
+    able = checkpoints.capabilities(mmdit)
+    assert able.max_side == 512
+    assert able.default_size == (512, 384)
+    able.check_size(512, 64)
+    with pytest.raises(ValueError, match="size=576x64: this model's positions reach to 512 pixels"):
+        able.check_size(576, 64)
+
+
+def test_a_config_that_lacks_something_is_an_error_that_names_it(mmdit: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "part"
+    shutil.copytree(mmdit / "causal_video_vae", folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["encoder_layers_per_block"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="encoder_layers_per_block is missing"):
+        load_module(autoencoder.from_config, folder)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from pyramid_serve.pyramid_flow.pack import (
@@ -52,3 +53,18 @@ def test_patches_of_the_current_clips_come_back_as_clips() -> None:
     clips = [torch.randn(16, 1, 4, 8), torch.randn(16, 1, 2, 2)]
     again = unpatchify(torch.cat([patchify(clip) for clip in clips]), SHAPES)
     assert all(torch.equal(a, b) for a, b in zip(clips, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("clips", "said"),
+    [
+        ((), "at least the current one"),
+        (((16, 1, 5, 6),), "even h and w"),
+        (((16, 4, 6),), "must be"),
+        (((16, 1, 8, 8), (16, 1, 4, 8)), "larger than the current one"),
+    ],
+)
+def test_clips_that_make_no_sequence_are_refused(clips: tuple[tuple[int, ...], ...], said: str) -> None:
+    prompt = PromptEmbeds(torch.randn(5, 8), torch.randn(4))
+    with pytest.raises(ValueError, match=said):
+        ClipSequence(prompt, tuple(torch.zeros(shape) for shape in clips), 1.0)

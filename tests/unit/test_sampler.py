@@ -91,3 +91,11 @@ def test_linear_guidance_falls_to_its_minimum() -> None:
 def test_settings_out_of_range_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{field}="):
         SamplingSettings(**{field: value})
+
+
+def test_guidance_of_zero_is_off_for_every_unit() -> None:
+    settings = SamplingSettings(guidance_scale=0.0, video_guidance_scale=5.0)
+    assert {settings.guidance_of(unit) for unit in range(3)} == {1.0}
+    assert len(next(unit_steps(unit=1, settings=settings))) == 1
+    on = SamplingSettings(guidance_scale=5.0, video_guidance_scale=0.0)
+    assert len(next(unit_steps(unit=1, settings=on))) == 2

@@ -131,7 +131,17 @@ def test_missing_keys_are_named_and_not_made_up(checkpoint: Path) -> None:
     (dropped,) = (name for name in state if name.endswith("final_layer_norm.weight"))
     del state[dropped]
     save_file(state, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"missing keys: .*final_layer_norm.weight"):
+    with pytest.raises(CheckpointError, match=r"1 missing: .*final_layer_norm.weight"):
+        TextEncoder.from_pretrained(checkpoint)
+
+
+def test_misshapen_keys_are_named(checkpoint: Path) -> None:
+    file = checkpoint / "text_encoder/model.safetensors"
+    state = load_file(file)
+    (name,) = (name for name in state if name.endswith("final_layer_norm.weight"))
+    state[name] = state[name][:-1].clone()
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 misshapen: .*final_layer_norm.weight"):
         TextEncoder.from_pretrained(checkpoint)
 
 

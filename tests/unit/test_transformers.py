@@ -90,3 +90,19 @@ def test_rope_axes_that_do_not_fill_a_head_are_refused() -> None:
 def test_another_patch_size_is_refused() -> None:
     with pytest.raises(ValueError, match="patch_size=1"):
         mmdit.from_config({**MMDIT_CONFIG, "patch_size": 1})
+
+
+@both
+def test_what_was_run_in_inference_mode_can_be_trained_on(model: nn.Module) -> None:
+    sequence = random_sequence(unit=4, stage=1, timestep=500.0, num_tokens=11)
+    with torch.inference_mode():
+        model([sequence])
+    prompt = type(sequence.prompt)(sequence.prompt.prompt_embeds.requires_grad_(), sequence.prompt.pooled_prompt_embeds)
+    model([type(sequence)(prompt, sequence.clips, sequence.timestep)])[0].sum().backward()
+    assert prompt.prompt_embeds.grad is not None
+
+
+@both
+def test_an_empty_pack_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="give at least one"):
+        model([])
