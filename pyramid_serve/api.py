@@ -81,14 +81,15 @@ def created_at_of(video_id: str) -> float:
 
 def _parse_steps(value: object) -> object:
     """One number, or three; also as text, as multipart forms send them: ``20``, ``20,20,20`` or ``[20, 20, 20]``."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if isinstance(value, str):
         text = value.strip()
         try:
             value = json.loads(text if text.startswith("[") else f"[{text}]")
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise ValueError("must be one whole number, or one for each of the 3 stages") from None
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
     if isinstance(value, bool) or not isinstance(value, int | list | tuple):
         raise ValueError("must be one whole number, or one for each of the 3 stages")
     steps = (value,) * NUM_STAGES if isinstance(value, int) else tuple(value)
@@ -438,7 +439,9 @@ class VideoRecord(BaseModel):
     attempts: int = 0
     """Times that an orchestrator took the video up; also tells a late writer from the owner."""
     num_failures: int = 0
-    """Attempts that ended badly since a unit was last finished."""
+    """Attempts that ended with an error since a unit was last finished."""
+    num_losses: int = 0
+    """Owners lost since a unit was last finished."""
     not_before: float = 0.0
     """Not to be taken up again earlier."""
     owner: str | None = None

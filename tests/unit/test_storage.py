@@ -1,0 +1,182 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy
+import pytest
+
+from pyramid_serve.api import Status, VideoRecord, VideoRequest, VideoSpec, new_record, new_video_id, resolve
+from pyramid_serve.checkpoints import Capabilities
+from pyramid_serve.storage import VideoExistsError, VideoFile, VideoNotFoundError, VideoStore
+
+SPEC: VideoSpec = resolve(VideoRequest(prompt="a red ball", seed=1), Capabilities(), "mini")
+LATENTS = numpy.arange(16 * 8 * 16, dtype=numpy.float32).reshape(16, 1, 8, 16)
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VideoStore]:
+    roots = {"local": str(tmp_path / "a b"), "file": f"file://{tmp_path}/a b", "memory": "memory://videos/of/a/test"}
+    yield VideoStore(roots[request.param])
+    fsspec.filesystem("memory").store.clear()
+
+
+def record_at(created_at: float) -> VideoRecord:
+    return new_record(SPEC).model_copy(update={"id": new_video_id(created_at), "created_at": created_at})
+
+
+def accepted(store: VideoStore) -> VideoRecord:
+    record = new_record(SPEC)
+    store.create(record)
+    return record
+
+
+def test_a_record_is_read_as_it_was_written(store: VideoStore) -> None:
+    record = accepted(store)
+    assert store.read(record.id) == record
+    store.update(record.changed(status=Status.IN_PROGRESS))
+    assert store.read(record.id).status is Status.IN_PROGRESS
+
+
+def test_an_id_is_taken_once(store: VideoStore) -> None:
+    record = accepted(store)
+    with pytest.raises(VideoExistsError):
+        store.create(record)
+
+
+def test_what_is_not_there_is_said_so(store: VideoStore) -> None:
+    video_id = new_video_id()
+    reads = (
+        lambda: store.read(video_id),
+        lambda: store.delete(video_id),
+        lambda: store.update(record_at(1e9)),
+        lambda: store.fetch(video_id, VideoFile.VIDEO),
+        lambda: store.size_of(video_id, VideoFile.VIDEO),
+        lambda: store.load_fragment(video_id, 0),
+        lambda: store.load_unit_latents(video_id, 0),
+    )
+    for read in reads:
+        with pytest.raises(VideoNotFoundError):
+            read()
+    assert store.load_latents(video_id) == [] and store.num_fragments(video_id) == 0
+    assert store.page() == ([], False) and store.unfinished() == []
+
+
+@pytest.mark.parametrize("video_id", ["../../etc", "", "video_0", new_video_id() + "/.."])
+def test_what_is_no_id_never_becomes_a_path(store: VideoStore, video_id: str) -> None:
+    with pytest.raises(ValueError, match="must be video_"):
+        store.read(video_id)
+
+
+def test_pages_follow_the_order_of_creation(store: VideoStore) -> None:
+    ids = []
+    for created_at in (1e9, 1e9 + 1, 1e9 + 2):
+        record = record_at(created_at)
+        store.create(record)
+        ids.append(record.id)
+    newest, has_more = store.page(limit=2)
+    assert [record.id for record in newest] == [ids[2], ids[1]] and has_more
+    rest, has_more = store.page(limit=2, after=ids[1])
+    assert [record.id for record in rest] == [ids[0]] and not has_more
+    oldest, has_more = store.page(limit=2, newest_first=False)
+    assert [record.id for record in oldest] == ids[:2] and has_more
+    store.delete(ids[1])
+    assert [record.id for record in store.page(after=ids[1])[0]] == [ids[0]]
+    assert store.page(limit=0) == ([], True)
+
+
+def test_unfinished_videos_are_found_without_the_others(store: VideoStore) -> None:
+    queued, done = accepted(store), accepted(store)
+    store.update(done.changed(status=Status.COMPLETED))
+    assert store.unfinished() == [queued]
+
+
+def test_latents_and_fragments_come_back_up_to_the_first_that_is_missing(store: VideoStore) -> None:
+    record = accepted(store)
+    for unit in (0, 1, 3):
+        store.save_latents(record.id, unit, LATENTS + unit)
+        store.save_fragment(record.id, unit, bytes([unit]))
+    loaded = store.load_latents(record.id)
+    assert len(loaded) == 2 and numpy.array_equal(loaded[1], LATENTS + 1) and loaded[1].dtype == numpy.float32
+    assert numpy.array_equal(store.load_unit_latents(record.id, 3), LATENTS + 3)
+    assert store.num_fragments(record.id) == 2
+    assert store.load_fragment(record.id, 1) == b"\x01"
+
+
+def test_files_are_attached_and_read_in_parts(store: VideoStore, tmp_path: Path) -> None:
+    record = new_record(SPEC)
+    store.create(record, picture=b"picture")
+    assert store.fetch(record.id, VideoFile.PICTURE) == b"picture"
+    (tmp_path / "made.mp4").write_bytes(b"0123456789")
+    store.attach(record.id, VideoFile.VIDEO, tmp_path / "made.mp4")
+    store.attach(record.id, VideoFile.THUMBNAIL, b"webp")
+    assert store.fetch(record.id, VideoFile.VIDEO) == b"0123456789"
+    assert store.size_of(record.id, VideoFile.VIDEO) == 10
+    assert store.read_range(record.id, VideoFile.VIDEO, 2, 5) == b"234"
+
+
+def test_a_deleted_video_stays_deleted_under_a_late_writer(store: VideoStore) -> None:
+    record = accepted(store)
+    store.save_latents(record.id, 0, LATENTS)
+    store.delete(record.id)
+    with pytest.raises(VideoNotFoundError):
+        store.save_latents(record.id, 1, LATENTS)
+    with pytest.raises(VideoNotFoundError):
+        store.update(record)
+    assert not store.exists(record.id) and store.ids() == [] and store.unfinished() == []
+
+
+def test_a_video_deleted_between_look_and_write_leaves_nothing(
+    store: VideoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = accepted(store)
+    put = VideoStore._put
+
+    def delete_then_put(self: VideoStore, path: str, content: bytes) -> None:
+        monkeypatch.undo()
+        store.delete(record.id)
+        put(self, path, content)
+
+    monkeypatch.setattr(VideoStore, "_put", delete_then_put)
+    with pytest.raises(VideoNotFoundError):
+        store.save_fragment(record.id, 0, b"late")
+    assert store.ids() == []
+
+
+def test_a_sweep_takes_what_has_expired_and_nothing_else(store: VideoStore) -> None:
+    expired, kept, running, young = (record_at(1000.0 + index) for index in range(4))
+    young = record_at(5000.0)
+    for record in (expired, kept, running, young):
+        store.create(record)
+    store.update(expired.changed(status=Status.COMPLETED, expires_at=3000.0))
+    store.update(kept.changed(status=Status.COMPLETED, expires_at=9000.0))
+    assert store.sweep(retention_s=1000.0, now=4000.0) == [expired.id]
+    assert store.ids(newest_first=False) == [kept.id, running.id, young.id]
+
+
+def test_a_key_stands_for_one_id(store: VideoStore) -> None:
+    assert store.id_of_key("../../key") is None
+    video_id = new_video_id()
+    store.bind_key("../../key", video_id)
+    assert store.id_of_key("../../key") == video_id
+    assert VideoStore(store.root).id_of_key("../../key") == video_id
+    with pytest.raises(ValueError, match="idempotency_key"):
+        store.bind_key("", video_id)
+
+
+def test_no_reader_ever_sees_half_a_record(tmp_path: Path) -> None:
+    store = VideoStore(str(tmp_path))
+    record = accepted(store)
+    is_over = threading.Event()
+
+    def write() -> None:
+        for index in range(200):
+            store.update(record.changed(owner="x" * (1 + index * 97 % 5000)))
+        is_over.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not is_over.is_set():
+        store.read(record.id)
+    writer.join()
+    assert list((tmp_path / "aside").iterdir()) == []
