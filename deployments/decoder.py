@@ -11,6 +11,7 @@ from ray import serve
 from torch import Tensor
 
 from deployments.engine import Engine, Forward
+from deployments.logs import configure_logging
 from deployments.measures import CallMetrics, ForwardMetrics, replica_name, replica_stats
 from deployments.memory import MemoryStore
 from deployments.model_config import ModelConfig
@@ -75,6 +76,7 @@ class Decoder:
         """Loads the VAE and decodes two units with it, so the first call finds everything set up."""
         config.apply_num_threads()
         self._replica = replica_name()
+        configure_logging(self._replica)
         self._device = config.torch_device
         self._vae = load_vae(config.source, dtype=config.torch_dtype, device=self._device)
         self._scale = latent_scale_of(config.source, config.variant)

@@ -10,6 +10,7 @@ from ray import serve
 from torch import Tensor
 
 from deployments.engine import Engine, Forward
+from deployments.logs import configure_logging
 from deployments.measures import CallMetrics, ForwardMetrics, replica_name, replica_stats
 from deployments.model_config import ModelConfig
 from deployments.wire import ReplicaStats, UnitJob, UnitProgress, UnitResult, from_wire, prompt_from_wire, to_wire
@@ -51,6 +52,7 @@ class Denoiser:
         """Loads the transformer and makes a unit with it, so the first call finds everything compiled."""
         config.apply_num_threads()
         self._replica = replica_name()
+        configure_logging(self._replica)
         self._device = config.torch_device
         self._attention = attention_by_name(config.attention_name)
         self._transformer = load_transformer(

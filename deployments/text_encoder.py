@@ -12,6 +12,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from ray import serve
 
 from deployments.engine import EngineStats, Forward
+from deployments.logs import configure_logging
 from deployments.measures import CallMetrics, ForwardMetrics, replica_name, replica_stats
 from deployments.model_config import ModelConfig
 from deployments.wire import ReplicaStats, WirePromptEmbeds, prompt_to_wire
@@ -60,6 +61,7 @@ class TextEncoder:
         """Loads the encoders and encodes the empty prompt, so the first call finds everything set up."""
         config.apply_num_threads()
         self._replica = replica_name()
+        configure_logging(self._replica)
         self._encoder = text_encoder.TextEncoder.from_pretrained(
             config.source, dtype=config.torch_dtype, device=config.torch_device
         )

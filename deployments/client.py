@@ -1,0 +1,108 @@
+"""A client for Python programs in the cluster, which outlives the replicas that answer it.
+
+::
+
+    client = Client.connect("pyramid-serve")
+    record = await client.generate(VideoRequest(prompt="a red ball"))
+    async for frames in client.stream(VideoRequest(prompt="a red ball")):
+        ...  # (1 or 8, H, W, 3) uint8
+
+Everything here is also a method of the handle itself (``serve.get_deployment_handle("Orchestrator", app)``), which
+raises ``RayActorError`` where this asks again.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+from uuid import uuid4
+
+import numpy
+from numpy.typing import NDArray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.calls import RETRIED
+from deployments.videos import VideoView
+from pyramid_serve.api import VideoRecord, VideoRequest
+
+Frames = NDArray[numpy.uint8]
+
+_MAX_RETRIES = 20
+
+
+class Client:
+    """Asks the orchestrators of one app."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        """``handle``: of the deployment ``Orchestrator``."""
+        self._handle = handle
+        self._streams = handle.options(stream=True)
+
+    @classmethod
+    def connect(cls, app: str) -> "Client":
+        """A client of an app that runs in the cluster this process is connected to."""
+        return cls(serve.get_deployment_handle("Orchestrator", app))
+
+    async def generate(self, request: VideoRequest) -> VideoRecord:
+        """The record of a video when it is over; failed ones too. Cancelled when this is."""
+        record = await self.submit(request)
+        try:
+            return await self.wait(record.id)
+        except asyncio.CancelledError:
+            await self.cancel(record.id)
+            raise
+
+    async def stream(self, request: VideoRequest) -> AsyncGenerator[Frames, None]:
+        """The frames (1 or 8, H, W, 3) of each unit as it is decoded. Raises ``VideoFailedError``."""
+        key, num_units = uuid4().hex, 0
+        stream: Any = self._streams.stream.remote(request, key)
+        for num_failed in range(_MAX_RETRIES + 1):
+            try:
+                async for frames in stream:
+                    yield frames
+                    num_units += 1
+                return
+            except RETRIED:
+                if num_failed == _MAX_RETRIES:
+                    raise
+                await asyncio.sleep(0.5)
+            finally:
+                stream.cancel()
+            record = await self.submit(request, idempotency_key=key)
+            stream = self._streams.frames.remote(record.id, num_units)
+
+    async def submit(self, request: VideoRequest, *, idempotency_key: str | None = None) -> VideoRecord:
+        key = idempotency_key or uuid4().hex
+        record: VideoRecord = await _ask(lambda: self._handle.submit.remote(request, key))
+        return record
+
+    async def get(self, video_id: str) -> VideoView:
+        view: VideoView = await _ask(lambda: self._handle.get.remote(video_id))
+        return view
+
+    async def list(
+        self, *, limit: int = 20, after: str | None = None, newest_first: bool = True
+    ) -> "tuple[list[VideoView], bool]":
+        page: tuple[list[VideoView], bool] = await _ask(lambda: self._handle.list.remote(limit, after, newest_first))
+        return page
+
+    async def wait(self, video_id: str) -> VideoRecord:
+        """The record of a video when it is over."""
+        record: VideoRecord = await _ask(lambda: self._handle.wait.remote(video_id))
+        return record
+
+    async def cancel(self, video_id: str) -> VideoRecord:
+        record: VideoRecord = await _ask(lambda: self._handle.cancel.remote(video_id))
+        return record
+
+    async def delete(self, video_id: str) -> None:
+        await _ask(lambda: self._handle.delete.remote(video_id))
+
+
+async def _ask(call: Callable[[], Any]) -> Any:
+    for num_failed in range(_MAX_RETRIES):
+        try:
+            return await call()
+        except RETRIED:
+            await asyncio.sleep(min(0.1 * 2**num_failed, 2.0))
+    return await call()

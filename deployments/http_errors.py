@@ -1,0 +1,150 @@
+"""What went wrong, in the form of the API: ``{"error": {"message", "type", "param", "code"}}`` and a status."""
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from pyramid_serve.api import RequestError, is_video_id
+from pyramid_serve.storage import VideoNotFoundError
+
+logger = logging.getLogger(__name__)
+
+VIDEOS_PATH = "/v1/videos/"
+
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
+_CODES = {
+    400: "invalid_value",
+    401: "invalid_api_key",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "body_timeout",
+    409: "not_ready",
+    413: "too_large",
+    415: "unsupported_media_type",
+    416: "range_not_satisfiable",
+    429: "queue_full",
+    500: "internal_error",
+    503: "unavailable",
+}
+
+
+class ApiError(Exception):
+    """Answered as it is. ``param`` names the field, ``code`` is the one of the status unless given."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code or _CODES[status]
+        self.headers = dict(headers or {})
+
+
+def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, object]:
+    """The JSON of an error."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    fields = {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status, kind)}
+    return {"error": {name: None if text is None else _utf8(text) for name, text in fields.items()}}
+
+
+def _utf8(text: str) -> str:
+    """A text as it can be sent: a message may repeat what came, and JSON can carry halves of characters."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    return JSONResponse(
+        error_body(error.status, str(error), param=error.param, code=error.code),
+        status_code=error.status,
+        headers=error.headers,
+    )
+
+
+def not_found(video_id: str) -> ApiError:
+    """404 for an id, whether it has the form of one or not."""
+    return ApiError(404, f"video_id={video_id[:60]!r}: no such video", param="video_id")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Let every error of the app leave in the form of the API."""
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(VideoNotFoundError, _on_video_not_found)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_unexpected)
+
+
+def _on_api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+def _on_request_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestError)
+    return error_response(ApiError(400, str(error), param=error.param))
+
+
+def _on_video_not_found(request: Request, _: Exception) -> JSONResponse:
+    return error_response(not_found(str(request.path_params.get("video_id", ""))))
+
+
+def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
+    """A parameter of the path or query is wrong; FastAPI would say 422."""
+    assert isinstance(error, RequestValidationError)
+    problem = error.errors()[0]
+    param = str(problem["loc"][-1])
+    came = f"={repr(problem['input'])[:60]}" if isinstance(problem.get("input"), str) else ""
+    message = str(problem["msg"])
+    return error_response(ApiError(400, f"{param}{came}: {message[0].lower()}{message[1:]}", param=param))
+
+
+def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """What the router raises: an unknown path or a method that a path does not have."""
+    assert isinstance(error, HTTPException)
+    method, path = request.method[:20], request.url.path[:100]
+    if error.status_code == 404:
+        rest = request.url.path.removeprefix(VIDEOS_PATH)
+        if rest != request.url.path and not is_video_id(rest.partition("/")[0]):
+            return error_response(not_found(rest))  # an id with slashes in it gets past the routes
+        return error_response(ApiError(404, f"{method} {path!r}: no such path; /docs lists those there are"))
+    if error.status_code == 405:
+        allowed = ", ".join(_allowed_methods(request))
+        message = f"{method} {path!r}: not allowed here, but {allowed}"
+        return error_response(ApiError(405, message, headers={"Allow": allowed}))
+    body = error_body(error.status_code, str(error.detail))
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """The methods of every route of the path; the router itself tells only those of the first."""
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
+
+
+def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(ApiError(500, "something went wrong here; it is in the server's log"))

@@ -1,0 +1,164 @@
+"""A Ray of our own on this machine with the app on it, for ``pyramid-serve up`` and ``demo``."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+
+from deployments.app import IMPORT_PATH, AppConfig, app_config, build, load_config
+
+APP_NAME = "pyramid-serve"
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+
+_RUN_KEYS = {"name", "route_prefix", "import_path", "args"}
+_MIN_CPUS = 2
+_LOOK_S = 0.5
+
+Show = Callable[[Mapping[str, str]], None]
+"""Called with the status of each deployment by name whenever one changes."""
+
+
+class LocalApp(NamedTuple):
+    """What runs here: the app and where it listens."""
+
+    config: AppConfig
+    host: str
+    port: int
+    name: str = APP_NAME
+    route_prefix: str = "/"
+
+    @property
+    def url(self) -> str:
+        host = DEFAULT_HOST if self.host in ("0.0.0.0", "::", "") else self.host
+        return f"http://{host}:{self.port}{self.route_prefix.rstrip('/')}"
+
+
+def read_app(config: Path | None, *, host: str | None = None, port: int | None = None) -> LocalApp:
+    """The app of a configuration file, or the default one. Raises ``ConfigError`` for what cannot run here."""
+    content: dict[str, Any] = {} if config is None else load_config(config)
+    options = content.get("http_options", {})
+    host = host or options.get("host", DEFAULT_HOST)
+    port = port if port is not None else options.get("port", DEFAULT_PORT)
+    if config is None:
+        return LocalApp(AppConfig(), host, port)
+    application = content["applications"][0]
+    if len(content["applications"]) != 1 or application["import_path"] != IMPORT_PATH:
+        raise ValueError(f"{config}: must have one application, {IMPORT_PATH}; for others there is 'serve run'")
+    others = sorted(application.keys() - _RUN_KEYS)
+    if others:
+        raise ValueError(f"{config}: applications.0.{others[0]}: is for a cluster, with 'serve deploy'")
+    return LocalApp(
+        app_config(content), host, port, application.get("name", APP_NAME), application.get("route_prefix", "/")
+    )
+
+
+@contextmanager
+def running(app: LocalApp, *, show: Show) -> Iterator[None]:
+    """The app on a Ray of its own for as long as the block runs. On leaving, however, everything is gone at once.
+
+    No video is lost by that: it goes on where the same storage is served again. Raises ``ValueError`` for a port that
+    is taken or an app that does not start.
+    """
+    check_port(app.host, app.port)
+    application = build(app.config)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        session: Any = ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, _MIN_CPUS),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        serve.start(proxy_location="HeadOnly", http_options={"host": app.host, "port": app.port})
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        with _watching(app.name, show):
+            try:
+                serve.run(application, name=app.name, route_prefix=app.route_prefix)
+            except (RayError, RuntimeError) as error:
+                logs = Path(session.address_info["session_dir"], "logs", "serve")
+                raise ValueError(f"the app did not start: {_reason(app.name) or error}; logs: {logs}") from None
+        yield
+    finally:
+        with _undisturbed():
+            ray.shutdown()
+
+
+def free_port(host: str = DEFAULT_HOST) -> int:
+    """A port that nothing listens on now."""
+    with socket.create_server((host, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def check_port(host: str, port: int) -> None:
+    """``ValueError`` for a port that is taken or may not be used."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else error
+        raise ValueError(f"port {port} of {host}: {reason}; take another with --port") from None
+
+
+@contextmanager
+def _watching(name: str, show: Show) -> Iterator[None]:
+    """Tell of the deployments while the block waits for them."""
+    is_over = threading.Event()
+
+    def look() -> None:
+        shown: dict[str, str] = {}
+        while not is_over.wait(_LOOK_S):
+            try:
+                app = serve.status().applications.get(name)
+            except Exception:
+                # Only a display, and the block raises what is really wrong.
+                continue
+            statuses = {} if app is None else {key: str(each.status.value) for key, each in app.deployments.items()}
+            if statuses != shown:
+                shown = statuses
+                show(statuses)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join(2.0)
+
+
+def _reason(name: str) -> str:
+    """What Serve says of an app that does not start: the last line that tells something."""
+    app = serve.status().applications.get(name)
+    if app is None:
+        return ""
+    messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line.partition(":")[0]]
+    return (errors or lines or [""])[-1]
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C would leave behind what the first one was about to end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,221 @@
+"""Clusters of several nodes on this machine, whose processes are killed by the tests that started them."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import imageio_ffmpeg
+import numpy
+import pytest
+import ray
+from numpy.typing import NDArray
+from ray import serve
+from ray.cluster_utils import Cluster
+from ray.serve.context import _get_global_client
+
+from deployments.app import AppConfig, build
+from deployments.client import Client
+from pyramid_serve.api import Stage, Status, VideoRecord, VideoRequest, VideoSpec
+from pyramid_serve.fragments import encode_fragment
+from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
+from pyramid_serve.storage import VideoFile, VideoStore
+
+ROOT = Path(__file__).parents[2]
+APP = "pyramid"
+STORE_BYTES = 80_000_000
+WIDTH, HEIGHT = 128, 64
+
+Frames = NDArray[numpy.uint8]
+
+
+class Replica(NamedTuple):
+    """A replica of the app: its deployment, its process and the node that it is on."""
+
+    deployment: str
+    name: str
+    pid: int
+    node_id: str
+
+
+@contextmanager
+def cluster_of(*pools: str) -> Iterator[Cluster]:
+    """A cluster with a head in the pool ``front``, and a node for each of ``pools``; the driver is connected to it."""
+    assert not ray.is_initialized(), "tests of clusters run before those that keep a Ray for the session"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    head = {
+        "num_cpus": 16,
+        "labels": {"pool": "front"},
+        "include_dashboard": False,
+        "object_store_memory": STORE_BYTES,
+        "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 4},
+    }
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for pool in pools:
+            add_node(cluster, pool)
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address, log_to_driver=False)
+        serve.start(proxy_location="Disabled")
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def add_node(cluster: Cluster, pool: str) -> Any:
+    return cluster.add_node(num_cpus=16, num_gpus=1, labels={"pool": pool}, object_store_memory=STORE_BYTES, wait=False)
+
+
+def config_of(checkpoint: Path, storage: Path, *, num_replicas: int = 1, **options: Any) -> AppConfig:
+    """Every deployment in its own node pool; text encoder, orchestrator and claims in ``front``."""
+
+    def pool(name: str, **more: Any) -> dict[str, Any]:
+        return {
+            "ray_actor_options": {"num_cpus": 0, "label_selector": {"pool": name}},
+            "graceful_shutdown_wait_loop_s": 0.05,
+            "graceful_shutdown_timeout_s": 1.0,
+            "health_check_period_s": 1.0,
+            "health_check_timeout_s": 20.0,
+            **more,
+        }
+
+    pools = {
+        "text_encoder": pool("front"),
+        "denoiser": pool("denoiser", num_replicas=num_replicas),
+        "decoder": pool("decoder", num_replicas=num_replicas),
+        "orchestrator": pool("front", num_replicas=num_replicas, settings={"heartbeat_s": 0.5}),
+        "ingress": pool("front"),
+        "claims": pool("front", settings={"lease_s": 3.0, "sweep_interval_s": 0.5}),
+    }
+    model = {"source": str(checkpoint), "name": "mini"}
+    return AppConfig.model_validate(
+        {"model": model, "storage": str(storage), **{name: {**pools[name], **options.get(name, {})} for name in pools}}
+    )
+
+
+def deploy(config: AppConfig) -> Client:
+    serve.run(build(config), name=APP, route_prefix=None)
+    return Client.connect(APP)
+
+
+def replicas(*deployments: str) -> list[Replica]:
+    """The running replicas of these deployments, or of all."""
+    serve_client = _get_global_client()
+    assert serve_client is not None
+    details: Any = ray.get(serve_client._controller.get_serve_instance_details.remote())
+    return [
+        Replica(name, replica["replica_id"], replica["pid"], replica["node_id"])
+        for name, deployment in details["applications"][APP]["deployments"].items()
+        for replica in deployment["replicas"]
+        if replica["state"] == "RUNNING" and (not deployments or name in deployments)
+    ]
+
+
+def kill(replica: Replica) -> None:
+    """``kill -9``. The pid is that of an actor of this test's own cluster."""
+    os.kill(replica.pid, signal.SIGKILL)
+
+
+def kill_random(generator: random.Random, *deployments: str) -> Replica | None:
+    running = sorted(replicas(*deployments))
+    if not running:
+        return None
+    chosen = generator.choice(running)
+    try:
+        kill(chosen)
+    except ProcessLookupError:
+        return None  # it was still listed
+    return chosen
+
+
+# --- videos ---------------------------------------------------------------------------------------------------------
+
+
+def request_of(seed: int, *, seconds: float = 1.3, steps: int = 6) -> VideoRequest:
+    return VideoRequest(
+        prompt=f"a red ball, {seed}",
+        seed=seed,
+        size=f"{WIDTH}x{HEIGHT}",
+        seconds=seconds,
+        num_inference_steps=(steps,) * 3,
+        video_num_inference_steps=(steps,) * 3,
+    )
+
+
+class Expected(NamedTuple):
+    """A video as the library makes it: its latents (16, T, h, w), and its frames (F, H, W, 3) read from a file."""
+
+    latents: NDArray[numpy.float32]
+    frames: Frames
+
+
+class Undisturbed:
+    """What the library makes of requests in one process: what every disturbed video must be, too."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._pipeline = PyramidFlow.from_pretrained(checkpoint)
+        self._made: dict[VideoSpec, Expected] = {}
+
+    def video(self, spec: VideoSpec) -> Expected:
+        if spec not in self._made:
+            settings = self._pipeline.settings(
+                width=spec.width,
+                height=spec.height,
+                num_latent_frames=spec.num_latent_frames,
+                sampling=spec.sampling,
+            )
+            latents = self._pipeline.generate_latents([VideoInput(spec.prompt, seed=spec.seed)], settings)
+            units = enumerate(self._pipeline.decode(latents))
+            file = b"".join(encode_fragment(frames[0].numpy(), unit) for unit, frames in units)
+            self._made[spec] = Expected(latents[0].numpy(), decode(file))
+        return self._made[spec]
+
+
+def decode(file: bytes) -> Frames:
+    arguments = ["-v", "error", "-i", "pipe:0", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *arguments], input=file, capture_output=True, check=True)
+    return numpy.frombuffer(done.stdout, numpy.uint8).reshape(-1, HEIGHT, WIDTH, 3)
+
+
+def check(record: VideoRecord, store: VideoStore, undisturbed: Undisturbed) -> None:
+    """The video is done, and is what it would have been.
+
+    Packed with others, sums are taken in another order: its latents may differ by rounding, its frames in the last bit
+    of a few pixels, which the encoder makes a little more of.
+    """
+    assert record.status is Status.COMPLETED, record.error
+    expected = undisturbed.video(record.spec)
+    latents = numpy.concatenate(store.load_latents(record.id), axis=1)
+    numpy.testing.assert_allclose(latents, expected.latents, atol=1e-3, rtol=0)
+    made = decode(store.fetch(record.id, VideoFile.VIDEO))
+    assert made.shape == expected.frames.shape
+    assert numpy.abs(made.astype(int) - expected.frames).mean() < 0.5
+    stream = b"".join(store.load_fragment(record.id, unit) for unit in range(record.spec.num_latent_frames))
+    assert numpy.array_equal(decode(stream), made)
+    assert record.num_units_done == record.num_units_denoised == record.spec.num_latent_frames
+
+
+def times_made(record: VideoRecord, stage: Stage) -> list[int]:
+    """How often each unit was made."""
+    units = [entry.unit for entry in record.timeline if entry.stage is stage]
+    return [units.count(unit) for unit in range(record.spec.num_latent_frames)]
+
+
+async def until_units_done(client: Client, video_id: str, num_units: int, *, timeout_s: float = 60) -> VideoRecord:
+    async with asyncio.timeout(timeout_s):
+        while True:
+            record = (await client.get(video_id)).record
+            if record.num_units_done >= num_units or record.is_over:
+                return record
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(miniflux: Path) -> Undisturbed:
+    return Undisturbed(miniflux)

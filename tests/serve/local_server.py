@@ -1,0 +1,228 @@
+"""The HTTP server with all that is behind it in one process and no Ray: real claims and storage, invented videos.
+
+A prompt decides how its video fares: ``fail`` ends it badly after a unit, ``hold`` stops it after two units until it is
+cancelled; any other is made at ``unit_seconds`` a unit.
+"""
+
+import asyncio
+import functools
+import re
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import httpx
+import imageio_ffmpeg
+import numpy
+import uvicorn
+from fastapi import FastAPI
+
+from deployments.claims import Claims, ClaimsConfig, RunUpdate
+from deployments.http_app import HttpConfig, create_app
+from deployments.videos import ServedModel, Videos
+from pyramid_serve.api import RequestLimits, Stage, TimelineEntry, VideoError, VideoRecord
+from pyramid_serve.checkpoints import Capabilities
+from pyramid_serve.fragments import encode_fragment, join_fragments
+from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
+
+MODEL = ServedModel(
+    name="tiny",
+    capabilities=Capabilities(
+        sizes=((128, 64), (64, 64)),
+        max_num_latent_frames=16,
+        default_num_latent_frames=4,
+        num_inference_steps=(2, 2, 2),
+        video_num_inference_steps=(1, 1, 1),
+        prompt_suffix="",
+        negative_prompt="",
+    ),
+    limits=RequestLimits(max_prompt_characters=500, max_picture_bytes=200_000, max_picture_pixels=1_000_000),
+)
+
+
+@functools.cache
+def fragment(width: int, height: int, unit: int) -> bytes:
+    """A unit's fragment: grey, brighter from unit to unit."""
+    frames = numpy.full((1 if unit == 0 else 8, height, width, 3), 10 * unit, numpy.uint8)
+    return encode_fragment(frames, unit)
+
+
+@functools.cache
+def whole(width: int, height: int, num_units: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        join_fragments([fragment(width, height, unit) for unit in range(num_units)], path)
+        return path.read_bytes()
+
+
+def probe(video: Path) -> tuple[int, int, int]:
+    """Frames, width and height that ffmpeg finds in a file, all of which it can decode."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(video), "-f", "null", "-"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert " 24 fps" in said
+    (size,) = set(re.findall(r"Video: .* (\d+x\d+)", said))
+    width, height = map(int, size.split("x"))
+    return int(re.findall(r"frame= *(\d+)", said)[-1]), width, height
+
+
+class LocalHandle:
+    """Answers like a deployment's handle: ``handle.method.remote(...)``."""
+
+    def __init__(self, deployment: object) -> None:
+        self._deployment = deployment
+
+    def __getattr__(self, name: str) -> Any:
+        return _Method(getattr(self._deployment, name))
+
+
+class _Method:
+    def __init__(self, method: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        self._method = method
+
+    def remote(self, *arguments: Any, **keywords: Any) -> Coroutine[Any, Any, Any]:
+        return self._method(*arguments, **keywords)
+
+
+class InventedVideos:
+    """Orchestrators that make grey pictures."""
+
+    def __init__(self, store: VideoStore, *, unit_seconds: float) -> None:
+        self.claims: Claims
+        self._store = store
+        self._unit_seconds = unit_seconds
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self, video_id: str) -> None:
+        record = await self.claims.claim(video_id, "local")
+        if record is not None:
+            self._tasks[video_id] = asyncio.create_task(self._make(record))
+            await asyncio.wait([self._tasks[video_id]])
+            self._tasks.pop(video_id)
+
+    async def stop(self, video_id: str) -> None:
+        if video_id in self._tasks:
+            self._tasks[video_id].cancel()
+
+    async def _make(self, record: VideoRecord) -> None:
+        spec, attempt = record.spec, record.attempts
+        num_steps = 0
+        try:
+            for unit in range(spec.num_latent_frames):
+                started = time.time()
+                if not await self.claims.update(record.id, attempt, RunUpdate(num_steps, has_started=True)):
+                    return
+                if (spec.prompt == "fail" and unit == 1) or (spec.prompt == "hold" and unit == 2):
+                    await self._misbehave(record)
+                    return
+                await asyncio.sleep(self._unit_seconds)
+                num_steps += spec.num_steps_of(unit)
+                made = fragment(spec.width, spec.height, unit)
+                await asyncio.to_thread(self._store.save_fragment, record.id, unit, made)
+                stages = [
+                    TimelineEntry(stage=stage, unit=unit, start=started, end=time.time(), replica="local")
+                    for stage in (Stage.DENOISE, Stage.DECODE)
+                ]
+                update = RunUpdate(num_steps, unit + 1, unit + 1, has_started=True, timeline=tuple(stages))
+                await self.claims.update(record.id, attempt, update)
+            video = whole(spec.width, spec.height, spec.num_latent_frames)
+            await asyncio.to_thread(self._store.attach, record.id, VideoFile.VIDEO, video)
+            await self.claims.complete(record.id, attempt, RunUpdate())
+        except VideoNotFoundError:
+            return
+        except RuntimeError as error:
+            if "shutdown" not in str(error):  # the test is over
+                raise
+
+    async def _misbehave(self, record: VideoRecord) -> None:
+        if record.spec.prompt == "fail":
+            error = VideoError(code="server_error", message="it had to fail")
+            await self.claims.fail(record.id, record.attempts, error, is_final=True)
+        else:
+            while await self.claims.update(record.id, record.attempts, RunUpdate()):
+                await asyncio.sleep(0.05)
+
+
+async def local_app(
+    root: str,
+    *,
+    unit_seconds: float = 0.0,
+    claims: ClaimsConfig | None = None,
+    http: HttpConfig | None = None,
+    model: ServedModel = MODEL,
+) -> FastAPI:
+    store = VideoStore(root)
+    invented = InventedVideos(store, unit_seconds=unit_seconds)
+    deployment = Claims.__new__(Claims)
+    with patch.multiple("deployments.claims", replica_name=lambda: "local", configure_logging=lambda replica: None):
+        await Claims.__init__(deployment, root, claims or ClaimsConfig(), orchestrators=invented)
+    invented.claims = deployment
+    return create_app(Videos(store, LocalHandle(deployment), model), http)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """A server on a port of this machine, and a client for it."""
+
+    url: str
+    app: FastAPI
+    client: httpx.Client
+
+    @property
+    def store(self) -> VideoStore:
+        store: VideoStore = self.app.state.door.videos.store
+        return store
+
+    def submit(self, prompt: str = "a ball", **fields: Any) -> str:
+        """The id of a new video."""
+        answer = self.client.post("/v1/videos", json={"prompt": prompt, **fields})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    def finish(self, video_id: str, *, timeout_s: float = 30.0) -> dict[str, Any]:
+        """The video object once the video is over."""
+        return self.until(video_id, lambda video: video["status"] in ("completed", "failed"), timeout_s=timeout_s)
+
+    def until(
+        self, video_id: str, is_so: Callable[[dict[str, Any]], bool], *, timeout_s: float = 30.0
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            video: dict[str, Any] = self.client.get(f"/v1/videos/{video_id}").json()
+            if is_so(video):
+                return video
+            time.sleep(0.02)
+        raise AssertionError(f"not within {timeout_s} s: {video}")
+
+
+@contextmanager
+def serve_locally(root: str, **options: Any) -> Iterator[LocalServer]:
+    """A server for as long as the block runs; see ``local_app`` for the options."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    started: threading.Event = threading.Event()
+    running: list[uvicorn.Server] = []
+
+    async def serve() -> None:
+        app = await local_app(root, **options)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        running.append(server)
+        asyncio.get_running_loop().call_later(0.2, started.set)
+        await server.serve(sockets=[listener])
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    assert started.wait(30)
+    server = running[0]
+    with httpx.Client(base_url=url, timeout=30) as client:
+        yield LocalServer(url, server.config.app, client)  # type: ignore[arg-type]
+    server.should_exit = True
+    thread.join(10)
+    listener.close()

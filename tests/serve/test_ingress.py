@@ -1,0 +1,535 @@
+"""The videos API as its clients see it, with real claims and storage and invented videos behind it."""
+
+import base64
+import io
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from deployments.claims import ClaimsConfig
+from deployments.http_app import HttpConfig
+from tests.serve.local_server import LocalServer, fragment, probe, serve_locally
+from tests.serve.test_bad_requests import check, png
+
+KEYS = [
+    "id",
+    "object",
+    "model",
+    "status",
+    "progress",
+    "created_at",
+    "completed_at",
+    "expires_at",
+    "prompt",
+    "size",
+    "seconds",
+    "remixed_from_video_id",
+    "error",
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    with serve_locally(str(tmp_path_factory.mktemp("storage")), unit_seconds=0.05) as server:
+        yield server
+
+
+# --- the video object -----------------------------------------------------------------------------------------------
+
+
+def test_a_video_goes_from_queued_to_completed(server: LocalServer) -> None:
+    answer = server.client.post("/v1/videos", json={"prompt": "a ball", "seconds": "1", "size": "128x64", "seed": 7})
+    video = answer.json()
+    assert answer.headers["content-type"] == "application/json"
+    assert list(video)[:13] == KEYS
+    assert video["object"] == "video"
+    assert video["status"] in ("queued", "in_progress")
+    assert (video["prompt"], video["size"], video["seconds"], video["model"]) == ("a ball", "128x64", "1", "tiny")
+    assert video["error"] is video["completed_at"] is video["expires_at"] is video["remixed_from_video_id"] is None
+    assert abs(video["created_at"] - time.time()) < 5
+    progress: list[int] = []
+
+    def is_completed(now: dict[str, Any]) -> bool:
+        progress.append(now["progress"])
+        return bool(now["status"] == "completed")
+
+    finished = server.until(video["id"], is_completed)
+    assert progress == sorted(progress)
+    assert finished["progress"] == 100
+    assert finished["completed_at"] >= finished["created_at"]
+    assert finished["expires_at"] > finished["completed_at"]
+    assert (finished["num_frames"], finished["seed"], finished["num_units_done"]) == (25, 7, 4)
+
+
+def test_json_and_a_form_ask_for_the_same_video(server: LocalServer) -> None:
+    settings = {
+        "prompt": "ein Ball, größer",
+        "negative_prompt": "",
+        "seconds": "0.4",
+        "size": "64x64",
+        "seed": 7,
+        "num_inference_steps": [3, 2, 1],
+        "video_num_inference_steps": 2,
+        "guidance_scale": 2.5,
+        "video_guidance_scale": 3,
+    }
+    form: list[tuple[str, Any]] = [
+        ("prompt", (None, "ein Ball, größer")),
+        ("negative_prompt", (None, "")),
+        ("seconds", (None, "0.4")),
+        ("size", (None, "64x64")),
+        ("seed", (None, "7")),
+        *(("num_inference_steps[]", (None, text)) for text in "321"),
+        ("video_num_inference_steps", (None, "[2, 2, 2]")),
+        ("guidance_scale", (None, "2.5")),
+        ("video_guidance_scale", (None, "3")),
+    ]
+    videos = [
+        server.client.post("/v1/videos", json=settings).json(),
+        server.client.post("/v1/videos", files=form).json(),
+    ]
+    for name in settings.keys() | {"num_frames"}:
+        assert videos[0][name] == videos[1][name]
+    assert videos[0]["num_inference_steps"] == [3, 2, 1]
+    assert videos[0]["video_num_inference_steps"] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("way", ["file", "url", "url in a form", "object in a form"])
+def test_a_picture_comes_as_a_file_or_a_data_url(server: LocalServer, way: str) -> None:
+    picture = png(200, 100)
+    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    forms: dict[str, dict[str, Any]] = {
+        "file": {"input_reference": ("a.png", picture, "image/png")},
+        "url in a form": {"input_reference[image_url]": (None, url)},
+        "object in a form": {"input_reference": (None, json.dumps({"image_url": url}))},
+    }
+    if way == "url":
+        answer = server.client.post("/v1/videos", json={"prompt": "a", "input_reference": {"image_url": url}})
+    else:
+        answer = server.client.post("/v1/videos", files={"prompt": (None, "a"), **forms[way]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["has_input_reference"] is True
+
+
+def test_a_form_with_no_file_chosen_has_no_picture(server: LocalServer) -> None:
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="input_reference"; filename=""\r\n\r\n\r\n--b--\r\n'
+    )
+    answer = server.client.post("/v1/videos", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+    assert answer.json()["has_input_reference"] is False
+
+
+def test_a_failed_video_says_why(server: LocalServer) -> None:
+    video = server.finish(server.submit("fail"))
+    assert video["status"] == "failed"
+    assert video["error"] == {"code": "server_error", "message": "it had to fail"}
+    check(server.client.get(f"/v1/videos/{video['id']}/content"), 409, "video_id", "it had to fail")
+    check(server.client.get(f"/v1/videos/{video['id']}/stream"), 409, "video_id", "it had to fail")
+
+
+def test_clients_are_told_when_to_poll_until_the_end(server: LocalServer) -> None:
+    answer = server.client.post("/v1/videos", json={"prompt": "a"})
+    assert 100 <= int(answer.headers["openai-poll-after-ms"]) <= 5000
+    video_id = answer.json()["id"]
+    server.finish(video_id)
+    assert "openai-poll-after-ms" not in server.client.get(f"/v1/videos/{video_id}").headers
+
+
+# --- lists ----------------------------------------------------------------------------------------------------------
+
+
+def test_pages_hold_every_video_once(tmp_path: Path) -> None:
+    with serve_locally(str(tmp_path)) as server:
+        assert server.client.get("/v1/videos").json() == {
+            "object": "list",
+            "data": [],
+            "first_id": None,
+            "last_id": None,
+            "has_more": False,
+        }
+        ids = [server.submit() for _ in range(5)]
+        for order, expected in (("asc", ids), ("desc", ids[::-1])):
+            found: list[str] = []
+            after: dict[str, str] = {}
+            while True:
+                page = server.client.get("/v1/videos", params={"limit": 2, "order": order, **after}).json()
+                found += [video["id"] for video in page["data"]]
+                assert page["first_id"] == page["data"][0]["id"]
+                assert page["last_id"] == page["data"][-1]["id"]
+                after = {"after": page["last_id"]}
+                if not page["has_more"]:
+                    break
+            assert found == expected
+        assert list(page["data"][0])[:13] == KEYS
+        none = server.client.get("/v1/videos?limit=0").json()
+        assert (none["data"], none["has_more"]) == ([], True)
+
+
+def test_the_model_is_listed_with_what_it_can_do(server: LocalServer) -> None:
+    models = server.client.get("/v1/models").json()
+    assert models["object"] == "list"
+    (model,) = models["data"]
+    assert (model["id"], model["object"], model["owned_by"]) == ("tiny", "model", "pyramid-serve")
+    assert model["sizes"] == ["128x64", "64x64"]
+    assert model["max_num_frames"] == 121
+    assert server.client.get("/v1/models/tiny").json() == model
+
+
+# --- cancel and delete ----------------------------------------------------------------------------------------------
+
+
+def test_a_running_video_can_be_cancelled(server: LocalServer) -> None:
+    video_id = server.submit("hold")
+    server.until(video_id, lambda video: video["num_units_done"] == 2)
+    cancelled = server.client.post(f"/v1/videos/{video_id}/cancel").json()
+    assert (cancelled["status"], cancelled["error"]["code"]) == ("failed", "cancelled")
+    assert server.client.get(f"/v1/videos/{video_id}").json() == cancelled
+    assert server.client.post(f"/v1/videos/{video_id}/cancel").json() == cancelled
+
+
+@pytest.mark.parametrize("prompt", ["hold", "a ball"])
+def test_a_deleted_video_is_gone(server: LocalServer, prompt: str) -> None:
+    video_id = server.submit(prompt)
+    server.until(video_id, lambda video: video["num_units_done"] >= 2)
+    answer = server.client.delete(f"/v1/videos/{video_id}")
+    assert answer.json() == {"id": video_id, "object": "video.deleted", "deleted": True}
+    for rest in ("", "/content", "/stream", "/events"):
+        check(server.client.get(f"/v1/videos/{video_id}{rest}"), 404, "video_id")
+    check(server.client.delete(f"/v1/videos/{video_id}"), 404, "video_id")
+
+
+# --- content --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(server: LocalServer) -> str:
+    """The id of a finished video of 4 units."""
+    return str(server.finish(server.submit())["id"])
+
+
+def test_the_file_of_a_finished_video_plays(server: LocalServer, finished: str, tmp_path: Path) -> None:
+    answer = server.client.get(f"/v1/videos/{finished}/content")
+    assert answer.headers["content-type"] == "video/mp4"
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    (tmp_path / "video.mp4").write_bytes(answer.content)
+    assert probe(tmp_path / "video.mp4") == (25, 128, 64)
+
+
+@pytest.mark.parametrize(("variant", "size"), [("thumbnail", (128, 64)), ("spritesheet", (640, 320))])
+def test_previews_are_webp_pictures(server: LocalServer, finished: str, variant: str, size: tuple[int, int]) -> None:
+    answers = [server.client.get(f"/v1/videos/{finished}/content?variant={variant}") for _ in range(2)]
+    assert answers[0].headers["content-type"] == "image/webp"
+    picture = Image.open(io.BytesIO(answers[0].content))
+    assert (picture.format, picture.size) == ("WEBP", size)
+    assert answers[0].content == answers[1].content
+
+
+def test_an_unfinished_video_has_no_content_yet(server: LocalServer) -> None:
+    video_id = server.submit("hold")
+    for variant in ("video", "thumbnail", "spritesheet"):
+        check(server.client.get(f"/v1/videos/{video_id}/content?variant={variant}"), 409, "video_id")
+    server.client.delete(f"/v1/videos/{video_id}")
+
+
+@pytest.mark.parametrize(
+    ("asked", "span"),
+    [
+        ("bytes=0-", slice(0, None)),
+        ("bytes=0-0", slice(0, 1)),
+        ("bytes=10-19", slice(10, 20)),
+        ("bytes=10-", slice(10, None)),
+        ("bytes=-5", slice(-5, None)),
+        ("bytes=10-999999999", slice(10, None)),
+    ],
+)
+def test_a_range_of_the_file_can_be_had(server: LocalServer, finished: str, asked: str, span: slice) -> None:
+    path = f"/v1/videos/{finished}/content"
+    video = server.client.get(path).content
+    answer = server.client.get(path, headers={"Range": asked})
+    assert answer.status_code == 206
+    assert answer.content == video[span]
+    first, last, _ = span.indices(len(video))
+    assert answer.headers["content-range"] == f"bytes {first}-{last - 1}/{len(video)}"
+    assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+@pytest.mark.parametrize("asked", ["bytes=5-2", "frames=0-1", "bytes=0-1,4-5", "bytes=a-b", "bytes=-"])
+def test_what_is_no_range_is_ignored(server: LocalServer, finished: str, asked: str) -> None:
+    assert server.client.get(f"/v1/videos/{finished}/content", headers={"Range": asked}).status_code == 200
+
+
+@pytest.mark.parametrize("asked", ["bytes=999999999-", "bytes=-0"])
+def test_a_range_beyond_the_end_is_refused(server: LocalServer, finished: str, asked: str) -> None:
+    answer = server.client.get(f"/v1/videos/{finished}/content", headers={"Range": asked})
+    check(answer, 416, "Range")
+    assert answer.headers["content-range"].startswith("bytes */")
+
+
+def test_an_unchanged_file_is_not_sent_again(server: LocalServer, finished: str) -> None:
+    path = f"/v1/videos/{finished}/content"
+    etag = server.client.get(path).headers["etag"]
+    assert server.client.get(path, headers={"If-None-Match": etag}).status_code == 304
+    assert server.client.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
+    ranged = {"Range": "bytes=0-1", "If-Range": '"other"'}
+    assert server.client.get(path, headers=ranged).status_code == 200
+
+
+def test_the_head_of_the_file_tells_its_length(server: LocalServer, finished: str) -> None:
+    path = f"/v1/videos/{finished}/content"
+    head = server.client.head(path)
+    assert head.content == b""
+    assert int(head.headers["content-length"]) == len(server.client.get(path).content)
+
+
+# --- stream ---------------------------------------------------------------------------------------------------------
+
+
+def expected_stream(num_units: int) -> bytes:
+    return b"".join(fragment(128, 64, unit) for unit in range(num_units))
+
+
+def test_the_stream_begins_before_a_third_of_the_units_is_made(server: LocalServer) -> None:
+    video_id = server.submit(seconds="5")
+    with server.client.stream("GET", f"/v1/videos/{video_id}/stream") as answer:
+        assert answer.headers["content-type"] == "video/mp4"
+        chunks = answer.iter_raw()
+        first = next(chunks)
+        num_done = server.client.get(f"/v1/videos/{video_id}").json()["num_units_done"]
+        streamed = first + b"".join(chunks)
+    assert num_done < 16 / 3
+    assert streamed == expected_stream(16)
+
+
+def test_every_viewer_sees_the_same_bytes_at_any_time(server: LocalServer, tmp_path: Path) -> None:
+    video_id = server.submit(seconds="2.7")
+    path = f"{server.url}/v1/videos/{video_id}/stream"
+    with ThreadPoolExecutor(8) as viewers:
+        early = [viewers.submit(httpx.get, path, timeout=30) for _ in range(4)]
+        server.until(video_id, lambda video: video["num_units_done"] >= 4)
+        late = [viewers.submit(httpx.get, path, timeout=30) for _ in range(4)]
+        streams = {viewer.result().content for viewer in early + late}
+    server.finish(video_id)
+    streams.add(server.client.get(path).content)
+    assert streams == {expected_stream(9)}
+    (tmp_path / "stream.mp4").write_bytes(streams.pop())
+    assert probe(tmp_path / "stream.mp4") == (65, 128, 64)
+
+
+def test_a_viewer_who_leaves_stops_nothing(server: LocalServer) -> None:
+    video_id = server.submit(seconds="2")
+    with server.client.stream("GET", f"/v1/videos/{video_id}/stream") as answer:
+        next(answer.iter_raw())
+    assert server.finish(video_id)["status"] == "completed"
+
+
+def test_the_stream_of_a_video_that_fails_is_broken_off(server: LocalServer) -> None:
+    video_id = server.submit("hold")
+    with (
+        server.client.stream("GET", f"/v1/videos/{video_id}/stream") as answer,
+        pytest.raises(httpx.RemoteProtocolError),
+    ):
+        for _ in answer.iter_raw():
+            server.client.post(f"/v1/videos/{video_id}/cancel")
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+def events(server: LocalServer, video_id: str, **headers: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    with server.client.stream("GET", f"/v1/videos/{video_id}/events", headers=headers) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        fields: dict[str, str] = {}
+        for line in answer.iter_lines():
+            if line:
+                name, _, value = line.partition(": ")
+                fields[name] = value
+            elif "data" in fields:
+                yield fields["event"], json.loads(fields["data"])
+                fields = {}
+
+
+def test_events_tell_each_change_until_the_end(server: LocalServer) -> None:
+    video_id = server.submit(seconds="1")
+    told = list(events(server, video_id))
+    assert {kind for kind, _ in told} == {"video"}
+    videos = [video for _, video in told]
+    assert all(list(video)[:13] == KEYS for video in videos)
+    assert videos[-1] == server.client.get(f"/v1/videos/{video_id}").json()
+    assert videos[-1]["status"] == "completed"
+    done = [video["num_units_done"] for video in videos]
+    assert done == sorted(done)
+    assert len(set(done)) > 2
+
+
+def test_events_of_a_finished_video_are_its_end(server: LocalServer, finished: str) -> None:
+    assert [video["status"] for _, video in events(server, finished)] == ["completed"]
+
+
+def test_a_client_that_knows_the_end_is_told_to_stop_asking(server: LocalServer, finished: str) -> None:
+    path = f"/v1/videos/{finished}/events"
+    with server.client.stream("GET", path) as answer:
+        (revision,) = [line.partition(": ")[2] for line in answer.iter_lines() if line.startswith("id")]
+    assert server.client.get(path, headers={"Last-Event-ID": revision}).status_code == 204
+
+
+def test_events_tell_that_the_video_was_deleted(server: LocalServer) -> None:
+    video_id = server.submit("hold")
+    told = events(server, video_id)
+    assert next(told)[0] == "video"
+    server.client.delete(f"/v1/videos/{video_id}")
+    assert list(told)[-1] == ("deleted", {"id": video_id})
+
+
+def test_silent_events_are_kept_alive(tmp_path: Path) -> None:
+    claims = ClaimsConfig(max_running=1)
+    with serve_locally(str(tmp_path), claims=claims, http=HttpConfig(events_keep_alive_s=0.1)) as server:
+        holding = server.submit("hold")
+        server.until(holding, lambda video: video["num_units_done"] == 2)
+        waiting = server.submit()
+        with server.client.stream("GET", f"/v1/videos/{waiting}/events") as answer:
+            assert any(line.startswith(":") for line in answer.iter_lines())
+        server.client.delete(f"/v1/videos/{holding}")
+
+
+# --- a request that waits -------------------------------------------------------------------------------------------
+
+
+def test_a_waiting_request_answers_with_the_finished_video(server: LocalServer) -> None:
+    video = server.client.post("/v1/videos?wait=true", json={"prompt": "a"}).json()
+    assert (video["status"], video["progress"]) == ("completed", 100)
+    video = server.client.post("/v1/videos?wait=true", json={"prompt": "fail"}).json()
+    assert (video["status"], video["error"]["code"]) == ("failed", "server_error")
+
+
+def test_a_client_that_leaves_a_waiting_request_cancels_the_video(server: LocalServer) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        server.client.post("/v1/videos?wait=true", json={"prompt": "hold"}, timeout=0.5)
+    video_id = server.client.get("/v1/videos?limit=1").json()["data"][0]["id"]
+    assert server.finish(video_id)["error"]["code"] == "cancelled"
+
+
+def test_one_who_waits_for_the_video_of_another_does_not_cancel_it(server: LocalServer) -> None:
+    headers = {"Idempotency-Key": "waited for twice"}
+    video_id = server.client.post("/v1/videos", json={"prompt": "hold"}, headers=headers).json()["id"]
+    with pytest.raises(httpx.ReadTimeout):
+        server.client.post("/v1/videos?wait=true", json={"prompt": "hold"}, headers=headers, timeout=0.5)
+    time.sleep(0.2)
+    assert server.client.get(f"/v1/videos/{video_id}").json()["status"] == "in_progress"
+    server.client.delete(f"/v1/videos/{video_id}")
+
+
+# --- idempotency ----------------------------------------------------------------------------------------------------
+
+
+def test_requests_with_one_key_make_one_video(server: LocalServer) -> None:
+    def post(_: int) -> str:
+        answer = httpx.post(
+            f"{server.url}/v1/videos", json={"prompt": "once"}, headers={"Idempotency-Key": "one"}, timeout=30
+        )
+        return str(answer.json()["id"])
+
+    with ThreadPoolExecutor(8) as clients:
+        ids = set(clients.map(post, range(8)))
+    assert len(ids) == 1
+    (video_id,) = ids
+    server.finish(video_id)
+    assert post(0) == video_id
+
+
+@pytest.mark.parametrize("change", [{"prompt": "other"}, {"seed": 3}, {"seconds": "0.4"}, {"input_reference": "blue"}])
+def test_a_key_of_another_request_is_refused(server: LocalServer, change: dict[str, Any]) -> None:
+    def picture(color: str) -> dict[str, str]:
+        content = io.BytesIO()
+        Image.new("RGB", (64, 64), color).save(content, format="PNG")
+        return {"image_url": f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"}
+
+    fields = {"prompt": "a", "input_reference": picture("red")}
+    if "input_reference" in change:
+        change = {"input_reference": picture("blue")}
+    headers = {"Idempotency-Key": f"key of {sorted(change)}"}
+    first = server.client.post("/v1/videos", json=fields, headers=headers)
+    assert server.client.post("/v1/videos", json=fields, headers=headers).json()["id"] == first.json()["id"]
+    check(server.client.post("/v1/videos", json=fields | change, headers=headers), 400, "Idempotency-Key")
+
+
+# --- limits and probes ----------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_is_told_with_when_to_try_again(tmp_path: Path) -> None:
+    with serve_locally(str(tmp_path), claims=ClaimsConfig(max_running=1, max_queued=2)) as server:
+        holding = server.submit("hold")
+        server.until(holding, lambda video: video["num_units_done"] == 2)
+        waiting = [server.submit(), server.submit()]
+        positions = [server.client.get(f"/v1/videos/{video_id}").json()["queue_position"] for video_id in waiting]
+        assert positions == [0, 1]
+        answer = server.client.post("/v1/videos", json={"prompt": "a"})
+        check(answer, 429, None)
+        assert int(answer.headers["retry-after"]) >= 1
+        server.client.delete(f"/v1/videos/{holding}")
+        assert {server.finish(video_id)["status"] for video_id in waiting} == {"completed"}
+
+
+def test_a_key_is_asked_for_where_there_are_keys(tmp_path: Path) -> None:
+    with serve_locally(str(tmp_path), http=HttpConfig(api_keys=("secret",))) as server:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
+            check(server.client.get("/v1/videos", headers=headers), 401, "Authorization")
+            check(server.client.post("/v1/videos", json={"prompt": "a"}, headers=headers), 401, "Authorization")
+        assert server.client.get("/v1/videos", headers={"Authorization": "Bearer secret"}).status_code == 200
+        assert server.client.get("/healthz").status_code == 200
+
+
+def test_probes_answer(server: LocalServer) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert server.client.get(path).json() == {"status": "ok"}
+    assert server.client.get("/").json()["docs"] == f"{server.url}/docs"
+    assert server.client.get("/docs").status_code == 200
+
+
+def test_the_openapi_document_has_every_route_with_examples(server: LocalServer) -> None:
+    document = server.client.get("/openapi.json").json()
+    assert set(document["paths"]) == {
+        "/v1/videos",
+        "/v1/videos/{video_id}",
+        "/v1/videos/{video_id}/cancel",
+        "/v1/videos/{video_id}/content",
+        "/v1/videos/{video_id}/stream",
+        "/v1/videos/{video_id}/events",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/healthz",
+        "/readyz",
+    }
+    body = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
+    assert set(body) == {"application/json", "multipart/form-data"}
+    for example in body["application/json"]["examples"].values():
+        answer = server.client.post("/v1/videos", json=example["value"] | {"seconds": "0.4"})
+        assert answer.status_code == 200, answer.text
+    assert "422" not in json.dumps(document)
+
+
+# --- load -----------------------------------------------------------------------------------------------------------
+
+
+def test_200_requests_at_once_are_each_finished_or_told_to_come_again(tmp_path: Path) -> None:
+    claims = ClaimsConfig(max_running=8, max_queued=60)
+    with serve_locally(str(tmp_path), unit_seconds=0.02, claims=claims) as server:
+
+        def post_four(_: int) -> list[httpx.Response]:
+            with httpx.Client(base_url=server.url, timeout=60) as client:
+                return [client.post("/v1/videos", json={"prompt": "a", "seconds": "0.4"}) for _ in range(4)]
+
+        with ThreadPoolExecutor(50) as clients:
+            answers = [answer for four in clients.map(post_four, range(50)) for answer in four]
+        accepted = [answer.json()["id"] for answer in answers if answer.status_code == 200]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert len(accepted) + len(refused) == 200
+        assert refused and all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+        assert {server.finish(video_id, timeout_s=60)["status"] for video_id in accepted} == {"completed"}
