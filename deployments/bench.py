@@ -207,9 +207,12 @@ def _handover_seconds(timeline: Sequence[TimelineEntry]) -> float:
 
 
 def _run_loop(specs: Sequence[VideoSpec], model: str, variant: str | None) -> Loop:
+    from transformers.utils import logging as transformers_logging
+
     from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput, VideoSettings
     from pyramid_serve.video import write_video
 
+    transformers_logging.disable_progress_bar()
     pipeline = PyramidFlow.from_pretrained(model, variant=variant)
 
     def make(spec: VideoSpec, folder: str) -> None:
