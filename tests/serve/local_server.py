@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import httpx
 import imageio_ffmpeg
@@ -161,8 +160,7 @@ async def local_app(
     store = VideoStore(root)
     invented = InventedVideos(store, unit_seconds=unit_seconds)
     deployment = Claims.__new__(Claims)
-    with patch.multiple("deployments.claims", replica_name=lambda: "local", configure_logging=lambda replica: None):
-        await Claims.__init__(deployment, root, claims or ClaimsConfig(), orchestrators=invented)
+    await Claims.__init__(deployment, root, claims or ClaimsConfig(), orchestrators=invented)
     invented.claims = deployment
     return create_app(Videos(store, LocalHandle(deployment), model), http)  # type: ignore[arg-type]
 

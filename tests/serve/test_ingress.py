@@ -292,6 +292,17 @@ def test_the_head_of_the_file_tells_its_length(server: LocalServer, finished: st
 # --- stream ---------------------------------------------------------------------------------------------------------
 
 
+def without_padding(stream: bytes) -> bytes:
+    """A stream of MP4 boxes without those that hold nothing."""
+    kept, at = b"", 0
+    while at < len(stream):
+        size = int.from_bytes(stream[at : at + 4])
+        if stream[at + 4 : at + 8] != b"free":
+            kept += stream[at : at + size]
+        at += size
+    return kept
+
+
 def expected_stream(num_units: int) -> bytes:
     return b"".join(fragment(128, 64, unit) for unit in range(num_units))
 
@@ -305,7 +316,8 @@ def test_the_stream_begins_before_a_third_of_the_units_is_made(server: LocalServ
         num_done = server.client.get(f"/v1/videos/{video_id}").json()["num_units_done"]
         streamed = first + b"".join(chunks)
     assert num_done < 16 / 3
-    assert streamed == expected_stream(16)
+    assert without_padding(streamed) == expected_stream(16)
+    assert len(first) % 32768 == 0, "browsers play whole blocks only"
 
 
 def test_every_viewer_sees_the_same_bytes_at_any_time(server: LocalServer, tmp_path: Path) -> None:
@@ -318,8 +330,9 @@ def test_every_viewer_sees_the_same_bytes_at_any_time(server: LocalServer, tmp_p
         streams = {viewer.result().content for viewer in early + late}
     server.finish(video_id)
     streams.add(server.client.get(path).content)
-    assert streams == {expected_stream(9)}
-    (tmp_path / "stream.mp4").write_bytes(streams.pop())
+    (stream,) = streams
+    assert without_padding(stream) == expected_stream(9)
+    (tmp_path / "stream.mp4").write_bytes(stream)
     assert probe(tmp_path / "stream.mp4") == (65, 128, 64)
 
 

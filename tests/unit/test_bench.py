@@ -78,7 +78,7 @@ def test_the_table_sets_each_level_beside_the_loop() -> None:
         decode_hidden=0.93,
         transfer_bytes=2_000_000,
         transfer_seconds=0.2,
-        pools={name: use for name in ("TextEncoder", "Denoiser", "Decoder")},
+        pools=dict.fromkeys(("TextEncoder", "Denoiser", "Decoder"), use),
     )
     loop = Loop(num_videos=8, wall=120.0, videos_per_minute=4.0, seconds_per_video=15.0)
     report = Report(model="tiny", size="128x64", num_frames=17, num_steps=9, loop=loop, levels=(level,))
