@@ -468,12 +468,16 @@ async def get_events(request: Request, video_id: VideoId, door: DoorOf) -> Respo
 
 
 async def _events(door: Door, video_id: str) -> AsyncIterator[bytes]:
+    """Each change of the record at once; a change of the place in the queue with the next sign of life."""
+    told: VideoView | None = None
     try:
         async with aclosing(door.videos.events(video_id)) as views:
-            async for view in _with_pauses(views, door.config.events_keep_alive_s):
-                if view is None:
+            async for changed in _with_pauses(views, door.config.events_keep_alive_s):
+                view = changed or await door.views.get(video_id)
+                if changed is None and (told is None or view.place.position == told.place.position):
                     yield b": still here\n\n"
                 else:
+                    told = view
                     yield f"event: video\nid: {view.record.revision}\ndata: {json.dumps(view.public())}\n\n".encode()
     except VideoNotFoundError:
         yield f"event: deleted\ndata: {json.dumps({'id': video_id})}\n\n".encode()

@@ -1,5 +1,6 @@
 """``pyramid-serve`` as a client, against a server with invented videos; and as a server of its own, with Ray."""
 
+import io
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from deployments import cli
-from deployments.demo import deployment_rows
+from deployments.demo import deployment_rows, make
 from deployments.http_client import Server
 from deployments.local_cluster import free_port
 from tests.serve.local_server import LocalServer, probe, serve_locally
@@ -198,6 +199,24 @@ def test_progress_is_shown_for_each_deployment(server: LocalServer) -> None:
     assert [row.split()[0] for row in rows] == ["text", "denoiser", "decoder", "saved"]
     assert "2/4 units" in rows[1] and "2/4 units" in rows[2]
     server.client.delete(f"/v1/videos/{video_id}")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_demo_draws_over_its_progress_and_ends_with_the_chart(server: LocalServer, tmp_path: Path) -> None:
+    terminal, file = Terminal(), io.StringIO()
+    for out in (terminal, file):
+        make(Server(server.url), "a ball", tmp_path / "demo.mp4", out=out)
+        assert "demo.mp4: 25 frames of 128x64, 24 fps" in out.getvalue()
+        assert "\ndenoiser  " in out.getvalue()
+        assert "% of the decoding" in out.getvalue()
+    assert "\x1b[4A\x1b[2K  text encoder  [########################] 1/1 prompts\n" in terminal.getvalue()
+    assert "\x1b" not in file.getvalue()
+    assert probe(tmp_path / "demo.mp4") == (25, 128, 64)
+    assert Image.open(tmp_path / "demo.png").format == "PNG"
 
 
 # --- servers of its own ---------------------------------------------------------------------------------------------

@@ -401,15 +401,20 @@ def test_events_tell_that_the_video_was_deleted(server: LocalServer) -> None:
     assert list(told)[-1] == ("deleted", {"id": video_id})
 
 
-def test_silent_events_are_kept_alive(tmp_path: Path) -> None:
+def test_silent_events_are_kept_alive_and_tell_the_place_in_the_queue(tmp_path: Path) -> None:
     claims = ClaimsConfig(max_running=1)
-    with serve_locally(str(tmp_path), claims=claims, http=HttpConfig(events_keep_alive_s=0.1)) as server:
+    with serve_locally(str(tmp_path), claims=claims, http=HttpConfig(events_keep_alive_s=0.2)) as server:
         holding = server.submit("hold")
         server.until(holding, lambda video: video["num_units_done"] == 2)
-        waiting = server.submit()
+        ahead, waiting = server.submit(), server.submit()
         with server.client.stream("GET", f"/v1/videos/{waiting}/events") as answer:
             assert any(line.startswith(":") for line in answer.iter_lines())
+        told = events(server, waiting)
+        assert next(told)[1]["queue_position"] == 1
+        server.client.delete(f"/v1/videos/{ahead}")
+        assert next(told)[1]["queue_position"] == 0
         server.client.delete(f"/v1/videos/{holding}")
+        assert list(told)[-1][1]["status"] == "completed"
 
 
 # --- a request that waits -------------------------------------------------------------------------------------------
