@@ -197,6 +197,11 @@ class Claims:
         record = self._records.get(video_id)
         return record if record is not None else await self._in_thread(self._store.read, video_id)
 
+    async def look(self, video_id: str) -> tuple[VideoRecord, QueuePlace] | None:
+        """An unfinished video's record and place at once; None for any other."""
+        record = self._records.get(video_id)
+        return None if record is None else (record, await self.place(video_id))
+
     async def place(self, video_id: str) -> QueuePlace:
         """Where an unfinished video stands."""
         record = self._records.get(video_id)

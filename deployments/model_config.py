@@ -1,11 +1,13 @@
 """What the configurations of all deployments that load a part of the model have in common."""
 
-from typing import Literal
+import os
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-DTypeName = Literal["float32", "bfloat16", "float16"]
+from pyramid_serve.checkpoints import DTypeName, capabilities
+
+_NICE = 5
 
 
 class ModelConfig(BaseModel):
@@ -20,7 +22,7 @@ class ModelConfig(BaseModel):
     device: str | None = None
     """None: CUDA where the replica has one, else the CPU."""
     dtype: DTypeName | None = None
-    """None: bfloat16 on CUDA, else float32."""
+    """None: the model's own, see ``Capabilities.dtype``."""
     num_threads: PositiveInt | None = None
     """Of torch on the CPU. None leaves it to Ray, which gives a replica as many as its ``num_cpus``."""
 
@@ -30,10 +32,14 @@ class ModelConfig(BaseModel):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        name = self.dtype or ("bfloat16" if self.torch_device.type == "cuda" else "float32")
-        dtype: torch.dtype = getattr(torch, name)
+        if self.dtype is None:
+            return capabilities(self.source, self.variant).dtype_on(self.torch_device)
+        dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
     def apply_num_threads(self) -> None:
+        """Set up torch in this process. On a CPU computing steps back behind the replicas that answer clients."""
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
+        if self.torch_device.type == "cpu":
+            os.nice(_NICE)

@@ -87,10 +87,9 @@ class Videos:
             return VideoView(record)
         try:
             async with asyncio.timeout(_GET_S):
-                live, place = await asyncio.gather(
-                    self._claims.get.remote(video_id), self._claims.place.remote(video_id)
-                )
-                return VideoView(live, place)
+                seen: tuple[VideoRecord, QueuePlace] | None = await self._claims.look.remote(video_id)
+            # None: it ended between the two looks.
+            return VideoView(await asyncio.to_thread(self.store.read, video_id)) if seen is None else VideoView(*seen)
         except (*UNREACHABLE, TimeoutError):
             return VideoView(record)  # what was saved last is true, if not new
 

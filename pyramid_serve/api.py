@@ -81,7 +81,7 @@ def created_at_of(video_id: str) -> float:
 
 def _parse_steps(value: object) -> object:
     """One number, or three; also as text, as multipart forms send them: ``20``, ``20,20,20`` or ``[20, 20, 20]``."""
-    if isinstance(value, list) and len(value) == 1:
+    if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list):
         value = value[0]
     if isinstance(value, str):
         text = value.strip()

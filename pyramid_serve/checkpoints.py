@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from uuid import uuid4
 
 import torch
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 Source = str | os.PathLike[str]
 """A local folder, an fsspec URL (``s3://bucket/model``), a Hub id (``owner/name`` or ``owner/name@revision``), or the
 name of a model in the package (``shapes``)."""
+
+DTypeName = Literal["float32", "bfloat16", "float16"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -391,6 +393,8 @@ class Capabilities:
     """Of the other units."""
     image_video_guidance_scale: _Guidance = 4.0
     """Of the other units where unit 0 is a given picture."""
+    dtype: DTypeName | None = None
+    """What it is computed in unless the user says. None: bfloat16 on CUDA, float32 elsewhere."""
     prompt_suffix: str = DEFAULT_PROMPT_SUFFIX
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
 
@@ -411,6 +415,11 @@ class Capabilities:
     def image_only(self) -> bool:
         """Makes single pictures, no video."""
         return self.max_num_latent_frames == 1
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """What it is computed in on a device, unless the user says."""
+        dtype: torch.dtype = getattr(torch, self.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+        return dtype
 
     def check_size(self, width: int, height: int) -> None:
         """``ValueError`` unless the model makes this size (pixels)."""

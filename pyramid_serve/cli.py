@@ -40,7 +40,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--variant", help="which transformer of the model, such as 384p")
     add_request_arguments(parser)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="bfloat16 on CUDA, else float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="the model's own unless given")
     parser.add_argument("--device", default="cpu", help="any torch device, such as cuda")
     parser.add_argument("--attention", choices=("dense", "blocks", "flex"), help="flex on CUDA, else blocks")
     parser.add_argument(

@@ -195,22 +195,22 @@ class PyramidFlow:
     ) -> "PyramidFlow":
         """Load a checkpoint from a local folder, an fsspec URL or a Hub id.
 
-        variant: e.g. "768p"; dtype: bfloat16 on CUDA and float32 elsewhere unless given; attention: "flex" on CUDA and
+        variant: e.g. "768p"; dtype: the model's own unless given; attention: "flex" on CUDA and
         "blocks" elsewhere unless given, see :mod:`attention`. Raises ``CheckpointError`` (a ``ValueError``).
         """
         device = torch.empty(0, device=device).device  # with its index, which accelerate compares
-        on_cuda = device.type == "cuda"
-        dtype = dtype or (torch.bfloat16 if on_cuda else torch.float32)
         variant = choose_variant(source, variant)
+        capabilities = checkpoints.capabilities(source, variant)
+        dtype = dtype or capabilities.dtype_on(device)
         home = device if offload == "none" else torch.device("cpu")
         return cls(
             text_encoder=TextEncoder.from_pretrained(source, dtype=dtype, device=home),
             transformer=load_transformer(source, variant, dtype=dtype, device=home),
             vae=load_vae(source, dtype=dtype, device=home),
             latent_scale=latent_scale_of(source, variant),
-            capabilities=checkpoints.capabilities(source, variant),
+            capabilities=capabilities,
             device=device,
-            attention=attention or ("flex" if on_cuda else "blocks"),
+            attention=attention or ("flex" if device.type == "cuda" else "blocks"),
             offload=offload,
         )
 

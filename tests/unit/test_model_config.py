@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -16,10 +18,11 @@ def test_an_unknown_setting_is_an_error_that_names_it(config: type[DenoiserConfi
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_the_dtype_follows_the_device_unless_given(config: type[DenoiserConfig]) -> None:
-    assert config(source="somewhere", device="cpu").torch_dtype == torch.float32
-    assert config(source="somewhere", device="cuda").torch_dtype == torch.bfloat16
-    assert config(source="somewhere", device="cpu", dtype="bfloat16").torch_dtype == torch.bfloat16
+def test_the_dtype_follows_the_device_unless_given(config: type[DenoiserConfig], miniflux: Path) -> None:
+    source = str(miniflux)
+    assert config(source=source, device="cpu").torch_dtype == torch.float32
+    assert config(source=source, device="cuda").torch_dtype == torch.bfloat16
+    assert config(source=source, device="cpu", dtype="bfloat16").torch_dtype == torch.bfloat16
 
 
 def test_the_attention_follows_the_device_unless_given() -> None:
