@@ -209,22 +209,14 @@ def _handover_seconds(timeline: Sequence[TimelineEntry]) -> float:
 def _run_loop(specs: Sequence[VideoSpec], model: str, variant: str | None) -> Loop:
     from transformers.utils import logging as transformers_logging
 
-    from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput, VideoSettings
+    from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
     from pyramid_serve.video import write_video
 
     transformers_logging.disable_progress_bar()
     pipeline = PyramidFlow.from_pretrained(model, variant=variant)
 
     def make(spec: VideoSpec, folder: str) -> None:
-        settings = VideoSettings(
-            width=spec.width,
-            height=spec.height,
-            num_latent_frames=spec.num_latent_frames,
-            sampling=spec.sampling,
-            prompt_suffix=spec.prompt_suffix,
-            negative_prompt=spec.negative_prompt,
-        )
-        units = pipeline.stream([VideoInput(spec.prompt, seed=spec.seed)], settings)
+        units = pipeline.stream([VideoInput(spec.prompt, seed=spec.seed)], spec.settings)
         write_video((frames[0] for frames in units), Path(folder, "video.mp4"))
 
     with tempfile.TemporaryDirectory() as folder:

@@ -27,6 +27,7 @@ from pyramid_serve.pyramid_flow.shapes import (
 
 if TYPE_CHECKING:  # torch takes seconds to import, and clients and claims need none of it
     from pyramid_serve.checkpoints import Capabilities
+    from pyramid_serve.pyramid_flow.pipeline import VideoSettings
     from pyramid_serve.pyramid_flow.sampler import SamplingSettings
 
 MAX_SEED = 2**63 - 1
@@ -251,6 +252,20 @@ class VideoSpec(BaseModel):
     def num_steps(self) -> int:
         """Denoising steps of the whole video, which is at least 1 so that it may divide."""
         return max(sum(self.num_steps_of(unit) for unit in range(self.num_latent_frames)), 1)
+
+    @property
+    def settings(self) -> "VideoSettings":
+        """The same for the library's own pipeline."""
+        from pyramid_serve.pyramid_flow.pipeline import VideoSettings
+
+        return VideoSettings(
+            width=self.width,
+            height=self.height,
+            num_latent_frames=self.num_latent_frames,
+            sampling=self.sampling,
+            prompt_suffix=self.prompt_suffix,
+            negative_prompt=self.negative_prompt,
+        )
 
     @property
     def sampling(self) -> "SamplingSettings":

@@ -92,7 +92,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
     from pyramid_serve import checkpoints
     from pyramid_serve.pyramid_flow.autoencoder import Tiling
-    from pyramid_serve.pyramid_flow.pipeline import Progress, PyramidFlow, VideoInput, VideoSettings
+    from pyramid_serve.pyramid_flow.pipeline import Progress, PyramidFlow, VideoInput
     from pyramid_serve.video import check_video_path, read_picture, write_video
 
     options = vars(arguments)
@@ -116,14 +116,6 @@ def generate(arguments: argparse.Namespace) -> None:
         attention=options.get("attention"),
         offload=arguments.offload,
     )
-    settings = VideoSettings(
-        width=spec.width,
-        height=spec.height,
-        num_latent_frames=spec.num_latent_frames,
-        sampling=spec.sampling,
-        prompt_suffix=spec.prompt_suffix,
-        negative_prompt=spec.negative_prompt,
-    )
     with tqdm(total=spec.num_steps, unit="step", disable=None) as bar:
 
         def show(progress: Progress) -> None:
@@ -131,7 +123,7 @@ def generate(arguments: argparse.Namespace) -> None:
             bar.update()
 
         video = VideoInput(spec.prompt, seed=spec.seed, image=image)
-        units = pipeline.stream([video], settings, tiling=tiling, progress=show)
+        units = pipeline.stream([video], spec.settings, tiling=tiling, progress=show)
         write_video((frames[0] for frames in units), output)
     print(f"{output}: {spec.num_frames} frames of {spec.size}, seed {spec.seed}")
 

@@ -324,13 +324,17 @@ class TemporalUpsample(nn.Module):
         return x[:, :, 1:] if carry.is_first else x
 
 
+def _resnets(in_channels: int, out_channels: int, *, num_layers: int, num_groups: int) -> nn.ModuleList:
+    channels = [in_channels] + [out_channels] * num_layers
+    return nn.ModuleList(ResnetBlock(a, b, num_groups=num_groups) for a, b in pairwise(channels))
+
+
 class DownBlock(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, *, num_layers: int, spatial: bool, temporal: bool, num_groups: int
     ) -> None:
         super().__init__()
-        channels = [in_channels] + [out_channels] * num_layers
-        self.resnets = nn.ModuleList(ResnetBlock(a, b, num_groups=num_groups) for a, b in pairwise(channels))
+        self.resnets = _resnets(in_channels, out_channels, num_layers=num_layers, num_groups=num_groups)
         self.downsamplers = nn.ModuleList([Downsample(out_channels, stride=(1, 2, 2))] if spatial else [])
         self.temporal_downsamplers = nn.ModuleList([Downsample(out_channels, stride=(2, 1, 1))] if temporal else [])
 
@@ -345,8 +349,7 @@ class UpBlock(nn.Module):
         self, in_channels: int, out_channels: int, *, num_layers: int, spatial: bool, temporal: bool, num_groups: int
     ) -> None:
         super().__init__()
-        channels = [in_channels] + [out_channels] * num_layers
-        self.resnets = nn.ModuleList(ResnetBlock(a, b, num_groups=num_groups) for a, b in pairwise(channels))
+        self.resnets = _resnets(in_channels, out_channels, num_layers=num_layers, num_groups=num_groups)
         self.upsamplers = nn.ModuleList([SpatialUpsample(out_channels)] if spatial else [])
         self.temporal_upsamplers = nn.ModuleList([TemporalUpsample(out_channels)] if temporal else [])
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyramid_serve.pyramid_flow.attention import Attention, block_attention
 from pyramid_serve.pyramid_flow.layers import FinalModulation, JointBlock, TimeTextEmbed, pack_rope
-from pyramid_serve.pyramid_flow.pack import ClipSequence, layout_of, unpatchify
+from pyramid_serve.pyramid_flow.pack import ClipSequence, pack, unpatchify
 from pyramid_serve.pyramid_flow.shapes import PATCH_SIZE
 
 QK_NORM_EPS = 1e-5
@@ -89,16 +89,11 @@ class MMDiT(nn.Module):
 
     def forward(self, sequences: Sequence[ClipSequence], *, attention: Attention = block_attention) -> list[Tensor]:
         """Predictions for the current clip of each sequence, float32, shaped like it: (C, T, h, w)."""
-        shapes = tuple(sequence.shape for sequence in sequences)
-        if not shapes:
-            raise ValueError("sequences: give at least one")
-        dtype, device = self.proj_out.weight.dtype, sequences[0].clips[0].device
-        layout = layout_of(shapes, device)
-        rope = pack_rope(shapes, (self.config.head_size,), device)
-        timesteps = torch.tensor([s.timestep for s in sequences], dtype=torch.float32, device=device)
-        pooled = torch.stack([s.prompt.pooled_prompt_embeds for s in sequences]).to(dtype)
+        dtype = self.proj_out.weight.dtype
+        shapes, layout, timesteps, pooled, text_features = pack(sequences, dtype)
+        rope = pack_rope(shapes, (self.config.head_size,), timesteps.device)
         conditioning = self.time_text_embed(timesteps, pooled)  # (S, D)
-        text = self.context_embedder(torch.cat([s.prompt.prompt_embeds for s in sequences]).to(dtype))
+        text = self.context_embedder(text_features)
         image = torch.cat([self.pos_embed([c.to(dtype) for c in s.clips]) for s in sequences])  # (L, D)
 
         for block in self.transformer_blocks:

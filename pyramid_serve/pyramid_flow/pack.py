@@ -143,15 +143,37 @@ class PackLayout(NamedTuple):
         return packed[self.text], packed[self.image]
 
 
+class Pack(NamedTuple):
+    """What a transformer computes on, but for the clips: each of the two embeds these in its own way."""
+
+    shapes: tuple[SequenceShape, ...]
+    layout: PackLayout
+    timesteps: Tensor
+    """(S,) float32."""
+    pooled_prompt_embeds: Tensor
+    """(S, P)."""
+    prompt_embeds: Tensor
+    """The text stream, (num_text, D of the text encoder)."""
+
+
+def pack(sequences: Sequence[ClipSequence], dtype: torch.dtype) -> Pack:
+    """Sequences end to end, their text in ``dtype``. Raises ``ValueError`` for none."""
+    if not sequences:
+        raise ValueError("sequences: give at least one")
+    shapes, device = tuple(sequence.shape for sequence in sequences), sequences[0].clips[0].device
+    return Pack(
+        shapes=shapes,
+        layout=layout_of(shapes, device),
+        timesteps=torch.tensor([s.timestep for s in sequences], dtype=torch.float32, device=device),
+        pooled_prompt_embeds=torch.stack([s.prompt.pooled_prompt_embeds for s in sequences]).to(dtype),
+        prompt_embeds=torch.cat([s.prompt.prompt_embeds for s in sequences]).to(dtype),
+    )
+
+
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # what is kept may be used with gradients later
 def layout_of(shapes: tuple[SequenceShape, ...], device: torch.device) -> PackLayout:
-    """The layout of a pack. Kept for the last packs, since a pack's shape stays for all steps of a stage.
-
-    Raises ``ValueError`` for an empty pack.
-    """
-    if not shapes:
-        raise ValueError("sequences: give at least one")
+    """The layout of a pack. Kept for the last packs, since a pack's shape stays for all steps of a stage."""
     with torch.device("cpu"):
         return _new_layout(shapes, device)
 
