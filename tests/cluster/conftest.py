@@ -28,6 +28,7 @@ from pyramid_serve.storage import VideoFile, VideoStore
 
 ROOT = Path(__file__).parents[2]
 APP = "pyramid"
+NUM_STARTS = 3
 STORE_BYTES = 80_000_000
 WIDTH, HEIGHT = 128, 64
 
@@ -55,17 +56,31 @@ def cluster_of(*pools: str) -> Iterator[Cluster]:
         "object_store_memory": STORE_BYTES,
         "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 4},
     }
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = start_cluster(head, pools)
     try:
-        for pool in pools:
-            add_node(cluster, pool)
-        cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False)
         serve.start(proxy_location="Disabled")
         yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def start_cluster(head: dict[str, Any], pools: tuple[str, ...]) -> Cluster:
+    """The cluster's nodes, all up. Ray's own start now and then hangs until its 30 s are over; then it starts anew."""
+    for tries_left in reversed(range(NUM_STARTS)):
+        cluster = Cluster()
+        try:
+            cluster.add_node(**head)
+            for pool in pools:
+                add_node(cluster, pool)
+            cluster.wait_for_nodes()
+            return cluster
+        except Exception as error:  # Ray raises no narrower one
+            cluster.shutdown()
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError("unreachable")
 
 
 def add_node(cluster: Cluster, pool: str) -> Any:
