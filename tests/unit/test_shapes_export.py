@@ -1,0 +1,50 @@
+"""The shapes checkpoint's tokenizers and the folding of the VAE's latents."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from pyramid_serve.pyramid_flow.autoencoder import from_config
+from tools.shapes.export import fold_affine
+from tools.shapes.text import TextEncoders, corpus, write_clip_tokenizer, write_t5_tokenizer
+from tools.shapes.train_vae import CONFIG
+
+
+def test_folding_an_affine_map_changes_latents_by_it_and_pixels_not_at_all() -> None:
+    torch.manual_seed(0)
+    vae = from_config(CONFIG).eval()
+    pixels = torch.rand(1, 3, 9, 32, 32) * 2 - 1
+    gain, shift = torch.rand(16) + 0.5, torch.randn(16)
+    with torch.no_grad():
+        before = vae.encode(pixels).mean
+        decoded = vae.decode(before)
+        fold_affine(vae, gain, shift)
+        after = vae.encode(pixels).mean
+        torch.testing.assert_close(
+            after, before * gain.view(-1, 1, 1, 1) + shift.view(-1, 1, 1, 1), atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(vae.decode(after), decoded, atol=1e-4, rtol=1e-4)
+
+
+def test_an_unknown_word_is_no_error(tmp_path: Path) -> None:
+    prompts = corpus(300)
+    write_clip_tokenizer(tmp_path / "tokenizer", prompts)
+    write_t5_tokenizer(tmp_path / "tokenizer_2", prompts)
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        for prompt in ("a zebra pirouettes on caf\u00e9 \u6f22\u5b57!", "", "a red circle"):
+            ids = tokenizer(prompt)["input_ids"]
+            assert max(ids) < len(tokenizer)
+    encoders = TextEncoders(tmp_path)
+    embeds, mask, pooled = encoders(["a zebra pirouettes", ""])
+    assert embeds.shape[:2] == mask.shape
+    assert pooled.isfinite().all()
+
+
+def test_case_does_not_matter_to_the_tokenizers(tmp_path: Path) -> None:
+    write_clip_tokenizer(tmp_path / "tokenizer", corpus(300))
+    write_t5_tokenizer(tmp_path / "tokenizer_2", corpus(300))
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert tokenizer("A Red Circle")["input_ids"] == tokenizer("a red circle")["input_ids"]

@@ -1,0 +1,284 @@
+"""Judge the model: `python -m tools.shapes.evaluate vae | videos | pictures | speed`.
+
+vae: PSNR of held-out clips; videos: text to video over prompts in turn, whole or broken on purpose (`--broken`);
+pictures: image to video; speed: seconds for one video of 121 frames, alone in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pyramid_serve.checkpoints import Capabilities, capabilities
+from pyramid_serve.pyramid_flow import sampler, schedule
+from pyramid_serve.pyramid_flow.attention import block_attention
+from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory
+from pyramid_serve.pyramid_flow.noise import SeededNoise
+from pyramid_serve.pyramid_flow.pack import ClipSequence
+from pyramid_serve.pyramid_flow.parts import Transformer, load_transformer, load_vae
+from pyramid_serve.pyramid_flow.pipeline import decode_unit, encode_picture
+from pyramid_serve.pyramid_flow.sampler import SamplingSettings, append_unit, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, LatentShape
+from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
+from tools.shapes.encode import SPREAD
+from tools.shapes.export import LATENT_SCALE, psnr
+from tools.shapes.judge import Frames, Verdict, agrees, judge, scenes_in_turn
+from tools.shapes.scenes import SIZE, Scene, plain_prompt, render, sample_prompt
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = Path(__file__).parents[2] / "pyramid_serve" / "models" / "shapes"
+BROKEN = ("nothing", "renoising", "history", "start")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The parts of the checkpoint, as the library loads them."""
+
+    text_encoder: TextEncoder
+    transformer: Transformer
+    vae: CausalVideoVAE
+    able: Capabilities
+
+    @classmethod
+    def load(cls, checkpoint: Path, dtype: torch.dtype) -> Model:
+        return cls(
+            TextEncoder.from_pretrained(checkpoint, dtype=dtype),
+            load_transformer(checkpoint, dtype=dtype),
+            load_vae(checkpoint, dtype=dtype),
+            capabilities(checkpoint),
+        )
+
+
+def default_settings(able: Capabilities, *, has_image: bool) -> SamplingSettings:
+    return SamplingSettings(
+        num_inference_steps=able.num_inference_steps,
+        video_num_inference_steps=able.video_num_inference_steps,
+        guidance_scale=able.guidance_scale,
+        video_guidance_scale=able.image_video_guidance_scale if has_image else able.video_guidance_scale,
+    )
+
+
+@torch.inference_mode()
+def make_latents(
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    settings: SamplingSettings,
+    num_latent_frames: int = 16,
+    pictures: Sequence[Tensor] | None = None,
+    broken: str = "nothing",
+) -> Tensor:
+    """Latents (B, 16, T, h, w) of videos made side by side. pictures: (3, H, W) in [-1, 1] each."""
+    shape = LatentShape.of_pixels(height=SIZE, width=SIZE, num_latent_frames=num_latent_frames)
+    *positive, negative = model.text_encoder.encode([*prompts, model.able.negative_prompt])
+    histories = [torch.zeros(LATENT_CHANNELS, 0, *shape.size_at(2)) for _ in prompts]
+    if pictures is not None:
+        histories = [encode_picture(model.vae, LATENT_SCALE, picture) for picture in pictures]
+
+    def predict(sequences: Sequence[ClipSequence]) -> list[Tensor]:
+        if broken == "history":
+            sequences = [replace(sequence, clips=sequence.clips[-1:]) for sequence in sequences]
+        return model.transformer(sequences, attention=block_attention)
+
+    with _broken_entry(broken):
+        for _ in range(histories[0].shape[1], num_latent_frames):
+            units = [
+                denoise_unit(prompt, negative, history, settings=settings, noise=SeededNoise(seed, shape))
+                for prompt, history, seed in zip(positive, histories, seeds, strict=True)
+            ]
+            made = run_units(predict, units)
+            histories = [append_unit(history, one) for history, one in zip(histories, made, strict=True)]
+    return torch.stack(histories)
+
+
+def _broken_entry(broken: str) -> AbstractContextManager[object]:
+    """The step from stage to stage, broken on purpose."""
+
+    def unrenoised(latents: Tensor, block_noise: Tensor, index: int) -> Tensor:
+        return enter_stage(latents, torch.zeros_like(block_noise), index)
+
+    def uncorrected(latents: Tensor, block_noise: Tensor, index: int) -> Tensor:
+        """As if a stage began at the noise level where the last one ended: no scaling, no renoising."""
+        return F.interpolate(latents, scale_factor=2.0, mode="nearest")
+
+    enter_stage = schedule.enter_stage
+    entries = {"renoising": unrenoised, "start": uncorrected}
+    return patch.object(sampler, "enter_stage", entries[broken]) if broken in entries else nullcontext()
+
+
+@torch.inference_mode()
+def decode(model: Model, latents: Tensor) -> list[Frames]:
+    """Frames (F, H, W, 3) of each video."""
+    memory: DecoderMemory | None = None
+    frames = []
+    for unit in latents.split(1, dim=2):
+        made, memory = decode_unit(model.vae, LATENT_SCALE, unit, memory)
+        frames.append(made)
+    return list(torch.cat(frames, dim=1).numpy())
+
+
+@torch.inference_mode()
+def vae_psnr(vae: CausalVideoVAE, num_clips: int, seed: int) -> list[float]:
+    """dB of whole held-out clips, encoded and decoded as the library streams them."""
+    values = []
+    for scene in scenes_in_turn(num_clips, seed):
+        clip = render(scene)
+        moments = vae.encode(clip.transpose(0, 1).unsqueeze(0).float() / 127.5 - 1)
+        decoded = vae.decode(moments.mean)[0].transpose(0, 1).float()
+        values.append(psnr((decoded * 127.5 + 127.5).clamp(0, 255), clip))
+    return values
+
+
+def judge_videos(
+    model: Model,
+    scenes: Sequence[Scene],
+    *,
+    settings: SamplingSettings,
+    batch: int,
+    seed: int,
+    broken: str = "nothing",
+    with_pictures: bool = False,
+    sheet: Path | None = None,
+) -> dict[str, float]:
+    """Shares of right answers over the scenes, half of them in other words than the plainest."""
+    rows: list[dict[str, float]] = []
+    misses, kept = [], []
+    rng = np.random.default_rng((seed, 3))
+    for first in range(0, len(scenes), batch):
+        part = scenes[first : first + batch]
+        prompts = [plain_prompt(s) if i % 2 else sample_prompt(s, rng) for i, s in enumerate(part)]
+        starts = [render(scene, num_frames=1)[0] for scene in part]
+        latents = make_latents(
+            model,
+            prompts,
+            range(seed + first, seed + first + len(part)),
+            settings=settings,
+            pictures=[start.float() / 127.5 - 1 for start in starts] if with_pictures else None,
+            broken=broken,
+        )
+        for scene, prompt, start, frames in zip(part, prompts, starts, decode(model, latents), strict=True):
+            verdict = judge(frames)
+            right = agrees(verdict, scene)
+            row: dict[str, float] = {**right, "all": all(right.values()), "whole": verdict.is_whole}
+            if with_pictures:
+                row["first frame dB"] = psnr(torch.from_numpy(frames[0]).permute(2, 0, 1), start)
+            rows.append(row)
+            kept.append(frames)
+            if not all(right.values()) or not verdict.is_whole:
+                misses.append(f"{prompt}: {_describe(verdict)}")
+        logger.info("%d: %s", len(rows), json.dumps(_means(rows)))
+        if sheet is not None:
+            write_sheet(sheet, kept[:8])
+    for miss in misses:
+        logger.info("missed %s", miss)
+    return _means(rows)
+
+
+def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: round(float(np.mean([row[name] for row in rows])), 4) for name in rows[0]}
+
+
+def _describe(verdict: Verdict) -> str:
+    return (
+        f"{verdict.color} {verdict.shape} {verdict.motion} on {verdict.background}, whole {verdict.is_whole}, "
+        f"shift {verdict.shift_x:.0f} {verdict.shift_y:.0f}, growth {verdict.growth:.2f}, turn {verdict.turn:.0f}"
+    )
+
+
+def write_sheet(path: Path, videos: Sequence[Frames], *, num_columns: int = 7, size: int = 96) -> None:
+    """A contact sheet: a row for each video, its frames from the first to the last at equal distances."""
+    rows = []
+    for frames in videos:
+        chosen = frames[np.linspace(0, len(frames) - 1, num_columns).round().astype(int)]
+        rows.append(
+            np.concatenate(
+                [np.pad(_resized(frame, size), ((1, 1), (1, 1), (0, 0)), constant_values=60) for frame in chosen],
+                axis=1,
+            )
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows, axis=0)).quantize(256).save(path, optimize=True)
+
+
+def _resized(frame: Frames, size: int) -> Frames:
+    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def measure_speed(model: Model, settings: SamplingSettings) -> dict[str, float]:
+    """Seconds to the first frame and to all 121, after one short video to warm up."""
+    prompt = "a red circle moves right on a black background"
+    decode(model, make_latents(model, [prompt], [0], settings=settings, num_latent_frames=2))
+    began = time.perf_counter()
+    decode(model, make_latents(model, [prompt], [1], settings=settings, num_latent_frames=1))
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    latents = make_latents(model, [prompt], [1], settings=settings)
+    denoised = time.perf_counter() - began
+    decode(model, latents)
+    return {"first frame": first, "denoising": denoised, "all frames": time.perf_counter() - began}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("vae", "videos", "pictures", "speed"))
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument("--broken", choices=BROKEN, default="nothing")
+    parser.add_argument("--steps", type=int, nargs=3)
+    parser.add_argument("--video-steps", type=int, nargs=3)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--video-guidance", type=float)
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--spread", type=float, default=SPREAD, help="of the given pictures, 0..1")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    dtype = torch.bfloat16 if args.dtype == "bfloat16" else torch.float32
+    if args.what == "vae":
+        values = vae_psnr(load_vae(args.checkpoint, dtype=dtype), args.count, args.seed)
+        logger.info("mean %.2f dB, worst %.2f dB over %d clips", np.mean(values), min(values), len(values))
+        return
+    model = Model.load(args.checkpoint, dtype)
+    settings = default_settings(model.able, has_image=args.what == "pictures")
+    settings = replace(
+        settings,
+        num_inference_steps=tuple(args.steps) if args.steps else settings.num_inference_steps,
+        video_num_inference_steps=tuple(args.video_steps) if args.video_steps else settings.video_num_inference_steps,
+        guidance_scale=settings.guidance_scale if args.guidance is None else args.guidance,
+        video_guidance_scale=settings.video_guidance_scale if args.video_guidance is None else args.video_guidance,
+    )
+    if args.what == "speed":
+        logger.info("%s", json.dumps(measure_speed(model, settings)))
+        return
+    score = judge_videos(
+        model,
+        scenes_in_turn(args.count, args.seed, spread=args.spread),
+        settings=settings,
+        batch=args.batch,
+        seed=args.seed,
+        broken=args.broken,
+        with_pictures=args.what == "pictures",
+        sheet=args.sheet,
+    )
+    logger.info("%s %s", args.broken, json.dumps(score))
+
+
+if __name__ == "__main__":
+    main()

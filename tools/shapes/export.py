@@ -1,0 +1,162 @@
+"""From training states to a checkpoint in the published layout, in bfloat16.
+
+`python -m tools.shapes.export vae --state vae.pt --out DIR`, before encoding; then, at any time of the transformer's
+training, `python -m tools.shapes.export model --vae DIR --state dit.pt --out pyramid_serve/models/shapes`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, from_config
+from pyramid_serve.pyramid_flow.parts import VARIANTS
+from tools.shapes.optim import load_state
+from tools.shapes.scenes import render, sample_scene
+from tools.shapes.train_vae import CONFIG, NOISE, encode_mean
+
+LATENT_SCALE = VARIANTS["PyramidFluxTransformer"].latent_scale
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+TRANSFORMER = "diffusion_transformer_128p"
+
+
+def trained_vae(state_path: Path) -> CausalVideoVAE:
+    """The averaged weights of a training state, in float32."""
+    vae = from_config(CONFIG)
+    vae.load_state_dict(load_state(state_path)["averaged"])
+    return vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def normalize_latents(vae: CausalVideoVAE, *, num_clips: int, seed: int = 5) -> None:
+    """Fold an affine map of each latent channel into the 1x1x1 convolutions on either side of the latents.
+
+    Exact, and in the published layout: afterwards the published scales (one for frame 0, one for the others) bring
+    each channel near to mean 0 and variance 1. In place.
+    """
+    rng = np.random.default_rng(seed)
+    latents = []
+    for _ in range(num_clips):
+        clip = render(sample_scene(rng), num_frames=41, first_frame=int(rng.integers(0, 81)))
+        pixels = clip.transpose(0, 1).unsqueeze(0).float() / 127.5 - 1
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append(encode_mean(vae, pixels)[0])
+    stacked = torch.stack(latents)  # (N, 16, T, h, w)
+    image, video = (part.transpose(0, 1).flatten(1) for part in (stacked[:, :, :1], stacked[:, :, 1:]))
+    scale = LATENT_SCALE
+    gain = (1 / (image.std(1) * scale.image_scale) / (video.std(1) * scale.video_scale)).sqrt()
+    shift = (scale.image_shift - gain * image.mean(1) + scale.video_shift - gain * video.mean(1)) / 2
+    fold_affine(vae, gain, shift)
+
+
+@torch.no_grad()
+def fold_affine(vae: CausalVideoVAE, gain: Tensor, shift: Tensor) -> None:
+    """Make the VAE's latents `gain * latents + shift` (16,), with nothing else changed, and the variance constant."""
+    encode, decode = vae.quant_conv.conv, vae.post_quant_conv.conv
+    if encode.bias is None or decode.bias is None:
+        raise ValueError("quant_conv: must have biases")
+    num = len(gain)
+    encode.weight[:num] *= gain.view(-1, 1, 1, 1, 1)
+    encode.bias[:num] = encode.bias[:num] * gain + shift
+    encode.weight[num:] = 0.0
+    encode.bias[num:] = 2 * torch.log(gain * NOISE / 2)
+    decode.weight /= gain.view(1, -1, 1, 1, 1)
+    decode.bias -= decode.weight.flatten(1) @ shift
+
+
+def write_vae(vae: CausalVideoVAE, folder: Path) -> None:
+    write_part(folder / "causal_video_vae", CONFIG, vae.state_dict())
+
+
+def write_part(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """One part of a checkpoint: its configuration and its weights in bfloat16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file({name: x.to(torch.bfloat16).contiguous() for name, x in state.items()}, folder / WEIGHTS)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put a finished folder in the place of another; readers see the one or the other for all but an instant."""
+    old = target.with_name(target.name + ".old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def psnr(made: Tensor, real: Tensor) -> float:
+    """dB, of pictures in 0..255."""
+    error = (made.float() - real.float()).square().mean().item()
+    return 10 * math.log10(255.0**2 / max(error, 1e-9))
+
+
+CAPABILITIES: dict[str, Any] = {
+    "sizes": [[128, 128]],
+    "max_num_latent_frames": 16,
+    "default_num_latent_frames": 16,
+    "num_inference_steps": [10, 10, 10],
+    "video_num_inference_steps": [5, 5, 5],
+    "guidance_scale": 2.5,
+    "video_guidance_scale": 1.0,
+    "image_video_guidance_scale": 1.0,
+    "prompt_suffix": "",
+    "negative_prompt": "",
+    "dtype": "bfloat16",
+}
+
+
+def write_model(vae_folder: Path, state_path: Path, target: Path) -> None:
+    """The whole checkpoint, put in the place of the one at `target`. Files of `target`'s own top level are kept."""
+    from tools.shapes.train_transformer import CONFIG as TRANSFORMER_CONFIG  # here: it reads the latents' writer
+    from tools.shapes.train_transformer import TextToVideo
+
+    aside = target.with_name(target.name + ".writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    shutil.copytree(vae_folder / "causal_video_vae", aside / "causal_video_vae")
+    tokenizers = state_path.with_name("tokenizers")
+    model = TextToVideo(tokenizers)
+    averaged = load_state(state_path)["averaged"]
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            param.copy_(averaged[name])
+    write_part(aside / TRANSFORMER, TRANSFORMER_CONFIG, model.flux.state_dict())
+    model.text.save(aside)
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(tokenizers / name, aside / name)
+    (aside / "pyramid_serve.json").write_text(json.dumps(CAPABILITIES, indent=2) + "\n")
+    for path in target.glob("*") if target.exists() else ():
+        if path.is_file() and not (aside / path.name).exists():
+            shutil.copy(path, aside / path.name)
+    replace_folder(aside, target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("vae", "model"))
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--vae", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if args.what == "vae":
+        vae = trained_vae(args.state)
+        normalize_latents(vae, num_clips=24)
+        write_vae(vae, args.out)
+    elif args.vae is None:
+        parser.error("model needs --vae, the folder that `export vae` wrote")
+    else:
+        write_model(args.vae, args.state, args.out)
+
+
+if __name__ == "__main__":
+    main()

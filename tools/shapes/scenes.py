@@ -1,0 +1,267 @@
+"""Moving shapes drawn on the fly, with prompts in varied words.
+
+Letters: F frames, H W pixels. A *scene* is everything that fixes one clip: what is drawn, where, and how it moves.
+Every clip keeps its shape whole in view for all its frames. Motions are uniform: a constant velocity, a constant change
+of size, a constant turn (clockwise). A circle that spins looks like one that stays still; so it is drawn, and so the
+judge counts it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SIZE = 128
+NUM_FRAMES = 121
+MARGIN = 2.0
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (230, 25, 25),
+    "green": (20, 170, 45),
+    "blue": (25, 55, 230),
+    "yellow": (250, 225, 20),
+    "orange": (255, 135, 5),
+    "purple": (140, 25, 165),
+    "white": (250, 250, 250),
+    "cyan": (10, 220, 230),
+}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "black": (5, 5, 5),
+    "white": (250, 250, 250),
+    "gray": (128, 128, 128),
+    "brown": (130, 68, 28),
+}
+SHAPES = ("circle", "square", "triangle", "star")
+MOTIONS = ("moves right", "moves left", "moves up", "moves down", "stays still", "grows", "shrinks", "spins")
+
+# Corners of each shape, and its inner radius over its outer one (a regular polygon's is cos(pi / n)).
+_CORNERS = {"triangle": (3, 0.5), "square": (4, math.cos(math.pi / 4)), "star": (5, 0.43)}
+_DIRECTIONS = {"moves right": (1, 0), "moves left": (-1, 0), "moves up": (0, -1), "moves down": (0, 1)}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One clip. Positions in pixels of a 128x128 picture, x to the right and y down, angles in radians, clockwise."""
+
+    color: str
+    shape: str
+    motion: str
+    background: str
+    start: tuple[float, float]  # centre at frame 0
+    end: tuple[float, float]  # centre at frame 120
+    start_radius: float  # of the circle around the shape
+    end_radius: float
+    angle: float
+    turn: float  # angle gained by frame 120
+    color_rgb: tuple[float, float, float]  # 0..255
+    background_rgb: tuple[float, float, float]
+
+
+def sample_scene(
+    rng: np.random.Generator,
+    *,
+    color: str | None = None,
+    shape: str | None = None,
+    motion: str | None = None,
+    background: str | None = None,
+    color_jitter: float = 8.0,
+    spread: float = 1.0,
+) -> Scene:
+    """A random scene, with any of its words given; `spread` narrows where, how large and how fast around the middle.
+
+    Raises ValueError for a shape in its background's colour.
+    """
+    shape = shape or str(rng.choice(SHAPES))
+    motion = motion or str(rng.choice(MOTIONS))
+    if background is None:
+        background = str(rng.choice([name for name in BACKGROUNDS if name != color]))
+    if color is None:
+        color = str(rng.choice([name for name in COLORS if name != background]))
+    if color == background:
+        raise ValueError(f"color={color!r}: a shape must differ from its background")
+    start_radius, end_radius = _sample_radii(rng, shape, motion, spread)
+    start, end = _sample_path(rng, motion, max(start_radius, end_radius), spread)
+    turn = _around(rng, 1.2, 1.7, spread) * math.radians(NUM_FRAMES - 1) if motion == "spins" else 0.0
+    jitter = rng.uniform(-color_jitter, color_jitter, size=(2, 3))
+    rgb = np.clip(np.array([COLORS[color], BACKGROUNDS[background]]) + jitter, 0, 255)
+    return Scene(
+        color=color,
+        shape=shape,
+        motion=motion,
+        background=background,
+        start=start,
+        end=end,
+        start_radius=start_radius,
+        end_radius=end_radius,
+        angle=math.radians(_around(rng, -6, 6, spread)),
+        turn=turn,
+        color_rgb=(float(rgb[0, 0]), float(rgb[0, 1]), float(rgb[0, 2])),
+        background_rgb=(float(rgb[1, 0]), float(rgb[1, 1]), float(rgb[1, 2])),
+    )
+
+
+def _around(rng: np.random.Generator, low: float, high: float, spread: float) -> float:
+    """Uniform in the middle `spread` (0..1) of an interval."""
+    return float((low + high) / 2 + (high - low) / 2 * spread * rng.uniform(-1, 1))
+
+
+def _sample_radii(rng: np.random.Generator, shape: str, motion: str, spread: float) -> tuple[float, float]:
+    unit = 0.82 if shape == "circle" else 1.0  # a circle fills the circle around it, the others do not
+    if motion == "grows":
+        start = _around(rng, 17, 28, spread)
+        return start * unit, min(start * _around(rng, 1.65, 2.1, spread), 52.0) * unit
+    if motion == "shrinks":
+        start = _around(rng, 30, 50, spread)
+        return start * unit, max(start / _around(rng, 1.65, 2.1, spread), 15.0) * unit
+    radius = _around(rng, 20, 32, spread) * unit
+    return radius, radius
+
+
+def _sample_path(
+    rng: np.random.Generator, motion: str, radius: float, spread: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    low, high = radius + MARGIN, SIZE - radius - MARGIN
+    x, y = (_around(rng, low, high, spread) for _ in range(2))
+    if motion not in _DIRECTIONS:
+        return (x, y), (x, y)
+    dx, dy = _DIRECTIONS[motion]
+    distance = _around(rng, 34, min(58.0, high - low), spread)
+    first = _around(rng, low, high - distance, spread)
+    near, far = (first, first + distance) if dx + dy > 0 else (first + distance, first)
+    return ((near, y), (far, y)) if dx else ((x, near), (x, far))
+
+
+def render(
+    scene: Scene, *, num_frames: int = NUM_FRAMES, first_frame: int = 0, box: tuple[int, int, int, int] | None = None
+) -> Tensor:
+    """Frames (F, 3, H, W) uint8 of a scene, antialiased; `box` is the (top, left, height, width) to draw."""
+    top, left, height, width = box or (0, 0, SIZE, SIZE)
+    progress = (torch.arange(num_frames, dtype=torch.float32) + first_frame).view(-1, 1, 1) / (NUM_FRAMES - 1)
+    x = torch.arange(width, dtype=torch.float32) + left + 0.5 - _between(scene.start[0], scene.end[0], progress)
+    y = (
+        torch.arange(height, dtype=torch.float32).view(-1, 1)
+        + top
+        + 0.5
+        - _between(scene.start[1], scene.end[1], progress)
+    )
+    radius = _between(scene.start_radius, scene.end_radius, progress)
+    distance = _signed_distance(scene.shape, x, y, radius, scene.angle + scene.turn * progress)  # (F, H, W)
+    coverage = (0.5 - distance).clamp_(0, 1).unsqueeze(1)
+    color = torch.tensor(scene.color_rgb).view(3, 1, 1)
+    background = torch.tensor(scene.background_rgb).view(3, 1, 1)
+    return torch.lerp(background, color, coverage).round_().to(torch.uint8)
+
+
+def _between(start: float, end: float, progress: Tensor) -> Tensor:
+    return start + (end - start) * progress
+
+
+def _signed_distance(shape: str, x: Tensor, y: Tensor, radius: Tensor, angle: Tensor) -> Tensor:
+    """Distance in pixels to the nearest edge, negative inside; the plane is folded onto one half of one corner."""
+    if shape == "circle":
+        return torch.sqrt(x * x + y * y) - radius
+    num_corners, inner = _CORNERS[shape]
+    sector = 2 * math.pi / num_corners
+    upright = math.pi / 4 if shape == "square" else -math.pi / 2
+    direction = torch.atan2(y, x) - upright - angle
+    folded = (torch.remainder(direction + sector / 2, sector) - sector / 2).abs_()
+    distance = torch.sqrt(x * x + y * y)
+    # The edge runs from the corner (R, 0) to (inner R cos, inner R sin) at half a sector.
+    edge_x, edge_y = inner * math.cos(sector / 2) - 1, inner * math.sin(sector / 2)
+    length = math.hypot(edge_x, edge_y)
+    normal_x, normal_y = edge_y / length, -edge_x / length
+    return (distance * folded.cos() - radius) * normal_x + distance * folded.sin() * normal_y
+
+
+# Wording. The first of each tuple is the plain one and is used most.
+_COLOR_WORDS = {"purple": ("purple", "violet"), "cyan": ("cyan", "turquoise"), "gray": ("gray", "grey")}
+_SHAPE_WORDS = {
+    "circle": ("circle", "disc", "ball"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+}
+_GO = (("moves", "moving"), ("goes", "going"), ("slides", "sliding"), ("drifts", "drifting"), ("travels", "traveling"))
+_WHERE = {
+    "moves right": ("right", "to the right", "rightwards", "from left to right"),
+    "moves left": ("left", "to the left", "leftwards", "from right to left"),
+    "moves up": ("up", "upwards", "upward", "to the top"),
+    "moves down": ("down", "downwards", "downward", "to the bottom"),
+}
+_DOES: dict[str, tuple[tuple[str, str], ...]] = {
+    "stays still": (
+        ("stays still", "staying still"),
+        ("stands still", "standing still"),
+        ("does not move", "not moving"),
+        ("is still", "still"),
+        ("is motionless", "motionless"),
+        ("stays in place", "staying in place"),
+    ),
+    "grows": (
+        ("grows", "growing"),
+        ("gets bigger", "getting bigger"),
+        ("gets larger", "getting larger"),
+        ("expands", "expanding"),
+    ),
+    "shrinks": (("shrinks", "shrinking"), ("gets smaller", "getting smaller"), ("becomes smaller", "becoming smaller")),
+    "spins": (
+        ("spins", "spinning"),
+        ("rotates", "rotating"),
+        ("turns", "turning"),
+        ("spins around", "spinning around"),
+    ),
+}
+_SENTENCES = (
+    "a {color} {shape} {does} on a {background} background",
+    "a {color} {shape} {doing} on a {background} background",
+    "{color} {shape} {doing}, {background} background",
+    "{color} {shape} {does} on {background}",
+    "the {color} {shape} {does} against a {background} backdrop",
+    "{color} {shape} {doing}, {background} backdrop",
+    "a {color} {shape} that {does}, on a {background} background",
+    "on a {background} background, a {color} {shape} {does}",
+    "{background} background, {color} {shape} {doing}",
+    "a {shape} {does}, it is {color}, the background is {background}",
+    "a video of a {color} {shape} {doing} over a {background} background",
+    "{color} {shape}, {doing}, {background}",
+)
+
+
+def plain_prompt(scene: Scene) -> str:
+    """The scene in the plainest words, e.g. "a red circle moves right on a black background"."""
+    article = "an" if scene.color == "orange" else "a"
+    return f"{article} {scene.color} {scene.shape} {scene.motion} on a {scene.background} background"
+
+
+def sample_prompt(scene: Scene, rng: np.random.Generator) -> str:
+    """The scene in random words; a third of the time in the plainest."""
+    if rng.random() < 0.33:
+        return plain_prompt(scene)
+    color = _pick(rng, _COLOR_WORDS.get(scene.color, (scene.color,)))
+    if scene.motion in _WHERE:
+        does, doing = _GO[0] if rng.random() < 0.5 else _GO[int(rng.integers(len(_GO)))]
+        where = _pick(rng, _WHERE[scene.motion])
+        does, doing = f"{does} {where}", f"{doing} {where}"
+    else:
+        words = _DOES[scene.motion]
+        does, doing = words[0] if rng.random() < 0.4 else words[int(rng.integers(len(words)))]
+    sentence = str(rng.choice(_SENTENCES)).format(
+        color=color,
+        shape=_pick(rng, _SHAPE_WORDS[scene.shape]),
+        does=does,
+        doing=doing,
+        background=_pick(rng, _COLOR_WORDS.get(scene.background, (scene.background,))),
+    )
+    sentence = sentence.replace("a orange", "an orange")
+    if rng.random() < 0.2:
+        sentence = sentence[0].upper() + sentence[1:]
+    return sentence + "." if rng.random() < 0.2 else sentence
+
+
+def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
+    """The first word seven times in ten, else any of them."""
+    return words[0] if rng.random() < 0.7 else words[int(rng.integers(len(words)))]

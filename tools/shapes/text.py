@@ -1,0 +1,162 @@
+"""The tiny CLIP and T5 text encoders of the shapes model, and their tokenizers, made from the prompts' own words.
+
+Both tokenizers know the words of the prompts and fall back to single characters, so an unknown word is no error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, T5Config, T5EncoderModel
+
+from tools.shapes.scenes import sample_prompt, sample_scene
+
+WIDTH = 96
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def corpus(num_prompts: int = 4000) -> list[str]:
+    """Prompts in all their wordings."""
+    rng = np.random.default_rng(0)
+    return [sample_prompt(sample_scene(rng), rng) for _ in range(num_prompts)]
+
+
+def write_t5_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
+    """A unigram tokenizer of the prompts' words and of all single characters, in lower case."""
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = Counter(word for prompt in prompts for word in re.findall(r"[a-z]+", prompt.lower()))
+    words = [f"\u2581{word}" for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    characters = ["\u2581", *string.ascii_lowercase, *string.digits, *string.punctuation]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    vocabulary += [(word, -2.0) for word in words] + [(c, -4.0) for c in characters]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Split(Regex(r"[^\w\u2581]"), "isolated")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": 128,
+            "pad_token": "<pad>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+        },
+    )
+
+
+def write_clip_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
+    """A byte-level BPE tokenizer as CLIP's, trained on the prompts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>", fuse_unk=False))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        initial_alphabet=alphabet,
+        special_tokens=[],
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*prompts, *alphabet], trainer)
+    trained = json.loads(tokenizer.to_str())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in trained["merges"]]
+    tokens = [*alphabet, *(f"{c}</w>" for c in alphabet), *("".join(merge.split(" ")) for merge in merges), START, END]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    _write(folder / "vocab.json", vocabulary)
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    _write(folder / "special_tokens_map.json", special)
+    _write(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": 77,
+            "do_lower_case": True,
+            "add_prefix_space": False,
+            "errors": "replace",
+            **special,
+        },
+    )
+
+
+class TextEncoders(nn.Module):
+    """Both encoders and their tokenizers, to be trained together with the transformer."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` holds `tokenizer/` and `tokenizer_2/`, see the `write_` functions."""
+        super().__init__()
+        self.clip_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.t5_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder / "tokenizer_2")
+        end = self.clip_tokenizer.convert_tokens_to_ids(END)
+        self.clip = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(self.clip_tokenizer),
+                hidden_size=WIDTH,
+                intermediate_size=4 * WIDTH,
+                projection_dim=WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=77,
+                bos_token_id=self.clip_tokenizer.convert_tokens_to_ids(START),
+                eos_token_id=end,
+                pad_token_id=end,
+            )
+        )
+        self.t5 = T5EncoderModel(
+            T5Config(
+                vocab_size=len(self.t5_tokenizer),
+                d_model=WIDTH,
+                d_ff=2 * WIDTH,
+                d_kv=24,
+                num_heads=4,
+                num_layers=2,
+                feed_forward_proj="gated-gelu",
+                dropout_rate=0.0,
+                pad_token_id=0,
+                eos_token_id=1,
+                is_encoder_decoder=False,
+                use_cache=False,
+            )
+        )
+
+    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """T5's hidden states (B, L, D), their mask (B, L) and CLIP's pooled vectors (B, D)."""
+        clip = self.clip_tokenizer(list(prompts), padding=True, truncation=True, max_length=77, return_tensors="pt")
+        t5 = self.t5_tokenizer(list(prompts), padding=True, truncation=True, max_length=128, return_tensors="pt")
+        pooled: Tensor = self.clip(input_ids=clip["input_ids"]).pooler_output
+        embeds: Tensor = self.t5(input_ids=t5["input_ids"], attention_mask=t5["attention_mask"]).last_hidden_state
+        return embeds, t5["attention_mask"].bool(), pooled
+
+    def save(self, folder: Path) -> None:
+        """Write `text_encoder` and `text_encoder_2` in bfloat16, as transformers saves them."""
+        for name, model in (("text_encoder", self.clip), ("text_encoder_2", self.t5)):
+            copy = type(model)(model.config).to(torch.bfloat16)
+            copy.load_state_dict(model.state_dict())
+            copy.save_pretrained(folder / name)
+
+
+def _write(path: Path, content: dict[str, object] | dict[str, int] | dict[str, str]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
