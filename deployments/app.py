@@ -19,7 +19,6 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.deployment import Deployment
 from ray.serve.schema import ServeDeploySchema
 
-import pyramid_serve
 from deployments.claims import Claims, ClaimsConfig
 from deployments.decoder import Decoder, DecoderConfig
 from deployments.denoiser import Denoiser, DenoiserConfig
@@ -34,7 +33,6 @@ from pyramid_serve.api import RequestLimits
 from pyramid_serve.checkpoints import capabilities
 
 IMPORT_PATH = "deployments.app:build"
-_MODELS = Path(pyramid_serve.__file__).parent / "models"
 _STICKY = RequestRouterConfig.model_validate(
     {"request_router_class": "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"}
 )
@@ -137,12 +135,6 @@ class ModelOptions(BaseModel):
     """As clients see it. None: the last part of ``source``."""
 
     @property
-    def location(self) -> str:
-        """``source``, or the folder in the package that it names."""
-        in_package = _MODELS / self.source
-        return str(in_package) if "/" not in self.source and in_package.is_dir() else self.source
-
-    @property
     def public_name(self) -> str:
         return self.name or self.source.rstrip("/").rpartition("/")[2].partition("@")[0]
 
@@ -189,7 +181,7 @@ class AppConfig(BaseModel):
         for field in ("source", "variant"):
             if field in pool.settings:
                 raise ValueError(f"{name}.settings.{field}: set model.{field}, for all deployments alike")
-        fields = {"source": self.model.location, "variant": self.model.variant, **pool.settings}
+        fields = {"source": self.model.source, "variant": self.model.variant, **pool.settings}
         try:
             config.model_validate(fields)
         except ValidationError as error:
@@ -199,7 +191,7 @@ class AppConfig(BaseModel):
 
 def build(args: AppConfig) -> Application:
     """The app of one configuration. Raises ``CheckpointError`` for a model that is not there."""
-    model = ServedModel(args.model.public_name, capabilities(args.model.location, args.model.variant), args.limits)
+    model = ServedModel(args.model.public_name, capabilities(args.model.source, args.model.variant), args.limits)
     text_encoder = args.text_encoder.apply(
         TextEncoder, max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.1}
     ).bind(args.text_encoder_config)

@@ -162,7 +162,7 @@ def _app_to_measure(arguments: argparse.Namespace) -> Iterator[tuple[str, str, s
     rows = LiveRows(sys.stdout)
     _say(f"Starting Ray and the app: model {app.config.model.public_name} ...")
     with _terminable(), running(app, show=lambda statuses: rows.show(status_rows(statuses))):
-        yield app.name, app.config.model.location, app.config.model.variant
+        yield app.name, app.config.model.source, app.config.model.variant
 
 
 def _wait_for_interrupt() -> None:

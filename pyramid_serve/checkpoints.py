@@ -74,8 +74,8 @@ def resolve(source: Source, *, parts: Sequence[str] = (), cache: Path | None = N
     """
     if not str(source):
         raise CheckpointError("model: must name a folder, a URL, a Hub id or a model in the package")
-    if isinstance(source, str) and (packaged := PACKAGED / source).parent == PACKAGED and packaged.is_dir():
-        folder = packaged
+    if isinstance(source, str) and source in {packaged.name for packaged in PACKAGED.glob("*")}:
+        folder = PACKAGED / source
     elif isinstance(source, str) and "://" in source:
         folder = _copy_from_url(source, parts, cache or _default_cache())
     else:
