@@ -172,12 +172,17 @@ def _wait_for_interrupt() -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that nothing is left behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Let SIGTERM and SIGINT end the block as Ctrl-C does, so that nothing is left behind.
+
+    A shell script starts what it puts in the background with SIGINT ignored, so SIGINT is set as well.
+    """
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, signal.default_int_handler) for number in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
 # --- a client -------------------------------------------------------------------------------------------------------

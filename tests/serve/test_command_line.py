@@ -201,6 +201,16 @@ def test_progress_is_shown_for_each_deployment(server: LocalServer) -> None:
     server.client.delete(f"/v1/videos/{video_id}")
 
 
+def test_a_script_that_starts_a_server_behind_it_can_interrupt_it() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell leaves it for a command followed by "&"
+    try:
+        with pytest.raises(KeyboardInterrupt), cli._terminable():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
