@@ -1,7 +1,6 @@
 """The model in the box, judged on a handful of short videos as the library makes them.
 
-The bounds are those that the checkpoint reaches today, see tools/shapes/README.md: backgrounds, colors and what history
-is for. Shapes and motions are judged by `python -m tools.shapes.evaluate videos`, and are not good enough to be held.
+More prompts and whole videos are judged by `python -m tools.shapes.evaluate`, see tools/shapes/README.md.
 """
 
 from functools import lru_cache
@@ -12,21 +11,14 @@ import torch
 from PIL import Image
 
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
-from tools.shapes.encode import SPREAD
-from tools.shapes.evaluate import Model, default_settings, make_latents
-from tools.shapes.evaluate import decode as decode_videos
+from tools.shapes.evaluate import Model, decode, default_settings, make_latents, vae_psnr
 from tools.shapes.export import psnr
-from tools.shapes.judge import Frames, judge
+from tools.shapes.judge import Frames, agrees, judge, scenes_in_turn
 from tools.shapes.scenes import Scene, plain_prompt, render, sample_scene
 
 SHAPES = Path(__file__).parents[1] / "pyramid_serve" / "models" / "shapes"
-WORDS = (
-    ("red", "circle", "moves right", "black"),
-    ("orange", "square", "shrinks", "gray"),
-    ("green", "triangle", "moves up", "brown"),
-    ("blue", "square", "stays still", "white"),
-)
-NUM_LATENT_FRAMES = 3
+NUM_VIDEOS = 8
+NUM_LATENT_FRAMES = 9
 
 
 @lru_cache(maxsize=1)
@@ -35,47 +27,53 @@ def model() -> Model:
 
 
 def scenes() -> list[Scene]:
-    rng = np.random.default_rng(42)
-    return [
-        sample_scene(rng, color=c, shape=s, motion=m, background=b, spread=SPREAD, color_jitter=0)
-        for c, s, m, b in WORDS
-    ]
+    """All shapes and motions among them."""
+    return scenes_in_turn(32, seed=42)[::5][:4] + scenes_in_turn(32, seed=43)[2::7][:4]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def videos(broken: str = "nothing") -> list[Frames]:
     latents = make_latents(
         model(),
         [plain_prompt(scene) for scene in scenes()],
-        range(7, 7 + len(WORDS)),
+        range(7, 7 + NUM_VIDEOS),
         settings=default_settings(model().able, has_image=False),
         num_latent_frames=NUM_LATENT_FRAMES,
         broken=broken,
     )
-    return decode_videos(model(), latents)
+    return decode(model(), latents)
 
 
-def change(frames: Frames) -> float:
-    """Mean difference of the last picture from the first, in 0..255."""
-    return float(np.abs(frames[-1].astype(float) - frames[0]).mean())
+def num_right(word: str, broken: str = "nothing") -> int:
+    """In how many of the videos a word is right."""
+    return sum(agrees(judge(frames), scene)[word] for frames, scene in zip(videos(broken), scenes(), strict=True))
 
 
 def test_the_checkpoint_is_at_most_20_mb() -> None:
     assert sum(path.stat().st_size for path in SHAPES.rglob("*") if path.is_file()) <= 20_000_000
 
 
-def test_first_pictures_have_the_color_and_the_background_of_their_prompts() -> None:
-    verdicts = [judge(frames[:1]) for frames in videos()]
-    wanted = [(scene.color, scene.background) for scene in scenes()]
-    assert [(verdict.color, verdict.background) for verdict in verdicts] == wanted
+def test_the_vae_keeps_clips_that_it_has_not_seen() -> None:
+    assert np.mean(vae_psnr(model().vae, num_clips=2, seed=77)) >= 30
 
 
-def test_backgrounds_stay() -> None:
-    for scene, frames in zip(scenes(), videos(), strict=True):
-        assert judge(frames[-1:]).background == scene.background
+def test_videos_have_the_colors_and_backgrounds_of_their_prompts() -> None:
+    assert num_right("color") >= NUM_VIDEOS - 1
+    assert num_right("background") == NUM_VIDEOS
+
+
+def test_videos_have_the_shapes_of_their_prompts() -> None:
+    assert num_right("shape") >= NUM_VIDEOS // 2  # by chance, two
+
+
+def test_videos_move_as_their_prompts_say() -> None:
+    assert num_right("motion") >= NUM_VIDEOS // 2 + 1  # by chance, one
 
 
 def test_without_history_units_do_not_go_on_from_each_other() -> None:
+    def change(frames: Frames) -> float:
+        return float(np.abs(frames[8].astype(float) - frames[0]).mean())
+
     whole = np.mean([change(frames) for frames in videos()])
     broken = np.mean([change(frames) for frames in videos("history")])
     assert broken > 2 * whole

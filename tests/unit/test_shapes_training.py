@@ -1,11 +1,17 @@
-"""The training forward of the shapes model against the library's packed forward."""
+"""The training of the shapes model: its forward against the library's, its words, its optimiser, going on."""
 
+from pathlib import Path
+
+import pytest
 import torch
+from torch import nn
 
 from pyramid_serve.pyramid_flow import flux
 from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from tools.shapes.teacher_forcing import forward, pyramid
+from tools.shapes.text import TextEncoders, corpus, teach_words, write_clip_tokenizer, write_t5_tokenizer
+from tools.shapes.training import Options, Training, orthogonalize
 
 CONFIG = {
     "num_layers": 1,
@@ -48,3 +54,39 @@ def test_units_that_share_their_history_are_predicted_as_the_packed_forward_does
                     clips = (*history_clips(latents[clip, :, :unit], stage), noisy[clip, :, index : index + 1])
                     (alone,) = model([ClipSequence(prompt, clips, float(timesteps[clip]))])
                     torch.testing.assert_close(together[clip, :, index : index + 1], alone, atol=2e-5, rtol=2e-4)
+
+
+def test_the_text_encoders_learn_to_tell_the_four_words(tmp_path: Path) -> None:
+    write_clip_tokenizer(tmp_path / "tokenizer", corpus(500))
+    write_t5_tokenizer(tmp_path / "tokenizer_2", corpus(500))
+    torch.manual_seed(0)
+    assert teach_words(TextEncoders(tmp_path), num_steps=60, batch=48) > 0.9
+
+
+def test_orthogonalized_matrices_keep_their_directions_and_lose_their_sizes() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 24, 48) * torch.tensor([0.01, 1.0, 100.0]).view(3, 1, 1)
+    sizes = torch.linalg.svdvals(orthogonalize(matrices).float())
+    assert float(sizes.min()) > 0.5 and float(sizes.max()) < 1.5
+
+
+def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    def train(out: Path, *, stop: int | None = None) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
+        options = Options(out, 8, 4, muon_lr=1e-2, adam_lr=1e-2, seed=0, num_threads=1)
+        training = Training(model, lambda name, param: param.ndim == 2, options, average=0.9)
+
+        def take(step: int) -> list[float]:
+            if step == stop:
+                raise KeyboardInterrupt
+            loss = (model(torch.arange(6.0) + step) - 1).square().mean()
+            loss.backward()
+            return [float(loss.detach())]
+
+        training.run(take, num_warmup=1, log_every=100, save_every=2)
+        return torch.cat([values.flatten() for values in training.averaged.values.values()])
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped.pt", stop=5)
+    torch.testing.assert_close(train(tmp_path / "stopped.pt"), train(tmp_path / "whole.pt"))

@@ -1,7 +1,8 @@
-"""Judge the model: `python -m tools.shapes.evaluate vae | videos | pictures | speed`.
+"""Judge the model: `python -m tools.shapes.evaluate vae | videos | pictures | broken | speed`.
 
-vae: PSNR of held-out clips; videos: text to video over prompts in turn, whole or broken on purpose (`--broken`);
-pictures: image to video; speed: seconds for one video of 121 frames, alone in this process.
+vae: PSNR of held-out clips; videos: text to video over prompts in turn; pictures: image to video; broken: text to video
+with parts of the sampler broken on purpose, as the rows of a table; speed: seconds for one video of 121 frames, alone
+in this process.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from pyramid_serve.pyramid_flow.pipeline import decode_unit, encode_picture
 from pyramid_serve.pyramid_flow.sampler import SamplingSettings, append_unit, denoise_unit, run_units
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, LatentShape
 from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
-from tools.shapes.encode import SPREAD
-from tools.shapes.export import LATENT_SCALE, psnr
+from tools.shapes.export import psnr
 from tools.shapes.judge import Frames, Verdict, agrees, judge, scenes_in_turn
+from tools.shapes.latents import LATENT_SCALE
 from tools.shapes.scenes import SIZE, Scene, plain_prompt, render, sample_prompt
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,12 @@ def judge_videos(
         for scene, prompt, start, frames in zip(part, prompts, starts, decode(model, latents), strict=True):
             verdict = judge(frames)
             right = agrees(verdict, scene)
-            row: dict[str, float] = {**right, "all": all(right.values()), "whole": verdict.is_whole}
+            row: dict[str, float] = {
+                **right,
+                "all": all(right.values()),
+                "whole": verdict.is_whole,
+                "roughness": roughness(frames),
+            }
             if with_pictures:
                 row["first frame dB"] = psnr(torch.from_numpy(frames[0]).permute(2, 0, 1), start)
             rows.append(row)
@@ -187,6 +193,12 @@ def judge_videos(
     for miss in misses:
         logger.info("missed %s", miss)
     return _means(rows)
+
+
+def roughness(frames: Frames) -> float:
+    """Mean difference of frames (F, H, W, 3) from themselves blurred over 3 x 3 pixels, in 0..255: edges and grain."""
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    return float((pixels - F.avg_pool2d(pixels, 3, stride=1, padding=1, count_include_pad=False)).abs().mean())
 
 
 def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -235,18 +247,16 @@ def measure_speed(model: Model, settings: SamplingSettings) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("vae", "videos", "pictures", "speed"))
+    parser.add_argument("what", choices=("vae", "videos", "pictures", "broken", "speed"))
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=100)
-    parser.add_argument("--broken", choices=BROKEN, default="nothing")
     parser.add_argument("--steps", type=int, nargs=3)
     parser.add_argument("--video-steps", type=int, nargs=3)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--video-guidance", type=float)
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--spread", type=float, default=SPREAD, help="of the given pictures, 0..1")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -267,17 +277,18 @@ def main() -> None:
     if args.what == "speed":
         logger.info("%s", json.dumps(measure_speed(model, settings)))
         return
-    score = judge_videos(
-        model,
-        scenes_in_turn(args.count, args.seed, spread=args.spread),
-        settings=settings,
-        batch=args.batch,
-        seed=args.seed,
-        broken=args.broken,
-        with_pictures=args.what == "pictures",
-        sheet=args.sheet,
-    )
-    logger.info("%s %s", args.broken, json.dumps(score))
+    for broken in BROKEN if args.what == "broken" else BROKEN[:1]:
+        score = judge_videos(
+            model,
+            scenes_in_turn(args.count, args.seed),
+            settings=settings,
+            batch=args.batch,
+            seed=args.seed,
+            broken=broken,
+            with_pictures=args.what == "pictures",
+            sheet=args.sheet,
+        )
+        logger.info("broken: %s %s", broken, json.dumps(score))
 
 
 if __name__ == "__main__":

@@ -14,18 +14,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, from_config
-from pyramid_serve.pyramid_flow.parts import VARIANTS
-from tools.shapes.optim import load_state
-from tools.shapes.scenes import render, sample_scene
-from tools.shapes.train_vae import CONFIG, NOISE, encode_mean
+from tools.shapes.latents import GAIN
+from tools.shapes.train_vae import CONFIG, NOISE
+from tools.shapes.training import load_state
 
-LATENT_SCALE = VARIANTS["PyramidFluxTransformer"].latent_scale
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMER = "diffusion_transformer_128p"
 
@@ -38,40 +35,14 @@ def trained_vae(state_path: Path) -> CausalVideoVAE:
 
 
 @torch.no_grad()
-def normalize_latents(vae: CausalVideoVAE, *, num_clips: int, seed: int = 5) -> None:
-    """Fold an affine map of each latent channel into the 1x1x1 convolutions on either side of the latents.
-
-    Exact, and in the published layout: afterwards the published scales (one for frame 0, one for the others) bring
-    each channel near to mean 0 and variance 1. In place.
-    """
-    rng = np.random.default_rng(seed)
-    latents = []
-    for _ in range(num_clips):
-        clip = render(sample_scene(rng), num_frames=41, first_frame=int(rng.integers(0, 81)))
-        pixels = clip.transpose(0, 1).unsqueeze(0).float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16):
-            latents.append(encode_mean(vae, pixels)[0])
-    stacked = torch.stack(latents)  # (N, 16, T, h, w)
-    image, video = (part.transpose(0, 1).flatten(1) for part in (stacked[:, :, :1], stacked[:, :, 1:]))
-    scale = LATENT_SCALE
-    gain = (1 / (image.std(1) * scale.image_scale) / (video.std(1) * scale.video_scale)).sqrt()
-    shift = (scale.image_shift - gain * image.mean(1) + scale.video_shift - gain * video.mean(1)) / 2
-    fold_affine(vae, gain, shift)
-
-
-@torch.no_grad()
-def fold_affine(vae: CausalVideoVAE, gain: Tensor, shift: Tensor) -> None:
-    """Make the VAE's latents `gain * latents + shift` (16,), with nothing else changed, and the variance constant."""
-    encode, decode = vae.quant_conv.conv, vae.post_quant_conv.conv
-    if encode.bias is None or decode.bias is None:
-        raise ValueError("quant_conv: must have biases")
-    num = len(gain)
-    encode.weight[:num] *= gain.view(-1, 1, 1, 1, 1)
-    encode.bias[:num] = encode.bias[:num] * gain + shift
-    encode.weight[num:] = 0.0
-    encode.bias[num:] = 2 * torch.log(gain * NOISE / 2)
-    decode.weight /= gain.view(1, -1, 1, 1, 1)
-    decode.bias -= decode.weight.flatten(1) @ shift
+def set_variance(vae: CausalVideoVAE) -> None:
+    """Make the encoder's log variance constant, that of the noise which the decoder was trained with. In place."""
+    moments = vae.quant_conv.conv
+    if moments.bias is None:
+        raise ValueError("quant_conv: must have a bias")
+    num = vae.config.latent_channels
+    moments.weight[num:] = 0.0
+    moments.bias[num:] = 2 * math.log(GAIN * NOISE / 2)
 
 
 def write_vae(vae: CausalVideoVAE, folder: Path) -> None:
@@ -106,9 +77,9 @@ CAPABILITIES: dict[str, Any] = {
     "default_num_latent_frames": 16,
     "num_inference_steps": [10, 10, 10],
     "video_num_inference_steps": [5, 5, 5],
-    "guidance_scale": 2.5,
-    "video_guidance_scale": 1.0,
-    "image_video_guidance_scale": 1.0,
+    "guidance_scale": 4.0,
+    "video_guidance_scale": 2.0,
+    "image_video_guidance_scale": 2.0,
     "prompt_suffix": "",
     "negative_prompt": "",
     "dtype": "bfloat16",
@@ -150,7 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "vae":
         vae = trained_vae(args.state)
-        normalize_latents(vae, num_clips=24)
+        set_variance(vae)
         write_vae(vae, args.out)
     elif args.vae is None:
         parser.error("model needs --vae, the folder that `export vae` wrote")

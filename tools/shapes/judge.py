@@ -215,7 +215,7 @@ def score_of_real_clips(num_clips: int, seed: int) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in right.items()}
 
 
-def scenes_in_turn(num_scenes: int, seed: int, *, spread: float = 1.0) -> list[Scene]:
+def scenes_in_turn(num_scenes: int, seed: int) -> list[Scene]:
     """Scenes that go through shapes, motions, colours and backgrounds in turn, each as often as the others."""
     rng = np.random.default_rng((seed, 7))
     scenes = []
@@ -229,7 +229,7 @@ def scenes_in_turn(num_scenes: int, seed: int, *, spread: float = 1.0) -> list[S
         color = colors[(i + i // 8 + i // 64) % 8]
         offset = next(k for k in range(4) if backgrounds[(i // 2 + i // 32 + k) % 4] != color)
         background = backgrounds[(i // 2 + i // 32 + offset) % 4]
-        scenes.append(sample_scene(rng, color=color, shape=shape, motion=motion, background=background, spread=spread))
+        scenes.append(sample_scene(rng, color=color, shape=shape, motion=motion, background=background))
     return scenes
 
 

@@ -117,7 +117,7 @@ def _sample_radii(rng: np.random.Generator, shape: str, motion: str, spread: flo
     if motion == "shrinks":
         start = _around(rng, 30, 50, spread)
         return start * unit, max(start / _around(rng, 1.65, 2.1, spread), 15.0) * unit
-    radius = _around(rng, 20, 32, spread) * unit
+    radius = _around(rng, 18, 33, spread) * unit
     return radius, radius
 
 

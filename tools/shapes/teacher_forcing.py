@@ -174,13 +174,20 @@ def forward(
     vectors = flux.norm_out.linear(conditioning).unsqueeze(1).chunk(2, dim=-1)
     out = flux.proj_out(_modulate(packed[:, -num_current:], vectors[1], vectors[0])).float()
     return rearrange(
-        out,
+        cast(Tensor, out),
         "b (u h w) (p1 p2 c) -> b c u (h p1) (w p2)",
         u=noisy.shape[2],
         h=noisy.shape[3] // PATCH_SIZE,
         p1=PATCH_SIZE,
         p2=PATCH_SIZE,
     )
+
+
+def compile_blocks() -> None:
+    """Compile both kinds of block, for this process and for all sizes."""
+    global _joint_block, _single_block
+    _joint_block = torch.compile(_joint_block, dynamic=True)
+    _single_block = torch.compile(_single_block, dynamic=True)
 
 
 def _patchify(frame: Tensor) -> Tensor:
@@ -207,7 +214,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor], mask: 
 
 
 def _heads(x: Tensor, head_size: int) -> Tensor:
-    return x.unflatten(-1, (-1, head_size))
+    out: Tensor = x.unflatten(-1, (-1, head_size))
+    return out
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -257,4 +265,5 @@ def _single_block(
     k = _norm(b.attn.norm_k, _heads(b.attn.to_k(x), size))
     attended = _attend(q, k, _heads(b.attn.to_v(x), size), rope, mask)
     mlp = F.gelu(b.proj_mlp(x), approximate="tanh")
-    return packed + gate * b.proj_out(torch.cat([attended, mlp], dim=-1))
+    out: Tensor = packed + gate * b.proj_out(torch.cat([attended, mlp], dim=-1))
+    return out

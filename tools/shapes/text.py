@@ -6,21 +6,37 @@ Both tokenizers know the words of the prompts and fall back to single characters
 from __future__ import annotations
 
 import json
+import logging
 import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
+from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, T5Config, T5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5EncoderModel,
+)
 
-from tools.shapes.scenes import sample_prompt, sample_scene
+from tools.shapes.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, sample_prompt, sample_scene
+
+logger = logging.getLogger(__name__)
 
 WIDTH = 96
+STRAY_WORDS = 0.1
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -110,7 +126,7 @@ class TextEncoders(nn.Module):
         super().__init__()
         self.clip_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self.t5_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder / "tokenizer_2")
-        end = self.clip_tokenizer.convert_tokens_to_ids(END)
+        begin, end = (cast(int, self.clip_tokenizer.convert_tokens_to_ids(token)) for token in (START, END))
         self.clip = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(self.clip_tokenizer),
@@ -120,7 +136,7 @@ class TextEncoders(nn.Module):
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 max_position_embeddings=77,
-                bos_token_id=self.clip_tokenizer.convert_tokens_to_ids(START),
+                bos_token_id=begin,
                 eos_token_id=end,
                 pad_token_id=end,
             )
@@ -153,9 +169,52 @@ class TextEncoders(nn.Module):
     def save(self, folder: Path) -> None:
         """Write `text_encoder` and `text_encoder_2` in bfloat16, as transformers saves them."""
         for name, model in (("text_encoder", self.clip), ("text_encoder_2", self.t5)):
-            copy = type(model)(model.config).to(torch.bfloat16)
-            copy.load_state_dict(model.state_dict())
+            copy: PreTrainedModel = deepcopy(model).bfloat16()
             copy.save_pretrained(folder / name)
+
+
+def with_stray_word(prompt: str, rng: np.random.Generator) -> str:
+    """The prompt with a word in it that nobody knows."""
+    words = prompt.split(" ")
+    stray = "".join(rng.choice(list(string.ascii_lowercase), size=int(rng.integers(2, 9))))
+    words.insert(int(rng.integers(len(words) + 1)), stray)
+    return " ".join(words)
+
+
+def teach_words(encoders: TextEncoders, *, num_steps: int, batch: int = 96, lr: float = 1e-3, seed: int = 3) -> float:
+    """Have the pooled vector and the mean of the hidden states tell a prompt's four words, by linear heads.
+
+    Returns the share of right answers in the last step.
+    """
+    kinds = {"color": list(COLORS), "shape": list(SHAPES), "motion": list(MOTIONS), "background": list(BACKGROUNDS)}
+    num_answers = sum(len(words) for words in kinds.values())
+    heads = nn.ModuleList([nn.Linear(WIDTH, num_answers) for _ in range(2)])
+    optimizer = torch.optim.AdamW(chain(encoders.parameters(), heads.parameters()), lr=lr, weight_decay=0.0, fused=True)
+    share = 0.0
+    for step in range(num_steps):
+        rng = np.random.default_rng((seed, step))
+        scenes = [sample_scene(rng) for _ in range(batch)]
+        prompts = [sample_prompt(scene, rng) for scene in scenes]
+        prompts = [with_stray_word(prompt, rng) if rng.random() < STRAY_WORDS else prompt for prompt in prompts]
+        embeds, mask, pooled = encoders(prompts)
+        mean = (embeds * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+        loss, num_right = torch.zeros(()), 0
+        for head, vectors in zip(heads, (pooled, mean), strict=True):
+            for (kind, words), logits in zip(
+                kinds.items(), head(vectors).split([len(words) for words in kinds.values()], dim=1), strict=True
+            ):
+                answers = torch.tensor([words.index(getattr(scene, kind)) for scene in scenes])
+                loss = loss + F.cross_entropy(logits, answers)
+                num_right += int((logits.argmax(1) == answers).sum())
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 20, 2 * (num_steps - step) / num_steps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        share = num_right / (len(heads) * len(kinds) * batch)
+        if (step + 1) % 50 == 0:
+            logger.info("words: step %d loss %.3f, %.1f %% right", step + 1, float(loss.detach()), 100 * share)
+    return share
 
 
 def _write(path: Path, content: dict[str, object] | dict[str, int] | dict[str, str]) -> None:

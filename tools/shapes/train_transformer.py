@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,20 @@ from torch import Tensor, nn
 
 from pyramid_serve.pyramid_flow import flux
 from pyramid_serve.pyramid_flow.schedule import LAST_SIGMA, stage
-from tools.shapes.encode import LatentClips, read_files
-from tools.shapes.optim import Averaged, Optimizers, load_state, rate_at, save_state
+from tools.shapes import teacher_forcing
+from tools.shapes.draw import LatentClips, read_files
 from tools.shapes.teacher_forcing import forward, pyramid
-from tools.shapes.text import WIDTH, TextEncoders, corpus, write_clip_tokenizer, write_t5_tokenizer
-
-logger = logging.getLogger(__name__)
+from tools.shapes.text import (
+    STRAY_WORDS,
+    WIDTH,
+    TextEncoders,
+    corpus,
+    teach_words,
+    with_stray_word,
+    write_clip_tokenizer,
+    write_t5_tokenizer,
+)
+from tools.shapes.training import Options, Training
 
 CONFIG: dict[str, Any] = {
     "_class_name": "PyramidFluxTransformer",
@@ -49,26 +59,42 @@ CONFIG: dict[str, Any] = {
 }
 MAX_CORRUPTION = 1 / 3
 DROPPED_PROMPTS = 0.1
-NUM_THREADS = 2
+NUM_WORD_STEPS = 400
+NUM_COMPILING_STEPS = 10
+
+
+class Units(Enum):
+    """Which units of a clip a group is made of."""
+
+    PICTURE = 0  # unit 0, of clips of one frame
+    FIRST = 1  # unit 1, in which the prompt alone tells the motion: it has groups of its own, or it is not learnt
+    LATER = 2  # any from unit 1
 
 
 @dataclass(frozen=True)
 class Group:
-    """Part of a training batch: clips of one stage, each with `num_units` units; pictures have unit 0 alone."""
+    """Part of a training batch: clips of one stage, and `num_units` units of each."""
 
     stage: int
+    units: Units
     num_clips: int
-    num_units: int
-    is_picture: bool = False
+    num_units: int = 1
+
+    @property
+    def is_picture(self) -> bool:
+        return self.units is Units.PICTURE
 
 
 GROUPS = (
-    Group(2, 11, 1),
-    Group(2, 10, 1, is_picture=True),
-    Group(1, 4, 6),
-    Group(0, 4, 16),
-    Group(1, 8, 1, is_picture=True),
-    Group(0, 8, 1, is_picture=True),
+    Group(2, Units.LATER, 6),
+    Group(2, Units.FIRST, 9),
+    Group(2, Units.PICTURE, 22),
+    Group(1, Units.LATER, 2, 7),
+    Group(1, Units.PICTURE, 30),
+    Group(1, Units.FIRST, 10),
+    Group(0, Units.LATER, 3, 15),
+    Group(0, Units.FIRST, 8),
+    Group(0, Units.PICTURE, 20),
 )
 
 
@@ -114,6 +140,18 @@ def noised(levels: list[Tensor], index: int, sigma: Tensor, generator: torch.Gen
     return sigma * start + (1 - sigma) * end, start - end
 
 
+def choose_units(group: Group, num_frames: int, rng: np.random.Generator) -> list[int]:
+    if group.units is not Units.LATER:
+        return [group.units.value]
+    return sorted(int(unit) for unit in rng.choice(np.arange(1, num_frames), size=group.num_units, replace=False))
+
+
+def choose_sigmas(num: int, generator: torch.Generator) -> Tensor:
+    """Noise levels (num,) of a stage. Nine in ten are above 0.1: below it a sampler of few steps takes but one."""
+    least = torch.where(torch.rand(num, generator=generator) < 0.1, 0.0, 0.1)
+    return least + (1 - least) * torch.rand(num, generator=generator)
+
+
 def group_loss(
     model: TextToVideo,
     group: Group,
@@ -125,12 +163,9 @@ def group_loss(
 ) -> Tensor:
     """Squared error of the flow over the root of its size, so that no stage drowns the others."""
     latents = clips.latents[chosen].float()
-    num_frames = latents.shape[2]
-    units = sorted(rng.choice(num_frames, size=min(group.num_units, num_frames), replace=False).tolist())
-    if group.num_units == 1 and not group.is_picture:
-        units = [int(rng.integers(1, num_frames))]
+    units = choose_units(group, latents.shape[2], rng)
     levels = pyramid(latents)
-    sigma = torch.rand(group.num_clips, 1, 1, 1, 1, generator=generator)
+    sigma = choose_sigmas(group.num_clips, generator).view(-1, 1, 1, 1, 1)
     current, flow = noised([level[:, :, units] for level in levels], group.stage, sigma, generator)
     at = stage(group.stage)
     share = (sigma.flatten() - LAST_SIGMA) / (1 - LAST_SIGMA)
@@ -155,12 +190,12 @@ def train_step(
     model: TextToVideo,
     clips: LatentClips,
     pictures: LatentClips,
-    pool: ThreadPoolExecutor,
     *,
+    run: Callable[..., Iterable[float]],
     seed: int,
     step: int,
 ) -> list[float]:
-    """Gradients of one step; the losses of its groups."""
+    """Gradients of one step; the losses of its groups. `run` is `map`, or a pool's."""
     rng = np.random.default_rng((seed, step))
     chosen: list[list[int]] = []
     prompts: list[str] = []
@@ -170,22 +205,22 @@ def train_step(
         chosen.append(picked)
         for index in picked:
             of_clip = source.prompts[index]
-            prompts.append("" if rng.random() < DROPPED_PROMPTS else of_clip[int(rng.integers(len(of_clip)))])
-    with torch.autocast("cpu", torch.bfloat16):
-        embeds, mask, pooled = (x.float() if x.is_floating_point() else x for x in model.text(prompts))
-    # The text's gradient is gathered here over the groups, so that each group's graph is freed when it is done.
-    detached = [embeds.detach().requires_grad_(), pooled.detach().requires_grad_()]
+            prompt = of_clip[int(rng.integers(len(of_clip)))]
+            prompt = with_stray_word(prompt, rng) if rng.random() < STRAY_WORDS else prompt
+            prompts.append("" if rng.random() < DROPPED_PROMPTS else prompt)
+    with torch.no_grad():
+        embeds, mask, pooled = model.text(prompts)
     firsts = list(accumulate((group.num_clips for group in GROUPS), initial=0))
 
-    def run(index: int) -> float:
+    def take_group(index: int) -> float:
         group = GROUPS[index]
         part = slice(firsts[index], firsts[index + 1])
         length = int(mask[part].sum(1).max())
-        text = (detached[0][part, :length], mask[part, :length], detached[1][part])
+        text = (embeds[part, :length], mask[part, :length], pooled[part])
         source = pictures if group.is_picture else clips
         own_rng, own_generator = (
             np.random.default_rng((seed, step, index)),
-            torch.Generator().manual_seed(8 * step + index),
+            torch.Generator().manual_seed(16 * step + index),
         )
         with torch.autocast("cpu", torch.bfloat16):
             loss = group_loss(model, group, source, text, chosen[index], own_rng, own_generator)
@@ -193,85 +228,50 @@ def train_step(
         return float(loss.detach())
 
     # Groups side by side, one thread each: far less waiting than threads inside of each small operation.
-    losses = list(pool.map(run, range(len(GROUPS))))
-    torch.autograd.backward([embeds, pooled], [x.grad for x in detached])
-    return losses
+    return list(run(take_group, range(len(GROUPS))))
 
 
-def train(
-    *, latents: Path, out: Path, num_steps: int, num_decay: int, seed: int, muon_lr: float, adam_lr: float
-) -> None:
-    """Train up to `num_steps`, from the state in `out` if there is one. New latents are taken up as they appear."""
-    torch.manual_seed(seed)
+def train(options: Options, *, latents: Path, compiled: bool) -> None:
+    """Train up to the last step, from the state in `out` if there is one. New latents are taken up as they appear.
+
+    Logs each group's loss.
+    """
+    torch.manual_seed(options.seed)
     torch.set_flush_denormal(True)
-    torch.set_num_threads(1)
-    tokenizers = out.with_name("tokenizers")
+    torch.set_num_threads(1)  # inside of each of the pool's threads
+    tokenizers = options.out.with_name("tokenizers")
     write_clip_tokenizer(tokenizers / "tokenizer", corpus())
     write_t5_tokenizer(tokenizers / "tokenizer_2", corpus())
     model = TextToVideo(tokenizers)
     initialize(model)
-    params = dict(model.named_parameters())
-    hidden = {name for name, p in params.items() if is_hidden(name, p)}
-    optimizers = Optimizers(params, hidden, muon_lr=muon_lr, adam_lr=adam_lr)
-    averaged = Averaged(params, decay=0.99)
-    first = 0
-    if out.exists():
-        state = load_state(out)
-        model.load_state_dict(state["weights"])
-        optimizers.load_state_dict(state["optimizers"])
-        averaged.values = state["averaged"]
-        first = state["step"]
-    num_parameters = sum(p.numel() for p in params.values())
-    logger.info(
-        "%.2f million parameters, %.2f of them by Muon",
-        num_parameters / 1e6,
-        sum(params[n].numel() for n in hidden) / 1e6,
-    )
-    pool = ThreadPoolExecutor(NUM_THREADS)
-    began, history = time.monotonic(), []
-    for step in range(first, num_steps):
-        if step == first or step % 50 == 0:
-            clips, pictures = read_files(latents, "clips"), read_files(latents, "pictures")
-        history.append(train_step(model, clips, pictures, pool, seed=seed, step=step))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizers.step(rate_at(step, num_steps=num_steps, num_warmup=50, num_decay=num_decay))
-        averaged.update(params, step)
-        if (step + 1) % 25 == 0:
-            pace = (time.monotonic() - began) / (step + 1 - first)
-            means = " ".join(f"{value:.4f}" for value in np.mean(history[-25:], axis=0))
-            logger.info("step %d losses %s, %.2f s a step, %d clips", step + 1, means, pace, len(clips.prompts))
-        if (step + 1) % 50 == 0 or step + 1 == num_steps:
-            save_state(
-                out,
-                {
-                    "weights": model.state_dict(),
-                    "averaged": averaged.values,
-                    "optimizers": optimizers.state_dict(),
-                    "step": step + 1,
-                },
-            )
+    if not options.out.exists():
+        teach_words(model.text, num_steps=NUM_WORD_STEPS)
+    if compiled:
+        teacher_forcing.compile_blocks()
+    pool = ThreadPoolExecutor(options.num_threads)
+    training = Training(model, is_hidden, options, average=0.995, run=pool.map)
+    read = lru_cache(maxsize=1)(lambda _: (read_files(latents, "clips"), read_files(latents, "pictures")))
+
+    last_alone = training.step + NUM_COMPILING_STEPS if compiled else 0
+
+    def take(step: int) -> list[float]:
+        clips, pictures = read(step // 100)
+        if step == last_alone:
+            torch.compiler.set_stance("eager_on_recompile")  # two threads that compile wait for each other forever
+        run = map if step < last_alone else pool.map
+        return train_step(model, clips, pictures, run=run, seed=options.seed, step=step)
+
+    training.run(take, num_warmup=50, log_every=25, save_every=50)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    Options.add_to(parser, steps=10000, decay_steps=4000, muon_lr=2e-3, adam_lr=1.5e-3)
     parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--decay-steps", type=int, default=1500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--muon-lr", type=float, default=2e-3)
-    parser.add_argument("--adam-lr", type=float, default=1.5e-3)
+    parser.add_argument("--compile", action="store_true", help="two minutes first, then steps of two thirds the time")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(
-        latents=args.latents,
-        out=args.out,
-        num_steps=args.steps,
-        num_decay=args.decay_steps,
-        seed=args.seed,
-        muon_lr=args.muon_lr,
-        adam_lr=args.adam_lr,
-    )
+    train(Options.of(args), latents=args.latents, compiled=args.compile)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
 """Train the causal video VAE on moving shapes: `python -m tools.shapes.train_vae --out vae.pt`.
 
-The loss is the squared and absolute error of pixels. Instead of a learned variance, the latents get noise of up to 0.15
-of their size, so that the decoder forgives a transformer's small errors; a penalty holds the latents of frame 0 and of
-the others at the two sizes of the published scaling. Run it again with the same `--out` to go on from its last state.
+The encoder learns a fixed linear transform (`latents.py`), the decoder to put pictures back together from it: squared
+and absolute error of pixels. So the two do not wait for each other, nor the transformer for either. The decoder's
+latents get noise, so that it forgives a transformer's small errors. Run it again with the same `--out` to go on from
+its last state.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,10 +17,9 @@ from torch import Tensor, nn
 
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, from_config
 from pyramid_serve.pyramid_flow.causal_conv import Carry
-from tools.shapes.optim import Averaged, Optimizers, load_state, rate_at, save_state
+from tools.shapes.latents import GAIN, vae_latents
 from tools.shapes.scenes import NUM_FRAMES, SIZE, Scene, render, sample_scene
-
-logger = logging.getLogger(__name__)
+from tools.shapes.training import Options, Training
 
 CONFIG = {
     "_class_name": "CausalVideoVAE",
@@ -42,8 +39,7 @@ CONFIG = {
     "decoder_norm_num_groups": 1,
     "downsample_scale": 8,
 }
-IMAGE_SIZE, VIDEO_SIZE = 1.8726 / 3.0986, 1.0  # of the latents while training: in proportion to the published scales
-NOISE = 0.15
+NOISE = 0.15  # at most, over the latents' size
 # (clips, frames, pixels) of the training batches: many small crops first, then longer and larger ones, so that neither
 # a long video nor a whole picture is new when the model is used.
 EARLY_BATCHES = ((12, 9, 32),)
@@ -120,92 +116,47 @@ def initialize(vae: CausalVideoVAE) -> None:
             weight[:, :, -1, weight.shape[3] // 2, weight.shape[4] // 2] += centre.repeat_interleave(repeats, dim=0)
 
 
-def loss_of(vae: CausalVideoVAE, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Loss, and the PSNR in dB."""
+def losses_of(vae: CausalVideoVAE, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, float, float]:
+    """Loss, the encoder's error over the latents' size, and the decoder's PSNR in dB."""
+    latents = vae_latents(pixels)
+    strength = NOISE * torch.rand(latents.shape[0], 1, 1, 1, 1, generator=generator)
     with torch.autocast("cpu", torch.bfloat16):
-        latents = encode_mean(vae, pixels)
-        target = torch.tensor([IMAGE_SIZE] + [VIDEO_SIZE] * (latents.shape[2] - 1)).view(1, 1, -1, 1, 1)
-        strength = NOISE * torch.rand(latents.shape[0], 1, 1, 1, 1, generator=generator)
-        noisy = latents + torch.randn(latents.shape, generator=generator) * strength * target
+        missed = (encode_mean(vae, pixels) - latents) / GAIN
+        noisy = latents + torch.randn(latents.shape, generator=generator) * strength * GAIN
         error = decode(vae, noisy) - pixels
     square = error.square().mean()
-    size = (latents / target).square().mean(dim=(0, 1, 3, 4)).add(1e-8).sqrt()  # of each latent frame
-    loss = square + 0.2 * error.abs().mean() + 0.02 * (size - 1).square().mean() + 1e-3 * latents.mean().square()
-    return loss, float(10 * torch.log10(4 / square.detach()))
+    loss = square + 0.2 * error.abs().mean() + missed.square().mean()
+    return loss, float(missed.detach().square().mean().sqrt()), float(10 * torch.log10(4 / square.detach()))
 
 
-def is_hidden(param: nn.Parameter) -> bool:
+def is_hidden(name: str, param: nn.Parameter) -> bool:
     """Whether Muon steps a parameter: weights that neither read nor write pixels."""
     return param.ndim >= 2 and param.shape[0] > 3 and min(param.flatten(1).shape) > 3
 
 
-def train(*, out: Path, num_steps: int, num_decay: int, seed: int, muon_lr: float, adam_lr: float) -> None:
-    """Train up to `num_steps`, from the state in `out` if there is one."""
-    torch.manual_seed(seed)
+def train(options: Options) -> None:
+    """Train up to the last step, from the state in `out` if there is one. Logs the encoder's error and the PSNR."""
+    torch.manual_seed(options.seed)
     torch.set_flush_denormal(True)
+    torch.set_num_threads(options.num_threads)
     vae = from_config(CONFIG)
     initialize(vae)
-    params = dict(vae.named_parameters())
-    hidden = {name for name, p in params.items() if is_hidden(p)}
-    optimizers = Optimizers(params, hidden, muon_lr=muon_lr, adam_lr=adam_lr)
-    averaged = Averaged(params)
-    first = 0
-    if out.exists():
-        state = load_state(out)
-        vae.load_state_dict(state["weights"])
-        optimizers.load_state_dict(state["optimizers"])
-        averaged.values = state["averaged"]
-        first = state["step"]
-    began, psnrs = time.monotonic(), []
-    for step in range(first, num_steps):
-        rng = np.random.default_rng((seed, step))
-        generator = torch.Generator().manual_seed(step)
-        loss, psnr = loss_of(vae, training_clips(rng, *batch_at(step, num_steps)), generator)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizers.step(rate_at(step, num_steps=num_steps, num_warmup=50, num_decay=num_decay))
-        averaged.update(params, step)
-        psnrs.append(psnr)
-        if (step + 1) % 50 == 0:
-            pace = (time.monotonic() - began) / (step + 1 - first)
-            logger.info(
-                "step %d loss %.4f psnr %.2f dB, %.2f s a step",
-                step + 1,
-                float(loss.detach()),
-                np.mean(psnrs[-50:]),
-                pace,
-            )
-        if (step + 1) % 250 == 0 or step + 1 == num_steps:
-            save_state(
-                out,
-                {
-                    "weights": vae.state_dict(),
-                    "averaged": averaged.values,
-                    "optimizers": optimizers.state_dict(),
-                    "step": step + 1,
-                    "config": json.dumps(CONFIG),
-                },
-            )
+    training = Training(vae, is_hidden, options, average=0.998)
+
+    def take(step: int) -> tuple[float, float]:
+        pixels = training_clips(np.random.default_rng((options.seed, step)), *batch_at(step, options.num_steps))
+        loss, missed, psnr = losses_of(vae, pixels, torch.Generator().manual_seed(step))
+        loss.backward()
+        return missed, psnr
+
+    training.run(take, num_warmup=50, log_every=50, save_every=250)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2250)
-    parser.add_argument("--decay-steps", type=int, default=750)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--muon-lr", type=float, default=3e-3)
-    parser.add_argument("--adam-lr", type=float, default=2e-3)
-    args = parser.parse_args()
+    Options.add_to(parser, steps=4000, decay_steps=1200, muon_lr=3e-3, adam_lr=2e-3)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(
-        out=args.out,
-        num_steps=args.steps,
-        num_decay=args.decay_steps,
-        seed=args.seed,
-        muon_lr=args.muon_lr,
-        adam_lr=args.adam_lr,
-    )
+    train(Options.of(parser.parse_args()))
 
 
 if __name__ == "__main__":

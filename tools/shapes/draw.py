@@ -1,0 +1,80 @@
+"""Draw clips once, as latents, for the transformer's training: `python -m tools.shapes.draw --out DIR`.
+
+Writes files of clips' latents with several prompts each, and of single pictures' latents: those that the VAE is taught
+(see `latents.py`), so neither training waits for the other. Files that are there are kept, so it goes on where it was
+stopped, and several may work side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tools.shapes.latents import transformer_latents
+from tools.shapes.scenes import NUM_FRAMES, render, sample_prompt, sample_scene
+from tools.shapes.training import load_state, save_state
+
+logger = logging.getLogger(__name__)
+
+CLIPS_PER_FILE = 256
+PICTURES_PER_FILE = 4096
+PROMPTS_PER_CLIP = 6
+PICTURE_SPREAD = 0.35
+"""Where and how large the shapes of pictures are. They teach how a video begins, and that need not be anywhere."""
+
+
+@dataclass(frozen=True)
+class LatentClips:
+    """Latents (N, 16, T, h, w) float16 in the transformer's scale, and the prompts of each."""
+
+    latents: Tensor
+    prompts: list[list[str]]
+
+
+def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> None:
+    rng = np.random.default_rng((seed, num_frames))
+    spread = PICTURE_SPREAD if num_frames == 1 else 1.0
+    scenes = [sample_scene(rng, color_jitter=6.0, spread=spread) for _ in range(num_clips)]
+    latents = []
+    for scene in scenes:
+        clip = render(scene, num_frames=num_frames).transpose(0, 1)
+        latents.append(transformer_latents(clip[None].float() / 127.5 - 1).half())
+    prompts = [[sample_prompt(scene, rng) for _ in range(PROMPTS_PER_CLIP)] for scene in scenes]
+    save_state(path, {"latents": torch.cat(latents), "prompts": prompts})
+
+
+def read_files(folder: Path, kind: str) -> LatentClips:
+    """All files of `kind` ("clips" or "pictures"). Raises ValueError where there are none."""
+    states = [load_state(path) for path in sorted(folder.glob(f"{kind}_*.pt"))]
+    if not states:
+        raise ValueError(f"{folder}: no {kind}_*.pt; run tools.shapes.draw")
+    return LatentClips(torch.cat([s["latents"] for s in states]), [p for s in states for p in s["prompts"]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=8192)
+    parser.add_argument("--pictures", type=int, default=16384)
+    parser.add_argument("--seed", type=int, default=11)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    pictures = [(f"pictures_{i:03d}.pt", PICTURES_PER_FILE, 1, i) for i in range(args.pictures // PICTURES_PER_FILE)]
+    clips = [(f"clips_{i:03d}.pt", CLIPS_PER_FILE, NUM_FRAMES, i) for i in range(args.clips // CLIPS_PER_FILE)]
+    for name, num_clips, num_frames, index in [*pictures[:1], *clips[:2], *pictures[1:], *clips[2:]]:
+        path = args.out / name
+        if not path.exists():
+            write_file(path, num_clips=num_clips, num_frames=num_frames, seed=args.seed + 1000 * index)
+            logger.info("wrote %s", name)
+
+
+if __name__ == "__main__":
+    main()
