@@ -260,8 +260,11 @@ async def test_a_caller_who_leaves_a_generate_or_a_stream_cancels_the_video(hand
         views, _ = await handle.list.remote(limit=2)
         return all(view.record.error is not None and view.record.error.code == "cancelled" for view in views)
 
+    async def is_nothing_running() -> bool:
+        return bool(await handle.running.remote() == [])
+
     await eventually(are_cancelled)
-    assert await handle.running.remote() == []
+    await eventually(is_nothing_running)
 
 
 async def test_a_viewer_who_leaves_stops_nothing(handle: Handle) -> None:
