@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pyramid_serve.pyramid_flow.parts import load_transformer
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
+from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
 from tools.shapes.evaluate import Model, decode, default_settings, make_latents, vae_psnr
 from tools.shapes.export import psnr
 from tools.shapes.judge import Frames, agrees, judge, scenes_in_turn
 from tools.shapes.scenes import Scene, plain_prompt, render, sample_scene
+from tools.shapes.train_transformer import start_from
 
 SHAPES = Path(__file__).parents[1] / "pyramid_serve" / "models" / "shapes"
 NUM_VIDEOS = 8
@@ -51,6 +54,18 @@ def num_right(word: str, broken: str = "nothing") -> int:
 
 def test_the_checkpoint_is_at_most_20_mb() -> None:
     assert sum(path.stat().st_size for path in SHAPES.rglob("*") if path.is_file()) <= 20_000_000
+
+
+def test_its_training_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    prompt = "a red circle moves right on a black background"
+    trained = start_from(SHAPES, tmp_path)
+    with torch.no_grad():
+        embeds, _, pooled = trained.text([prompt])
+    (loaded,) = TextEncoder.from_pretrained(SHAPES, dtype=torch.float32).encode([prompt])
+    torch.testing.assert_close(embeds[0], loaded.prompt_embeds, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(pooled[0], loaded.pooled_prompt_embeds, atol=1e-4, rtol=1e-4)
+    weights = load_transformer(SHAPES, dtype=torch.float32).state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in trained.flux.state_dict().items())
 
 
 def test_the_vae_keeps_clips_that_it_has_not_seen() -> None:

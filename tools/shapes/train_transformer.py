@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pyramid_serve.pyramid_flow import flux
 from pyramid_serve.pyramid_flow.schedule import LAST_SIGMA, stage
 from tools.shapes import teacher_forcing
 from tools.shapes.draw import LatentClips, read_files
+from tools.shapes.export import TRANSFORMER, WEIGHTS
 from tools.shapes.teacher_forcing import forward, pyramid
 from tools.shapes.text import (
     STRAY_WORDS,
@@ -231,8 +234,30 @@ def train_step(
     return list(run(take_group, range(len(GROUPS))))
 
 
-def train(options: Options, *, latents: Path, compiled: bool) -> None:
-    """Train up to the last step, from the state in `out` if there is one. New latents are taken up as they appear.
+def start_from(checkpoint: Path, tokenizers: Path) -> TextToVideo:
+    """The model of a checkpoint that `export` wrote, with its tokenizers copied to where the training keeps them."""
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(checkpoint / name, tokenizers / name, dirs_exist_ok=True)
+    model = TextToVideo(tokenizers)
+    model.flux.load_state_dict(load_file(checkpoint / TRANSFORMER / WEIGHTS))
+    model.text.clip.load_state_dict(load_file(checkpoint / "text_encoder" / "model.safetensors"))
+    # T5's shared embedding is saved under one name and held under two.
+    model.text.t5.load_state_dict(load_file(checkpoint / "text_encoder_2" / "model.safetensors"), strict=False)
+    return model
+
+
+def start_anew(tokenizers: Path) -> TextToVideo:
+    """A model that knows the words and nothing else yet."""
+    write_clip_tokenizer(tokenizers / "tokenizer", corpus())
+    write_t5_tokenizer(tokenizers / "tokenizer_2", corpus())
+    model = TextToVideo(tokenizers)
+    initialize(model)
+    teach_words(model.text, num_steps=NUM_WORD_STEPS)
+    return model
+
+
+def train(options: Options, *, latents: Path, checkpoint: Path | None, compiled: bool) -> None:
+    """Train up to the last step, from the state in `out` if there is one, else from a checkpoint, else from nothing.
 
     Logs each group's loss.
     """
@@ -240,12 +265,10 @@ def train(options: Options, *, latents: Path, compiled: bool) -> None:
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)  # inside of each of the pool's threads
     tokenizers = options.out.with_name("tokenizers")
-    write_clip_tokenizer(tokenizers / "tokenizer", corpus())
-    write_t5_tokenizer(tokenizers / "tokenizer_2", corpus())
-    model = TextToVideo(tokenizers)
-    initialize(model)
-    if not options.out.exists():
-        teach_words(model.text, num_steps=NUM_WORD_STEPS)
+    if options.out.exists():
+        model = TextToVideo(tokenizers)
+    else:
+        model = start_anew(tokenizers) if checkpoint is None else start_from(checkpoint, tokenizers)
     if compiled:
         teacher_forcing.compile_blocks()
     pool = ThreadPoolExecutor(options.num_threads)
@@ -268,10 +291,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     Options.add_to(parser, steps=10000, decay_steps=4000, muon_lr=2e-3, adam_lr=1.5e-3)
     parser.add_argument("--latents", type=Path, required=True)
+    parser.add_argument("--start-from", type=Path, help="a checkpoint that export wrote, e.g. the one in the package")
     parser.add_argument("--compile", action="store_true", help="two minutes first, then steps of two thirds the time")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(Options.of(args), latents=args.latents, compiled=args.compile)
+    train(Options.of(args), latents=args.latents, checkpoint=args.start_from, compiled=args.compile)
 
 
 if __name__ == "__main__":
