@@ -25,10 +25,10 @@ from pyramid_serve.api import Stage, Status, VideoRecord, VideoRequest, VideoSpe
 from pyramid_serve.fragments import encode_fragment
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 from pyramid_serve.storage import VideoFile, VideoStore
+from tests.ray_start import start_ray
 
 ROOT = Path(__file__).parents[2]
 APP = "pyramid"
-NUM_STARTS = 3
 STORE_BYTES = 80_000_000
 WIDTH, HEIGHT = 128, 64
 
@@ -56,7 +56,7 @@ def cluster_of(*pools: str) -> Iterator[Cluster]:
         "object_store_memory": STORE_BYTES,
         "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 4},
     }
-    cluster = start_cluster(head, pools)
+    cluster = start_ray(lambda: start_cluster(head, pools))
     try:
         ray.init(address=cluster.address, log_to_driver=False)
         serve.start(proxy_location="Disabled")
@@ -67,20 +67,17 @@ def cluster_of(*pools: str) -> Iterator[Cluster]:
 
 
 def start_cluster(head: dict[str, Any], pools: tuple[str, ...]) -> Cluster:
-    """The cluster's nodes, all up. Ray's own start now and then hangs until its 30 s are over; then it starts anew."""
-    for tries_left in reversed(range(NUM_STARTS)):
-        cluster = Cluster()
-        try:
-            cluster.add_node(**head)
-            for pool in pools:
-                add_node(cluster, pool)
-            cluster.wait_for_nodes()
-            return cluster
-        except Exception as error:  # Ray raises no narrower one
-            cluster.shutdown()
-            if not tries_left or "timed out during startup" not in str(error):
-                raise
-    raise AssertionError("unreachable")
+    """The cluster's nodes, all up."""
+    cluster = Cluster()
+    try:
+        cluster.add_node(**head)
+        for pool in pools:
+            add_node(cluster, pool)
+        cluster.wait_for_nodes()
+    except Exception:
+        cluster.shutdown()
+        raise
+    return cluster
 
 
 def add_node(cluster: Cluster, pool: str) -> Any:

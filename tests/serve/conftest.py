@@ -10,6 +10,8 @@ import pytest
 import ray
 from ray import serve
 
+from tests.ray_start import start_ray
+
 ROOT = Path(__file__).parents[2]
 
 QUICK: dict[str, Any] = {
@@ -30,23 +32,19 @@ def local_ray() -> Iterator[None]:
     """Ray and Serve on this machine, with no HTTP proxy: tests talk to handles."""
     # Workers start with this process's environment, and have to find the project.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    _start_ray(num_tries=3)
+    start_ray(_start_local_ray)
     serve.start(proxy_location="Disabled")
     yield
     serve.shutdown()
     ray.shutdown()
 
 
-def _start_ray(num_tries: int) -> None:
-    """Start a local Ray. Its own start now and then hangs until its 30 s are over; then it starts anew."""
-    for tries_left in reversed(range(num_tries)):
-        try:
-            ray.init(address="local", include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
-            return
-        except Exception as error:
-            ray.shutdown()
-            if not tries_left or "timed out during startup" not in str(error):
-                raise
+def _start_local_ray() -> None:
+    try:
+        ray.init(address="local", include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
+    except Exception:
+        ray.shutdown()
+        raise
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Train the transformer with its text encoders: `python -m tools.shapes.train_transformer --latents DIR --out dit.pt`.
+"""Train the transformer: `python -m tools.shapes.train_transformer --latents DIR --out dit.pt`.
 
 The paper's objective (arXiv 2410.05954, 3.2 and 3.3): each stage is a flow of its own, from its start (the lower
 stage's latents, upsampled, at the corrected noise level) to its end, both with the same noise; the target is start
@@ -15,22 +15,21 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CLIPTextModel, T5EncoderModel
 
 from pyramid_serve.pyramid_flow import flux
+from pyramid_serve.pyramid_flow.parts import load_transformer
 from pyramid_serve.pyramid_flow.schedule import LAST_SIGMA, stage
 from tools.shapes import teacher_forcing
 from tools.shapes.draw import LatentClips, read_files
-from tools.shapes.export import TRANSFORMER, WEIGHTS
 from tools.shapes.teacher_forcing import forward, pyramid
 from tools.shapes.text import (
     STRAY_WORDS,
@@ -102,7 +101,7 @@ GROUPS = (
 
 
 class TextToVideo(nn.Module):
-    """What is trained together."""
+    """The transformer, and the text encoders that it reads; those are taught beforehand and stay as they are."""
 
     def __init__(self, tokenizers: Path) -> None:
         super().__init__()
@@ -123,8 +122,7 @@ def initialize(model: TextToVideo) -> None:
 
 def is_hidden(name: str, param: nn.Parameter) -> bool:
     """Whether Muon steps a parameter: the blocks' matrices, but not embeddings, modulations or the output."""
-    in_block = "blocks." in name or ".layers." in name or ".block." in name
-    return param.ndim == 2 and in_block and ".norm" not in name and "relative_attention_bias" not in name
+    return param.ndim == 2 and "blocks." in name and ".norm" not in name
 
 
 def noised(levels: list[Tensor], index: int, sigma: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -239,10 +237,11 @@ def start_from(checkpoint: Path, tokenizers: Path) -> TextToVideo:
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(checkpoint / name, tokenizers / name, dirs_exist_ok=True)
     model = TextToVideo(tokenizers)
-    model.flux.load_state_dict(load_file(checkpoint / TRANSFORMER / WEIGHTS))
-    model.text.clip.load_state_dict(load_file(checkpoint / "text_encoder" / "model.safetensors"))
-    # T5's shared embedding is saved under one name and held under two.
-    model.text.t5.load_state_dict(load_file(checkpoint / "text_encoder_2" / "model.safetensors"), strict=False)
+    model.flux.load_state_dict(cast(nn.Module, load_transformer(checkpoint)).state_dict())
+    clip = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
+    t5 = T5EncoderModel.from_pretrained(checkpoint / "text_encoder_2", dtype=torch.float32)
+    model.text.clip.load_state_dict(clip.state_dict())
+    model.text.t5.load_state_dict(t5.state_dict())
     return model
 
 
@@ -273,12 +272,10 @@ def train(options: Options, *, latents: Path, checkpoint: Path | None, compiled:
         teacher_forcing.compile_blocks()
     pool = ThreadPoolExecutor(options.num_threads)
     training = Training(model, is_hidden, options, average=0.995, run=pool.map)
-    read = lru_cache(maxsize=1)(lambda _: (read_files(latents, "clips"), read_files(latents, "pictures")))
-
+    clips, pictures = read_files(latents, "clips"), read_files(latents, "pictures")
     last_alone = training.step + NUM_COMPILING_STEPS if compiled else 0
 
     def take(step: int) -> list[float]:
-        clips, pictures = read(step // 100)
         if step == last_alone:
             torch.compiler.set_stance("eager_on_recompile")  # two threads that compile wait for each other forever
         run = map if step < last_alone else pool.map

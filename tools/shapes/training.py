@@ -123,7 +123,7 @@ def rate_at(step: int, *, num_steps: int, num_warmup: int, num_decay: int) -> fl
 class Averaged:
     """Exponential moving average of parameters, with a shorter memory at the beginning."""
 
-    def __init__(self, params: dict[str, nn.Parameter], *, decay: float = 0.998) -> None:
+    def __init__(self, params: dict[str, nn.Parameter], *, decay: float) -> None:
         self.decay = decay
         self.values = {name: p.detach().clone() for name, p in params.items()}
 
