@@ -1,14 +1,15 @@
 """Draw clips once, as latents, for the transformer's training: `python -m tools.shapes.draw --out DIR`.
 
-Writes files of clips' latents with several prompts each, and of single pictures' latents: those that the VAE is taught
-(see `latents.py`), so neither training waits for the other. Files that are there are kept, so it goes on where it was
-stopped, and several may work side by side.
+Writes files of clips' latents with several prompts each, the same clips with their shapes worn (`wear.py`), and single
+pictures' latents: those that the VAE is taught (see `latents.py`), so neither training waits for the other. Files that
+are there are kept, so it goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from tools.shapes.latents import transformer_latents
 from tools.shapes.scenes import NUM_FRAMES, render, sample_prompt, sample_scene
 from tools.shapes.training import load_state, save_state
+from tools.shapes.wear import render_worn, sample_wear
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +33,10 @@ PICTURE_SPREAD = 0.35
 
 @dataclass(frozen=True)
 class LatentClips:
-    """Latents (N, 16, T, h, w) float16 in the transformer's scale, and the prompts of each."""
+    """Latents (N, 16, T, h, w) float16 in the transformer's scale, the same of the worn clips, each clip's prompts."""
 
     latents: Tensor
+    worn: Tensor | None  # of pictures there are none
     prompts: list[list[str]]
 
 
@@ -41,20 +44,36 @@ def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> Non
     rng = np.random.default_rng((seed, num_frames))
     spread = PICTURE_SPREAD if num_frames == 1 else 1.0
     scenes = [sample_scene(rng, color_jitter=6.0, spread=spread) for _ in range(num_clips)]
-    latents = []
-    for scene in scenes:
-        clip = render(scene, num_frames=num_frames).transpose(0, 1)
-        latents.append(transformer_latents(clip[None].float() / 127.5 - 1).half())
     prompts = [[sample_prompt(scene, rng) for _ in range(PROMPTS_PER_CLIP)] for scene in scenes]
-    save_state(path, {"latents": torch.cat(latents), "prompts": prompts})
+    state: dict[str, object] = {
+        "latents": _latents(render(scene, num_frames=num_frames) for scene in scenes),
+        "prompts": prompts,
+    }
+    if num_frames > 1:
+        wear_rng = np.random.default_rng((seed, num_frames, 1))
+        state["worn"] = _latents(
+            render_worn(scene, sample_wear(wear_rng, scene), num_frames=num_frames) for scene in scenes
+        )
+    save_state(path, state)
+
+
+def _latents(clips: Iterable[Tensor]) -> Tensor:
+    """(N, 16, T, h, w) float16 of clips (F, 3, H, W) uint8."""
+    return torch.cat([transformer_latents(clip.transpose(0, 1)[None].float() / 127.5 - 1).half() for clip in clips])
 
 
 def read_files(folder: Path, kind: str) -> LatentClips:
-    """All files of `kind` ("clips" or "pictures"). Raises ValueError where there are none."""
+    """All files of `kind` ("clips" or "pictures"). Raises ValueError where there are none, or none of worn clips."""
     states = [load_state(path) for path in sorted(folder.glob(f"{kind}_*.pt"))]
     if not states:
         raise ValueError(f"{folder}: no {kind}_*.pt; run tools.shapes.draw")
-    return LatentClips(torch.cat([s["latents"] for s in states]), [p for s in states for p in s["prompts"]])
+    if kind == "clips" and not all("worn" in state for state in states):
+        raise ValueError(f"{folder}: clips without worn ones beside them; remove them and run tools.shapes.draw")
+    return LatentClips(
+        latents=torch.cat([state["latents"] for state in states]),
+        worn=torch.cat([state["worn"] for state in states]) if kind == "clips" else None,
+        prompts=[prompts for state in states for prompts in state["prompts"]],
+    )
 
 
 def main() -> None:

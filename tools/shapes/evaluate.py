@@ -42,6 +42,7 @@ from tools.shapes.scenes import SIZE, Scene, plain_prompt, render, sample_prompt
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = Path(__file__).parents[2] / "pyramid_serve" / "models" / "shapes"
+NUM_SHEET_ROWS = 8
 BROKEN = ("nothing", "renoising", "history", "start")
 
 
@@ -184,12 +185,12 @@ def judge_videos(
             if with_pictures:
                 row["first frame dB"] = psnr(torch.from_numpy(frames[0]).permute(2, 0, 1), start)
             rows.append(row)
-            kept.append(frames)
+            kept += [frames] if len(kept) < NUM_SHEET_ROWS else []
             if not all(right.values()) or not verdict.is_whole:
                 misses.append(f"{prompt}: {_describe(verdict)}")
         logger.info("%d: %s", len(rows), json.dumps(_means(rows)))
         if sheet is not None:
-            write_sheet(sheet, kept[:8])
+            write_sheet(sheet, kept)
     for miss in misses:
         logger.info("missed %s", miss)
     return _means(rows)
@@ -256,7 +257,7 @@ def main() -> None:
     parser.add_argument("--video-steps", type=int, nargs=3)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--video-guidance", type=float)
-    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--sheet", type=Path, help="a PNG of the first 8 videos; broken: one for each, named after it")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -278,6 +279,9 @@ def main() -> None:
         logger.info("%s", json.dumps(measure_speed(model, settings)))
         return
     for broken in BROKEN if args.what == "broken" else BROKEN[:1]:
+        sheet: Path | None = args.sheet
+        if sheet is not None and args.what == "broken":
+            sheet = sheet.with_stem(f"{sheet.stem}-{broken}")
         score = judge_videos(
             model,
             scenes_in_turn(args.count, args.seed),
@@ -286,7 +290,7 @@ def main() -> None:
             seed=args.seed,
             broken=broken,
             with_pictures=args.what == "pictures",
-            sheet=args.sheet,
+            sheet=sheet,
         )
         logger.info("broken: %s %s", broken, json.dumps(score))
 

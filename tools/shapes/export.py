@@ -1,7 +1,7 @@
 """From training states to a checkpoint in the published layout, in bfloat16.
 
-`python -m tools.shapes.export vae --state vae.pt --out DIR`, before encoding; then, at any time of the transformer's
-training, `python -m tools.shapes.export model --vae DIR --state dit.pt --out pyramid_serve/models/shapes`.
+`python -m tools.shapes.export vae --state vae.pt --out DIR`; then, at any time of the transformer's training,
+`python -m tools.shapes.export model --vae DIR --state dit.pt --out pyramid_serve/models/shapes`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from torch import Tensor
 
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, from_config
 from tools.shapes.latents import GAIN
-from tools.shapes.train_vae import CONFIG, NOISE
+from tools.shapes.train_transformer import CONFIG as TRANSFORMER_CONFIG
+from tools.shapes.train_transformer import TextToVideo
+from tools.shapes.train_vae import CONFIG as VAE_CONFIG
+from tools.shapes.train_vae import NOISE
 from tools.shapes.training import load_state
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -29,7 +32,7 @@ TRANSFORMER = "diffusion_transformer_128p"
 
 def trained_vae(state_path: Path) -> CausalVideoVAE:
     """The averaged weights of a training state, in float32."""
-    vae = from_config(CONFIG)
+    vae = from_config(VAE_CONFIG)
     vae.load_state_dict(load_state(state_path)["averaged"])
     return vae.eval().requires_grad_(False)
 
@@ -46,7 +49,7 @@ def set_variance(vae: CausalVideoVAE) -> None:
 
 
 def write_vae(vae: CausalVideoVAE, folder: Path) -> None:
-    write_part(folder / "causal_video_vae", CONFIG, vae.state_dict())
+    write_part(folder / "causal_video_vae", VAE_CONFIG, vae.state_dict())
 
 
 def write_part(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
@@ -88,9 +91,6 @@ CAPABILITIES: dict[str, Any] = {
 
 def write_model(vae_folder: Path, state_path: Path, target: Path) -> None:
     """The whole checkpoint, put in the place of the one at `target`. Files of `target`'s own top level are kept."""
-    from tools.shapes.train_transformer import CONFIG as TRANSFORMER_CONFIG  # here: it reads the latents' writer
-    from tools.shapes.train_transformer import TextToVideo
-
     aside = target.with_name(target.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -139,29 +139,55 @@ def render(
     scene: Scene, *, num_frames: int = NUM_FRAMES, first_frame: int = 0, box: tuple[int, int, int, int] | None = None
 ) -> Tensor:
     """Frames (F, 3, H, W) uint8 of a scene, antialiased; `box` is the (top, left, height, width) to draw."""
+    distance = signed_distance(scene.shape, *geometry(scene, num_frames=num_frames, first_frame=first_frame, box=box))
+    return paint(scene, (0.5 - distance).clamp_(0, 1))
+
+
+def geometry(
+    scene: Scene, *, num_frames: int, first_frame: int = 0, box: tuple[int, int, int, int] | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where each pixel lies from the shape's centre, x (F, 1, W) and y (F, H, 1); radius and angle (F, 1, 1)."""
     top, left, height, width = box or (0, 0, SIZE, SIZE)
-    progress = (torch.arange(num_frames, dtype=torch.float32) + first_frame).view(-1, 1, 1) / (NUM_FRAMES - 1)
-    x = torch.arange(width, dtype=torch.float32) + left + 0.5 - _between(scene.start[0], scene.end[0], progress)
-    y = (
-        torch.arange(height, dtype=torch.float32).view(-1, 1)
-        + top
-        + 0.5
-        - _between(scene.start[1], scene.end[1], progress)
+    progress = progress_of(num_frames, first_frame=first_frame)
+    columns = torch.arange(width, dtype=torch.float32) + left + 0.5
+    rows = torch.arange(height, dtype=torch.float32).view(-1, 1) + top + 0.5
+    return (
+        columns - _between(scene.start[0], scene.end[0], progress),
+        rows - _between(scene.start[1], scene.end[1], progress),
+        _between(scene.start_radius, scene.end_radius, progress),
+        scene.angle + scene.turn * progress,
     )
-    radius = _between(scene.start_radius, scene.end_radius, progress)
-    distance = _signed_distance(scene.shape, x, y, radius, scene.angle + scene.turn * progress)  # (F, H, W)
-    coverage = (0.5 - distance).clamp_(0, 1).unsqueeze(1)
+
+
+def progress_of(num_frames: int, *, first_frame: int = 0) -> Tensor:
+    """How far frames are on their way through a whole clip: (F, 1, 1), 0 at frame 0 and 1 at the last."""
+    return (torch.arange(num_frames, dtype=torch.float32) + first_frame).view(-1, 1, 1) / (NUM_FRAMES - 1)
+
+
+def paint(scene: Scene, coverage: Tensor) -> Tensor:
+    """Frames (F, 3, H, W) uint8 where the scene's colour covers its background by `coverage` (F, H, W), 0..1."""
     color = torch.tensor(scene.color_rgb).view(3, 1, 1)
     background = torch.tensor(scene.background_rgb).view(3, 1, 1)
-    return torch.lerp(background, color, coverage).round_().to(torch.uint8)
+    return torch.lerp(background, color, coverage.unsqueeze(1)).round_().to(torch.uint8)
+
+
+def area(shape: str) -> float:
+    """Of a shape of radius 1."""
+    if shape == "circle":
+        return math.pi
+    num_corners, inner = _CORNERS[shape]
+    return num_corners * inner * math.sin(math.pi / num_corners)
 
 
 def _between(start: float, end: float, progress: Tensor) -> Tensor:
     return start + (end - start) * progress
 
 
-def _signed_distance(shape: str, x: Tensor, y: Tensor, radius: Tensor, angle: Tensor) -> Tensor:
-    """Distance in pixels to the nearest edge, negative inside; the plane is folded onto one half of one corner."""
+def signed_distance(shape: str, x: Tensor, y: Tensor, radius: Tensor, angle: Tensor) -> Tensor:
+    """Distance in pixels to the nearest edge, negative inside; the plane is folded onto one half of one corner.
+
+    x, y: pixels from the shape's centre; radius: of the circle around it; angle: radians, clockwise. All broadcast.
+    """
     if shape == "circle":
         return torch.sqrt(x * x + y * y) - radius
     num_corners, inner = _CORNERS[shape]

@@ -148,9 +148,9 @@ def forward(
 ) -> Tensor:
     """Predictions (B, C, U, h, w) for the units of B clips.
 
-    noisy: (B, C, U, h, w) at the stage's size; history: the clips' clean latents at all stages, (B, C, T, ., .), the
-    lowest stage first, T at least the last unit; timesteps (B,); prompt_embeds (B, Lt, D), their mask (B, Lt), and
-    pooled (B, P).
+    noisy: (B, C, U, h, w) at the stage's size; history: the latents that units see before them, at all stages,
+    (B, C, T, ., .), the lowest first, T at least the last unit, empty where all units are 0; timesteps (B,);
+    prompt_embeds (B, Lt, D), their mask (B, Lt), and pooled (B, P).
     """
     size = (noisy.shape[3] * 2 ** (NUM_STAGES - 1 - stage), noisy.shape[4] * 2 ** (NUM_STAGES - 1 - stage))
     layout = layout_of(stage, tuple(units), prompt_embeds.shape[1], size, flux.config.axes_dims)

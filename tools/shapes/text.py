@@ -31,12 +31,13 @@ from transformers import (
     T5EncoderModel,
 )
 
-from tools.shapes.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, sample_prompt, sample_scene
+from tools.shapes.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scene, sample_prompt, sample_scene
 
 logger = logging.getLogger(__name__)
 
 WIDTH = 96
 STRAY_WORDS = 0.1
+_WORDS = {"color": tuple(COLORS), "shape": SHAPES, "motion": MOTIONS, "background": tuple(BACKGROUNDS)}
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -119,7 +120,7 @@ def write_clip_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
 
 
 class TextEncoders(nn.Module):
-    """Both encoders and their tokenizers, to be trained together with the transformer."""
+    """Both encoders and their tokenizers."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` holds `tokenizer/` and `tokenizer_2/`, see the `write_` functions."""
@@ -181,14 +182,23 @@ def with_stray_word(prompt: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
+def _mark(logits: Tensor, scenes: Sequence[Scene]) -> tuple[Tensor, float]:
+    """Cross entropy of a head's answers (B, sum of words), added over the kinds of word; the share that is right."""
+    losses, shares = [], []
+    parts = logits.split([len(words) for words in _WORDS.values()], dim=1)
+    for (kind, words), part in zip(_WORDS.items(), parts, strict=True):
+        answers = torch.tensor([words.index(getattr(scene, kind)) for scene in scenes])
+        losses.append(F.cross_entropy(part, answers))
+        shares.append((part.argmax(1) == answers).float().mean())
+    return torch.stack(losses).sum(), float(torch.stack(shares).mean())
+
+
 def teach_words(encoders: TextEncoders, *, num_steps: int, batch: int = 96, lr: float = 1e-3, seed: int = 3) -> float:
     """Have the pooled vector and the mean of the hidden states tell a prompt's four words, by linear heads.
 
     Returns the share of right answers in the last step.
     """
-    kinds = {"color": list(COLORS), "shape": list(SHAPES), "motion": list(MOTIONS), "background": list(BACKGROUNDS)}
-    num_answers = sum(len(words) for words in kinds.values())
-    heads = nn.ModuleList([nn.Linear(WIDTH, num_answers) for _ in range(2)])
+    heads = nn.ModuleList([nn.Linear(WIDTH, sum(len(words) for words in _WORDS.values())) for _ in range(2)])
     optimizer = torch.optim.AdamW(chain(encoders.parameters(), heads.parameters()), lr=lr, weight_decay=0.0, fused=True)
     share = 0.0
     for step in range(num_steps):
@@ -198,20 +208,15 @@ def teach_words(encoders: TextEncoders, *, num_steps: int, batch: int = 96, lr: 
         prompts = [with_stray_word(prompt, rng) if rng.random() < STRAY_WORDS else prompt for prompt in prompts]
         embeds, mask, pooled = encoders(prompts)
         mean = (embeds * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
-        loss, num_right = torch.zeros(()), 0
-        for head, vectors in zip(heads, (pooled, mean), strict=True):
-            for (kind, words), logits in zip(
-                kinds.items(), head(vectors).split([len(words) for words in kinds.values()], dim=1), strict=True
-            ):
-                answers = torch.tensor([words.index(getattr(scene, kind)) for scene in scenes])
-                loss = loss + F.cross_entropy(logits, answers)
-                num_right += int((logits.argmax(1) == answers).sum())
+        (clip_loss, clip_share), (t5_loss, t5_share) = (
+            _mark(head(vectors), scenes) for head, vectors in zip(heads, (pooled, mean), strict=True)
+        )
+        loss, share = clip_loss + t5_loss, (clip_share + t5_share) / 2
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 20, 2 * (num_steps - step) / num_steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        share = num_right / (len(heads) * len(kinds) * batch)
         if (step + 1) % 50 == 0:
             logger.info("words: step %d loss %.3f, %.1f %% right", step + 1, float(loss.detach()), 100 * share)
     return share

@@ -2,8 +2,8 @@
 
 The paper's objective (arXiv 2410.05954, 3.2 and 3.3): each stage is a flow of its own, from its start (the lower
 stage's latents, upsampled, at the corrected noise level) to its end, both with the same noise; the target is start
-minus end. Histories are corrupted with noise of up to 1/3, and 10 % of prompts are dropped for guidance. Run it again
-with the same `--out` to go on from its last state.
+minus end. Histories are corrupted with noise of up to 1/3, most of them show their shape worn (`wear.py`), and 10 % of
+prompts are dropped for guidance. Run it again with the same `--out` to go on from its last state.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ CONFIG: dict[str, Any] = {
     "use_gradient_checkpointing": False,
 }
 MAX_CORRUPTION = 1 / 3
+WORN_HISTORIES = 0.6
 DROPPED_PROMPTS = 0.1
 NUM_WORD_STEPS = 400
 NUM_COMPILING_STEPS = 10
@@ -88,12 +89,12 @@ class Group:
 
 
 GROUPS = (
-    Group(2, Units.LATER, 6),
-    Group(2, Units.FIRST, 9),
+    Group(2, Units.LATER, 9),
+    Group(2, Units.FIRST, 6),
     Group(2, Units.PICTURE, 22),
     Group(1, Units.LATER, 2, 7),
     Group(1, Units.PICTURE, 30),
-    Group(1, Units.FIRST, 10),
+    Group(1, Units.FIRST, 8),
     Group(0, Units.LATER, 3, 15),
     Group(0, Units.FIRST, 8),
     Group(0, Units.PICTURE, 20),
@@ -153,6 +154,14 @@ def choose_sigmas(num: int, generator: torch.Generator) -> Tensor:
     return least + (1 - least) * torch.rand(num, generator=generator)
 
 
+def corrupted_history(latents: Tensor, worn: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """What units see of the clips (B, C, T, H, W) before them, at all stages: worn in most, and with noise."""
+    is_worn = torch.rand(len(latents), 1, 1, 1, 1, generator=generator) < WORN_HISTORIES
+    latents = torch.where(is_worn, worn, latents)
+    corruption = MAX_CORRUPTION * torch.rand(len(latents), 1, 1, 1, 1, generator=generator).square()
+    return [level + corruption * torch.randn(level.shape, generator=generator) for level in pyramid(latents)]
+
+
 def group_loss(
     model: TextToVideo,
     group: Group,
@@ -171,8 +180,8 @@ def group_loss(
     at = stage(group.stage)
     share = (sigma.flatten() - LAST_SIGMA) / (1 - LAST_SIGMA)
     timesteps = at.last_timestep + (at.first_timestep - at.last_timestep) * share.clamp(min=0)
-    corruption = MAX_CORRUPTION * torch.rand(group.num_clips, 1, 1, 1, 1, generator=generator).square()
-    history = [level + corruption * torch.randn(level.shape, generator=generator) for level in levels]
+    # Pictures have no history.
+    history = [] if clips.worn is None else corrupted_history(latents, clips.worn[chosen].float(), generator)
     prediction = forward(
         model.flux,
         stage=group.stage,
@@ -219,10 +228,8 @@ def train_step(
         length = int(mask[part].sum(1).max())
         text = (embeds[part, :length], mask[part, :length], pooled[part])
         source = pictures if group.is_picture else clips
-        own_rng, own_generator = (
-            np.random.default_rng((seed, step, index)),
-            torch.Generator().manual_seed(16 * step + index),
-        )
+        own_rng = np.random.default_rng((seed, step, index))
+        own_generator = torch.Generator().manual_seed(int(own_rng.integers(2**63)))
         with torch.autocast("cpu", torch.bfloat16):
             loss = group_loss(model, group, source, text, chosen[index], own_rng, own_generator)
         loss.backward()
