@@ -78,11 +78,11 @@ def test_videos_have_the_colors_and_backgrounds_of_their_prompts() -> None:
 
 
 def test_videos_have_the_shapes_of_their_prompts() -> None:
-    assert num_right("shape") >= NUM_VIDEOS // 2  # by chance, two
+    assert num_right("shape") >= NUM_VIDEOS - 2  # by chance, two
 
 
 def test_videos_move_as_their_prompts_say() -> None:
-    assert num_right("motion") >= NUM_VIDEOS // 2 + 1  # by chance, one
+    assert num_right("motion") >= NUM_VIDEOS - 2  # by chance, one
 
 
 def test_without_history_units_do_not_go_on_from_each_other() -> None:

@@ -11,10 +11,12 @@ import argparse
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tools.shapes.latents import transformer_latents
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 CLIPS_PER_FILE = 256
 PICTURES_PER_FILE = 4096
 PROMPTS_PER_CLIP = 6
+STAR_SHARE = 0.45
 PICTURE_SPREAD = 0.35
 """Where and how large the shapes of pictures are. They teach how a video begins, and that need not be anywhere."""
 
@@ -38,6 +41,12 @@ class LatentClips:
     latents: Tensor
     worn: Tensor | None  # of pictures there are none
     prompts: list[list[str]]
+
+    @cached_property
+    def chances(self) -> NDArray[np.float64]:
+        """How often the training takes each clip (N,): stars, the hardest to learn, `STAR_SHARE` of the time."""
+        is_star = np.array(["star" in prompts[0].lower() for prompts in self.prompts])
+        return np.where(is_star, STAR_SHARE / is_star.sum(), (1 - STAR_SHARE) / (~is_star).sum())
 
 
 def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> None:

@@ -211,7 +211,7 @@ def train_step(
     prompts: list[str] = []
     for group in GROUPS:
         source = pictures if group.is_picture else clips
-        picked = rng.integers(0, len(source.prompts), size=group.num_clips).tolist()
+        picked = rng.choice(len(source.prompts), size=group.num_clips, p=source.chances).tolist()
         chosen.append(picked)
         for index in picked:
             of_clip = source.prompts[index]
