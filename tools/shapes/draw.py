@@ -46,7 +46,10 @@ class LatentClips:
     def chances(self) -> NDArray[np.float64]:
         """How often the training takes each clip (N,): stars, the hardest to learn, `STAR_SHARE` of the time."""
         is_star = np.array(["star" in prompts[0].lower() for prompts in self.prompts])
-        return np.where(is_star, STAR_SHARE / is_star.sum(), (1 - STAR_SHARE) / (~is_star).sum())
+        chances: NDArray[np.float64] = np.where(
+            is_star, STAR_SHARE / is_star.sum(), (1 - STAR_SHARE) / (~is_star).sum()
+        )
+        return chances
 
 
 def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> None:

@@ -159,7 +159,8 @@ def judge_videos(
 ) -> dict[str, float]:
     """Shares of right answers over the scenes, half of them in other words than the plainest."""
     rows: list[dict[str, float]] = []
-    misses, kept = [], []
+    misses: list[str] = []
+    kept: list[Frames] = []
     rng = np.random.default_rng((seed, 3))
     for first in range(0, len(scenes), batch):
         part = scenes[first : first + batch]
