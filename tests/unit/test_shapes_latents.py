@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from tools.shapes.judge import scenes_in_turn
 from tools.shapes.latents import GAIN, TERMS, block_transform, transformer_latents, vae_latents
-from tools.shapes.scenes import render
+from tools.shapes.scenes import render, to_pixels
 
 SUMS = [i for i, term in enumerate(TERMS) if term.orders == (0, 0, 0)]
 
@@ -13,7 +13,7 @@ SUMS = [i for i, term in enumerate(TERMS) if term.orders == (0, 0, 0)]
 def clips(num_clips: int, num_frames: int) -> torch.Tensor:
     """(B, 3, F, 128, 128) in [-1, 1]."""
     drawn = [render(scene, num_frames=num_frames) for scene in scenes_in_turn(num_clips, seed=4)]
-    return torch.stack(drawn).transpose(1, 2).float() / 127.5 - 1
+    return to_pixels(torch.stack(drawn).transpose(1, 2))
 
 
 def test_a_plain_color_is_told_by_its_sums_alone() -> None:

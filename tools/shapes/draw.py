@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tools.shapes.latents import transformer_latents
-from tools.shapes.scenes import NUM_FRAMES, render, sample_prompt, sample_scene
+from tools.shapes.scenes import NUM_FRAMES, render, sample_prompt, sample_scene, to_pixels
 from tools.shapes.training import load_state, save_state
 from tools.shapes.wear import render_worn, sample_wear
 
@@ -71,7 +71,7 @@ def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> Non
 
 def _latents(clips: Iterable[Tensor]) -> Tensor:
     """(N, 16, T, h, w) float16 of clips (F, 3, H, W) uint8."""
-    return torch.cat([transformer_latents(clip.transpose(0, 1)[None].float() / 127.5 - 1).half() for clip in clips])
+    return torch.cat([transformer_latents(to_pixels(clip.transpose(0, 1)[None])).half() for clip in clips])
 
 
 def read_files(folder: Path, kind: str) -> LatentClips:

@@ -37,7 +37,7 @@ from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
 from tools.shapes.export import psnr
 from tools.shapes.judge import Frames, Verdict, agrees, judge, scenes_in_turn
 from tools.shapes.latents import LATENT_SCALE
-from tools.shapes.scenes import SIZE, Scene, plain_prompt, render, sample_prompt
+from tools.shapes.scenes import SIZE, Scene, plain_prompt, render, sample_prompt, to_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def vae_psnr(vae: CausalVideoVAE, num_clips: int, seed: int) -> list[float]:
     values = []
     for scene in scenes_in_turn(num_clips, seed):
         clip = render(scene)
-        moments = vae.encode(clip.transpose(0, 1).unsqueeze(0).float() / 127.5 - 1)
+        moments = vae.encode(to_pixels(clip.transpose(0, 1).unsqueeze(0)))
         decoded = vae.decode(moments.mean)[0].transpose(0, 1).float()
         values.append(psnr((decoded * 127.5 + 127.5).clamp(0, 255), clip))
     return values
@@ -171,7 +171,7 @@ def judge_videos(
             prompts,
             range(seed + first, seed + first + len(part)),
             settings=settings,
-            pictures=[start.float() / 127.5 - 1 for start in starts] if with_pictures else None,
+            pictures=[to_pixels(start) for start in starts] if with_pictures else None,
             broken=broken,
         )
         for scene, prompt, start, frames in zip(part, prompts, starts, decode(model, latents), strict=True):

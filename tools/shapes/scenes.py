@@ -171,6 +171,11 @@ def paint(scene: Scene, coverage: Tensor) -> Tensor:
     return torch.lerp(background, color, coverage.unsqueeze(1)).round_().to(torch.uint8)
 
 
+def to_pixels(frames: Tensor) -> Tensor:
+    """What the VAE and the transform read: frames uint8 of any shape as float32 in [-1, 1]."""
+    return frames.float() / 127.5 - 1
+
+
 def area(shape: str) -> float:
     """Of a shape of radius 1."""
     if shape == "circle":

@@ -207,10 +207,10 @@ def train_step(
 ) -> list[float]:
     """Gradients of one step; the losses of its groups. `run` is `map`, or a pool's."""
     rng = np.random.default_rng((seed, step))
+    sources = [pictures if group.is_picture else clips for group in GROUPS]
     chosen: list[list[int]] = []
     prompts: list[str] = []
-    for group in GROUPS:
-        source = pictures if group.is_picture else clips
+    for group, source in zip(GROUPS, sources, strict=True):
         picked = rng.choice(len(source.prompts), size=group.num_clips, p=source.chances).tolist()
         chosen.append(picked)
         for index in picked:
@@ -223,15 +223,13 @@ def train_step(
     firsts = list(accumulate((group.num_clips for group in GROUPS), initial=0))
 
     def take_group(index: int) -> float:
-        group = GROUPS[index]
         part = slice(firsts[index], firsts[index + 1])
         length = int(mask[part].sum(1).max())
         text = (embeds[part, :length], mask[part, :length], pooled[part])
-        source = pictures if group.is_picture else clips
         own_rng = np.random.default_rng((seed, step, index))
         own_generator = torch.Generator().manual_seed(int(own_rng.integers(2**63)))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = group_loss(model, group, source, text, chosen[index], own_rng, own_generator)
+            loss = group_loss(model, GROUPS[index], sources[index], text, chosen[index], own_rng, own_generator)
         loss.backward()
         return float(loss.detach())
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, from_config
 from pyramid_serve.pyramid_flow.causal_conv import Carry
 from tools.shapes.latents import GAIN, vae_latents
-from tools.shapes.scenes import NUM_FRAMES, SIZE, Scene, render, sample_scene
+from tools.shapes.scenes import NUM_FRAMES, SIZE, Scene, render, sample_scene, to_pixels
 from tools.shapes.training import Options, Training
 
 CONFIG = {
@@ -72,7 +72,7 @@ def training_clips(rng: np.random.Generator, num_clips: int, num_frames: int, si
             for axis in (1, 0)
         ]
         clips.append(render(scene, num_frames=num_frames, first_frame=first, box=(corner[0], corner[1], size, size)))
-    return torch.stack(clips).transpose(1, 2).float().div_(127.5).sub_(1)
+    return to_pixels(torch.stack(clips).transpose(1, 2))
 
 
 def _recolored(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -144,8 +144,9 @@ def train(options: Options) -> None:
     training = Training(vae, is_hidden, options, average=0.998)
 
     def take(step: int) -> tuple[float, float]:
-        pixels = training_clips(np.random.default_rng((options.seed, step)), *batch_at(step, options.num_steps))
-        loss, missed, psnr = losses_of(vae, pixels, torch.Generator().manual_seed(step))
+        rng = np.random.default_rng((options.seed, step))
+        pixels = training_clips(rng, *batch_at(step, options.num_steps))
+        loss, missed, psnr = losses_of(vae, pixels, torch.Generator().manual_seed(int(rng.integers(2**63))))
         loss.backward()
         return missed, psnr
 
