@@ -17,6 +17,7 @@ from tools.shapes.evaluate import Model, decode, default_settings, make_latents,
 from tools.shapes.export import psnr
 from tools.shapes.judge import Frames, agrees, judge, scenes_in_turn
 from tools.shapes.scenes import Scene, plain_prompt, render, sample_scene
+from tools.shapes.stages import unit_errors
 from tools.shapes.train_transformer import start_from
 
 SHAPES = Path(__file__).parents[1] / "pyramid_serve" / "models" / "shapes"
@@ -105,3 +106,9 @@ def test_a_video_begins_with_its_picture() -> None:
     frames = pipeline.generate([VideoInput(plain_prompt(scene), seed=3, image=image)], settings)[0]
     assert frames.shape == (9, 128, 128, 3)
     assert psnr(frames[0].permute(2, 0, 1), picture) >= 24
+
+
+def test_a_unit_is_better_when_its_lower_stage_is_true() -> None:
+    (scene,) = scenes_in_turn(1, seed=3)
+    as_made, _, with_stage_1_true = unit_errors(model(), scene, (2, 5), seed=4)
+    assert with_stage_1_true < as_made < 1

@@ -2,15 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pyramid_serve.pyramid_flow import flux
+from pyramid_serve.pyramid_flow import flux, schedule
 from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
+from pyramid_serve.pyramid_flow.shapes import NUM_STAGES
+from tools.shapes.draw import SPIN_WEIGHT, STAR_WEIGHT, LatentClips
+from tools.shapes.latents import transformer_latents
+from tools.shapes.scenes import render, sample_scene, to_pixels
 from tools.shapes.teacher_forcing import forward, pyramid
 from tools.shapes.text import TextEncoders, corpus, teach_words, write_clip_tokenizer, write_t5_tokenizer
+from tools.shapes.train_transformer import misdrawn, noised
 from tools.shapes.training import Options, Training, orthogonalize
 
 CONFIG = {
@@ -90,3 +96,38 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "stopped.pt", stop=5)
     torch.testing.assert_close(train(tmp_path / "stopped.pt"), train(tmp_path / "whole.pt"))
+
+
+def test_the_flow_leads_to_the_clean_unit_whatever_the_lower_stage_left() -> None:
+    generator = torch.Generator().manual_seed(1)
+    clean = torch.randn(3, 16, 2, 16, 16, generator=generator)
+    one, other = torch.randn(2, 3, 16, 2, 8, 8, generator=generator)
+    sigma = torch.tensor([0.0, 0.4, 1.0]).view(-1, 1, 1, 1, 1)
+    last = NUM_STAGES - 1
+    levels = []
+    for below in (one, other):
+        level, flow = noised(clean, below, last, sigma, torch.Generator().manual_seed(2))
+        torch.testing.assert_close(level - sigma * flow, clean, atol=1e-5, rtol=0)
+        levels.append(level)
+    apart = (1 - schedule.stage(last).start) * (one - other).repeat_interleave(2, 3).repeat_interleave(2, 4)
+    torch.testing.assert_close(levels[0] - levels[1], sigma * apart, atol=1e-5, rtol=0)
+
+
+def test_a_misdrawn_unit_is_a_little_wrong_where_its_shape_is() -> None:
+    scene = sample_scene(np.random.default_rng(2), shape="star", motion="spins")
+    units = transformer_latents(to_pixels(render(scene, num_frames=17).transpose(0, 1)[None]))[:, :, 1:]
+    units = units.expand(40, -1, -1, -1, -1)
+    left = misdrawn(units, units, torch.Generator().manual_seed(3))
+    wrong = (left - units).square().mean(dim=(1, 3, 4)).flatten()
+    size = (units[:1] - units[:1, :, :, :1, :1]).square().mean()
+    assert wrong.min() > 0
+    assert wrong.unique().numel() == 80
+    assert wrong.median() < size / 4
+    corner = (left - units)[..., 0, 0].abs()
+    assert corner.max() < 1e-3
+
+
+def test_stars_and_spins_are_taken_more_often() -> None:
+    prompts = [["a red star spins on black"], ["a red ball spins on black"], ["Star, still"], ["box, turning"]]
+    chances = LatentClips(torch.empty(0), None, prompts).chances
+    np.testing.assert_allclose(chances / chances[1], [STAR_WEIGHT * SPIN_WEIGHT, 1, STAR_WEIGHT, SPIN_WEIGHT])

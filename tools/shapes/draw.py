@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,9 +30,12 @@ logger = logging.getLogger(__name__)
 CLIPS_PER_FILE = 256
 PICTURES_PER_FILE = 4096
 PROMPTS_PER_CLIP = 6
-STAR_SHARE = 0.45
-PICTURE_SPREAD = 0.35
-"""Where and how large the shapes of pictures are. They teach how a video begins, and that need not be anywhere."""
+STAR_WEIGHT = 2.0
+SPIN_WEIGHT = 2.5
+_SPINS, _CIRCLE = re.compile("spin|rotat|turn"), re.compile("circle|disc|ball")
+PICTURE_SPREAD, PICTURE_SIZE = 0.35, 0.75
+"""Where and how large the shapes of pictures are. They teach how a video begins, and that need not be anywhere; rather
+large, since a larger shape is made of more latents and keeps its corners more easily."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,22 @@ class LatentClips:
 
     @cached_property
     def chances(self) -> NDArray[np.float64]:
-        """How often the training takes each clip (N,): stars, the hardest to learn, `STAR_SHARE` of the time."""
-        is_star = np.array(["star" in prompts[0].lower() for prompts in self.prompts])
-        chances: NDArray[np.float64] = np.where(
-            is_star, STAR_SHARE / is_star.sum(), (1 - STAR_SHARE) / (~is_star).sum()
-        )
+        """How often the training takes each clip (N,): what is hard to learn more often than the rest."""
+        weights = np.array([_weight(prompts[0].lower()) for prompts in self.prompts])
+        chances: NDArray[np.float64] = weights / weights.sum()
         return chances
+
+
+def _weight(prompt: str) -> float:
+    """Stars have the most corners; what spins is at another angle in each unit, but a circle that does looks still."""
+    weight = STAR_WEIGHT if "star" in prompt else 1.0
+    return weight * (SPIN_WEIGHT if _SPINS.search(prompt) and not _CIRCLE.search(prompt) else 1.0)
 
 
 def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> None:
     rng = np.random.default_rng((seed, num_frames))
     spread = PICTURE_SPREAD if num_frames == 1 else 1.0
-    scenes = [sample_scene(rng, color_jitter=6.0, spread=spread) for _ in range(num_clips)]
+    scenes = [sample_scene(rng, color_jitter=6.0, spread=spread, size=PICTURE_SIZE) for _ in range(num_clips)]
     prompts = [[sample_prompt(scene, rng) for _ in range(PROMPTS_PER_CLIP)] for scene in scenes]
     state: dict[str, object] = {
         "latents": _latents(render(scene, num_frames=num_frames) for scene in scenes),

@@ -70,10 +70,11 @@ def sample_scene(
     background: str | None = None,
     color_jitter: float = 8.0,
     spread: float = 1.0,
+    size: float = 0.5,
 ) -> Scene:
     """A random scene, with any of its words given; `spread` narrows where, how large and how fast around the middle.
 
-    Raises ValueError for a shape in its background's colour.
+    size: where in their range narrowed sizes lie, 0..1. Raises ValueError for a shape in its background's colour.
     """
     shape = shape or str(rng.choice(SHAPES))
     motion = motion or str(rng.choice(MOTIONS))
@@ -83,9 +84,9 @@ def sample_scene(
         color = str(rng.choice([name for name in COLORS if name != background]))
     if color == background:
         raise ValueError(f"color={color!r}: a shape must differ from its background")
-    start_radius, end_radius = _sample_radii(rng, shape, motion, spread)
+    start_radius, end_radius = _sample_radii(rng, shape, motion, spread, size)
     start, end = _sample_path(rng, motion, max(start_radius, end_radius), spread)
-    turn = _around(rng, 1.2, 1.7, spread) * math.radians(NUM_FRAMES - 1) if motion == "spins" else 0.0
+    turn = _around(rng, 0.75, 1.05, spread) * math.radians(NUM_FRAMES - 1) if motion == "spins" else 0.0
     jitter = rng.uniform(-color_jitter, color_jitter, size=(2, 3))
     rgb = np.clip(np.array([COLORS[color], BACKGROUNDS[background]]) + jitter, 0, 255)
     return Scene(
@@ -104,20 +105,21 @@ def sample_scene(
     )
 
 
-def _around(rng: np.random.Generator, low: float, high: float, spread: float) -> float:
-    """Uniform in the middle `spread` (0..1) of an interval."""
-    return float((low + high) / 2 + (high - low) / 2 * spread * rng.uniform(-1, 1))
+def _around(rng: np.random.Generator, low: float, high: float, spread: float, middle: float = 0.5) -> float:
+    """Uniform in a part `spread` (0..1) of an interval, around the point `middle` (0..1) of it as far as it fits."""
+    middle = min(max(middle, spread / 2), 1 - spread / 2)
+    return float(low + (high - low) * (middle + spread * rng.uniform(-0.5, 0.5)))
 
 
-def _sample_radii(rng: np.random.Generator, shape: str, motion: str, spread: float) -> tuple[float, float]:
+def _sample_radii(rng: np.random.Generator, shape: str, motion: str, spread: float, size: float) -> tuple[float, float]:
     unit = 0.82 if shape == "circle" else 1.0  # a circle fills the circle around it, the others do not
     if motion == "grows":
-        start = _around(rng, 17, 28, spread)
+        start = _around(rng, 17, 28, spread, size)
         return start * unit, min(start * _around(rng, 1.65, 2.1, spread), 52.0) * unit
     if motion == "shrinks":
-        start = _around(rng, 30, 50, spread)
+        start = _around(rng, 30, 50, spread, size)
         return start * unit, max(start / _around(rng, 1.65, 2.1, spread), 15.0) * unit
-    radius = _around(rng, 18, 33, spread) * unit
+    radius = _around(rng, 18, 33, spread, size) * unit
     return radius, radius
 
 

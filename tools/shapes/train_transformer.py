@@ -2,8 +2,9 @@
 
 The paper's objective (arXiv 2410.05954, 3.2 and 3.3): each stage is a flow of its own, from its start (the lower
 stage's latents, upsampled, at the corrected noise level) to its end, both with the same noise; the target is start
-minus end. Histories are corrupted with noise of up to 1/3, most of them show their shape worn (`wear.py`), and 10 % of
-prompts are dropped for guidance. Run it again with the same `--out` to go on from its last state.
+minus end. Histories are corrupted with noise of up to 1/3, most of them show their shape worn (`wear.py`), what the
+lower stage left is a little wrong too, and 10 % of prompts are dropped for guidance. Run it again with the same `--out`
+to go on from its last state.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
@@ -60,8 +62,15 @@ CONFIG: dict[str, Any] = {
     "use_gradient_checkpointing": False,
 }
 MAX_CORRUPTION = 1 / 3
-WORN_HISTORIES = 0.6
+WORN_HISTORIES = 0.9
+WORN_STARTS = 0.6
+START_SHIFT = 2.5 / 64
+"""Usual shift of what the lower stage left, where it is wrong most, over half the picture."""
+START_GROWTH = 0.08  # logarithm
+START_TURN = 0.15  # radians
 DROPPED_PROMPTS = 0.1
+MEAN_CONTRASTS = (0.09, 0.17, 0.33)
+"""Variance over the picture of latents at each stage, the mean of channels and clips."""
 NUM_WORD_STEPS = 400
 NUM_COMPILING_STEPS = 10
 
@@ -89,15 +98,15 @@ class Group:
 
 
 GROUPS = (
-    Group(2, Units.LATER, 9),
-    Group(2, Units.FIRST, 6),
-    Group(2, Units.PICTURE, 22),
-    Group(1, Units.LATER, 2, 7),
-    Group(1, Units.PICTURE, 30),
+    Group(2, Units.LATER, 13),
+    Group(1, Units.LATER, 14, 2),
+    Group(2, Units.PICTURE, 10),
+    Group(2, Units.FIRST, 5),
     Group(1, Units.FIRST, 8),
-    Group(0, Units.LATER, 3, 15),
-    Group(0, Units.FIRST, 8),
-    Group(0, Units.PICTURE, 20),
+    Group(1, Units.PICTURE, 12),
+    Group(0, Units.LATER, 3, 8),
+    Group(0, Units.FIRST, 6),
+    Group(0, Units.PICTURE, 10),
 )
 
 
@@ -126,20 +135,43 @@ def is_hidden(name: str, param: nn.Parameter) -> bool:
     return param.ndim == 2 and "blocks." in name and ".norm" not in name
 
 
-def noised(levels: list[Tensor], index: int, sigma: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def noised(
+    clean: Tensor, below: Tensor | None, index: int, sigma: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Units on their way through stage `index`, and the flow there, both (B, C, U, h, w).
 
-    levels: the clean units at all stages; sigma: the stage's own noise level (B, 1, 1, 1, 1), 1 at its start.
+    clean: the units at this stage; below: what the stage below left of them, at half the size, None at stage 0; sigma:
+    the stage's own noise level (B, 1, 1, 1, 1), 1 at its start.
     """
     at = stage(index)
-    clean = levels[index]
     noise = torch.randn(clean.shape, generator=generator)
-    below = (
-        F.interpolate(levels[index - 1], scale_factor=(1, 2, 2), mode="nearest") if index else torch.zeros_like(clean)
-    )
-    start = at.start * noise + (1 - at.start) * below
+    left = torch.zeros_like(clean) if below is None else F.interpolate(below, scale_factor=(1, 2, 2), mode="nearest")
+    start = at.start * noise + (1 - at.start) * left
     end = at.end * noise + (1 - at.end) * clean
     return sigma * start + (1 - sigma) * end, start - end
+
+
+def misdrawn(units: Tensor, worn: Tensor, generator: torch.Generator) -> Tensor:
+    """Units (B, C, U, H, W) as a lower stage may leave them: their shapes worn, shifted, too large or small, turned.
+
+    A stage that only ever began at the truth trusts what it begins at, and keeps the lower stage's errors; one that
+    began at errors like these looks at the history instead (conditioning augmentation, arXiv 2106.15282).
+    """
+    num_clips, _, num_units, height, width = units.shape
+    num = num_clips * num_units
+    share = torch.rand(num_clips, 1, num_units, 1, 1, generator=generator)
+    share = share * (torch.rand(share.shape, generator=generator) < WORN_STARTS)
+    pictures = rearrange(units + share * (worn - units), "b c u h w -> (b u) c h w")
+    strength = torch.rand(num, 1, generator=generator)
+    growth, turn, right, down = (strength * torch.randn(num, 4, generator=generator)).unbind(1)
+    scale, turn = (-START_GROWTH * growth).exp(), START_TURN * turn
+    across, along = scale * turn.cos(), scale * turn.sin()
+    places = torch.stack([across, -along, START_SHIFT * right, along, across, START_SHIFT * down], dim=1).view(
+        num, 2, 3
+    )
+    grid = F.affine_grid(places, [num, 1, height, width], align_corners=False)
+    moved = F.grid_sample(pictures, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return rearrange(moved, "(b u) c h w -> b c u h w", u=num_units)
 
 
 def choose_units(group: Group, num_frames: int, rng: np.random.Generator) -> list[int]:
@@ -171,29 +203,40 @@ def group_loss(
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> Tensor:
-    """Squared error of the flow over the root of its size, so that no stage drowns the others."""
+    """Squared error of the flow: each clip's over its contrast, lest white on black drown blue on brown; all
+    over the root of the flow's size, so that no stage drowns the others.
+    """
     latents = clips.latents[chosen].float()
     units = choose_units(group, latents.shape[2], rng)
-    levels = pyramid(latents)
     sigma = choose_sigmas(group.num_clips, generator).view(-1, 1, 1, 1, 1)
-    current, flow = noised([level[:, :, units] for level in levels], group.stage, sigma, generator)
+    worn = None if clips.worn is None else clips.worn[chosen].float()
+    clean, below = latents[:, :, units], None
+    if group.stage > 0:
+        # Pictures have no worn ones beside them, and no history to look at instead.
+        left = clean if worn is None else misdrawn(clean, worn[:, :, units], generator)
+        below = pyramid(left)[group.stage - 1]
+    level = pyramid(clean)[group.stage]
+    current, flow = noised(level, below, group.stage, sigma, generator)
     at = stage(group.stage)
     share = (sigma.flatten() - LAST_SIGMA) / (1 - LAST_SIGMA)
     timesteps = at.last_timestep + (at.first_timestep - at.last_timestep) * share.clamp(min=0)
-    # Pictures have no history.
-    history = [] if clips.worn is None else corrupted_history(latents, clips.worn[chosen].float(), generator)
-    prediction = forward(
-        model.flux,
-        stage=group.stage,
-        units=units,
-        noisy=current,
-        history=history,
-        timesteps=timesteps,
-        prompt_embeds=text[0],
-        prompt_mask=text[1],
-        pooled=text[2],
-    )
-    return F.mse_loss(prediction, flow) / flow.square().mean().sqrt()
+    history = [] if worn is None else corrupted_history(latents, worn, generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = forward(
+            model.flux,
+            stage=group.stage,
+            units=units,
+            noisy=current,
+            history=history,
+            timesteps=timesteps,
+            prompt_embeds=text[0],
+            prompt_mask=text[1],
+            pooled=text[2],
+        )
+    errors = (prediction - flow).square().mean(dim=(1, 2, 3, 4))
+    contrasts = level.var(dim=(3, 4)).mean(dim=(1, 2))
+    errors = errors * MEAN_CONTRASTS[group.stage] / (contrasts + 0.1 * MEAN_CONTRASTS[group.stage])
+    return errors.mean() / flow.square().mean().sqrt()
 
 
 def train_step(
@@ -228,8 +271,7 @@ def train_step(
         text = (embeds[part, :length], mask[part, :length], pooled[part])
         own_rng = np.random.default_rng((seed, step, index))
         own_generator = torch.Generator().manual_seed(int(own_rng.integers(2**63)))
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = group_loss(model, GROUPS[index], sources[index], text, chosen[index], own_rng, own_generator)
+        loss = group_loss(model, GROUPS[index], sources[index], text, chosen[index], own_rng, own_generator)
         loss.backward()
         return float(loss.detach())
 
