@@ -1,12 +1,16 @@
 """What all tests share: the golden checkpoints, and where another set of them lies."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 
 import pytest
 import torch
+
+# A shell starts what runs in its background with SIGINT ignored, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
