@@ -64,6 +64,10 @@ class Model:
             capabilities(checkpoint),
         )
 
+    def predict(self, sequences: Sequence[ClipSequence]) -> list[Tensor]:
+        """What the transformer predicts for the last clip of each sequence."""
+        return self.transformer(sequences, attention=block_attention)
+
 
 def default_settings(able: Capabilities, *, has_image: bool) -> SamplingSettings:
     return SamplingSettings(
@@ -95,7 +99,7 @@ def make_latents(
     def predict(sequences: Sequence[ClipSequence]) -> list[Tensor]:
         if broken == "history":
             sequences = [replace(sequence, clips=sequence.clips[-1:]) for sequence in sequences]
-        return model.transformer(sequences, attention=block_attention)
+        return model.predict(sequences)
 
     with _broken_entry(broken):
         for _ in range(histories[0].shape[1], num_latent_frames):

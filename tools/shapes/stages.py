@@ -20,9 +20,7 @@ import torch
 from torch import Tensor
 
 from pyramid_serve.pyramid_flow import sampler, schedule
-from pyramid_serve.pyramid_flow.attention import block_attention
 from pyramid_serve.pyramid_flow.noise import SeededNoise
-from pyramid_serve.pyramid_flow.pack import ClipSequence
 from pyramid_serve.pyramid_flow.sampler import denoise_unit, run_units
 from pyramid_serve.pyramid_flow.shapes import LatentShape
 from tools.shapes.evaluate import CHECKPOINT, Model, default_settings
@@ -44,9 +42,6 @@ def unit_errors(model: Model, scene: Scene, units: Sequence[int], *, seed: int) 
     prompt, negative = model.text_encoder.encode([plain_prompt(scene), model.able.negative_prompt])
     (clip,) = transformer_latents(to_pixels(render(scene).transpose(0, 1).unsqueeze(0)))
 
-    def predict(sequences: Sequence[ClipSequence]) -> list[Tensor]:
-        return model.transformer(sequences, attention=block_attention)
-
     errors: list[list[float]] = [[] for _ in TRUE_STAGES]
     for unit in units:
         truth = clip[:, unit : unit + 1]
@@ -55,7 +50,7 @@ def unit_errors(model: Model, scene: Scene, units: Sequence[int], *, seed: int) 
                 prompt, negative, clip[:, :unit], settings=settings, noise=SeededNoise(seed + unit, shape)
             )
             with _true(true_stage, truth, seed):
-                (made,) = run_units(predict, [steps])
+                (made,) = run_units(model.predict, [steps])
             found.append(float((made - truth).square().mean() / truth.var(dim=(2, 3)).mean()))
     return [float(np.mean(found)) for found in errors]
 

@@ -210,12 +210,11 @@ def group_loss(
     units = choose_units(group, latents.shape[2], rng)
     sigma = choose_sigmas(group.num_clips, generator).view(-1, 1, 1, 1, 1)
     worn = None if clips.worn is None else clips.worn[chosen].float()
-    clean, below = latents[:, :, units], None
-    if group.stage > 0:
-        # Pictures have no worn ones beside them, and no history to look at instead.
-        left = clean if worn is None else misdrawn(clean, worn[:, :, units], generator)
-        below = pyramid(left)[group.stage - 1]
-    level = pyramid(clean)[group.stage]
+    clean = latents[:, :, units]
+    levels = left = pyramid(clean)
+    if worn is not None and group.stage > 0:  # pictures have no history to look at instead
+        left = pyramid(misdrawn(clean, worn[:, :, units], generator))
+    level, below = levels[group.stage], left[group.stage - 1] if group.stage > 0 else None
     current, flow = noised(level, below, group.stage, sigma, generator)
     at = stage(group.stage)
     share = (sigma.flatten() - LAST_SIGMA) / (1 - LAST_SIGMA)
