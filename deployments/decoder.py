@@ -1,6 +1,7 @@
 """The Decoder deployment: frames of one unit of one video a call, the units that wait together in one forward."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -16,24 +17,29 @@ from deployments.measures import CallMetrics, ForwardMetrics, replica_name, repl
 from deployments.memory import MemoryStore
 from deployments.model_config import ModelConfig
 from deployments.wire import DecodeJob, DecodeResult, MemoryMissing, ReplicaStats, WireTensor, from_wire, to_wire
+from pyramid_serve.checkpoints import capabilities
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory, Tiling
 from pyramid_serve.pyramid_flow.parts import LatentScale, latent_scale_of, load_vae
 from pyramid_serve.pyramid_flow.pipeline import decode_unit, encode_picture
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, SIZE_MULTIPLE, LatentShape
 from pyramid_serve.video import fit_picture, read_picture
 
+logger = logging.getLogger(__name__)
+
 GIB = 2**30
 
 
 class DecoderConfig(ModelConfig):
     tiling: PositiveInt | None = None
-    """Pixels: work in tiles of this size, for less memory. None: whole frames."""
+    """Pixels: work in tiles of this size, for less device memory, slower. None: whole frames."""
     max_batch_size: PositiveInt | None = 8
     """Units of one forward. None: no limit."""
-    memory_budget_bytes: NonNegativeInt = 8 * GIB
-    """Memories kept on the device; about 6 GiB a video at 768p."""
-    host_budget_bytes: NonNegativeInt = 16 * GIB
-    """Memories kept in host memory once they are too many for the device."""
+    memory_budget_bytes: NonNegativeInt = 20 * GIB
+    """Memories kept on the device; 8.3 GiB a video at 1280x768, 2.1 GiB at 640x384, and while a unit is decoded its
+    old and its new one are there. With less than one video's, each goes to host memory and back at every unit.
+    """
+    host_budget_bytes: NonNegativeInt = 40 * GIB
+    """Memories kept in host memory once they are too many for the device; beyond it they are made again."""
     warm_up_size: tuple[PositiveInt, PositiveInt] | None = None
     """(width, height) in pixels of the units decoded before the replica is ready. None: the smallest there is."""
 
@@ -140,7 +146,7 @@ class Decoder:
         self._engine.check()
 
     def _decode(self, steps: Sequence[DecodeStep]) -> list[Decoded]:
-        return decode_batch(self._vae, self._scale, steps, tiling=self._tiling, device=self._device)
+        return decode_batch(self._vae, self._scale, steps, tiling=self._tiling)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -152,6 +158,16 @@ class Decoder:
         latents = torch.zeros(LATENT_CHANNELS, 1, *shape.size_at(NUM_STAGES - 1), device=self._device)
         (first,) = self._decode([DecodeStep(latents, None)])
         self._decode([DecodeStep(latents, first.memory)])
+        default_width, default_height = capabilities(config.source, config.variant).default_size
+        of_one_video = first.memory.num_bytes * (default_width * default_height) // (width * height)
+        if of_one_video > config.memory_budget_bytes:
+            logger.warning(
+                "memory_budget_bytes=%d is less than one video's memory at %dx%d, %d bytes: it moves at every unit",
+                config.memory_budget_bytes,
+                default_width,
+                default_height,
+                of_one_video,
+            )
 
 
 def check_job(job: DecodeJob) -> None:
@@ -193,13 +209,12 @@ def decode_batch(
     steps: Sequence[DecodeStep],
     *,
     tiling: Tiling | None,
-    device: torch.device,
 ) -> list[Decoded]:
     """One forward over steps with the same ``batch_key``."""
     latents = torch.stack([step.latents for step in steps])
-    memories = [step.memory.to(device) for step in steps if step.memory is not None]
-    memory = DecoderMemory.stack(memories) if len(memories) > 1 else next(iter(memories), None)
+    memories = [step.memory for step in steps if step.memory is not None]
     with torch.inference_mode():
-        frames, after = decode_unit(vae, scale, latents, memory, tiling=tiling)
-        each = after.unstack() if len(steps) > 1 else [after]
-    return [Decoded(video, own) for video, own in zip(frames.cpu(), each, strict=True)]
+        frames, after = decode_unit(
+            vae, scale, latents, DecoderMemory.stack(memories) if memories else None, tiling=tiling
+        )
+    return [Decoded(video, own) for video, own in zip(frames.cpu(), after.unstack(), strict=True)]

@@ -44,7 +44,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--device", default="cpu", help="any torch device, such as cuda")
     parser.add_argument("--attention", choices=("dense", "blocks", "flex"), help="flex on CUDA, else blocks")
     parser.add_argument(
-        "--tiling", type=int, nargs="?", const=256, metavar="PIXELS", help="tile the VAE to save memory (256)"
+        "--tiling",
+        type=int,
+        nargs="?",
+        const=256,
+        metavar="PIXELS",
+        help="tile the VAE, slower, in less device memory (256)",
     )
     parser.add_argument(
         "--offload",

@@ -8,7 +8,7 @@ before it is its ``DecoderMemory``, which the caller holds. Source: the publishe
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pyramid_serve.pyramid_flow.causal_conv import Carry, CausalConv3d
+from pyramid_serve.pyramid_flow.causal_conv import Carry, CausalConv3d, LayerFrames
 from pyramid_serve.pyramid_flow.shapes import SPATIAL_FACTOR, TEMPORAL_FACTOR, num_latent_frames_of
 
 NORM_EPS = 1e-6
@@ -70,7 +70,11 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiling:
-    """Work in square tiles of ``size`` pixels that overlap by a quarter; less memory, a slightly other picture."""
+    """Work in square tiles of ``size`` pixels that overlap by a quarter; slower, and a slightly other picture.
+
+    What a tile computes with is all that the device has to hold: between units its causal frames lie in host memory,
+    which needs more of it than whole frames do, as tiles overlap (1.6 times as much for 256 pixels at 1280x768).
+    """
 
     size: int = 256
 
@@ -81,29 +85,28 @@ class Tiling:
 
 @dataclass(frozen=True)
 class DecoderMemory:
-    """What the next unit needs of the units decoded before: the last frames at every causal layer.
+    """What the next unit needs of the units decoded before: the last frames at every causal layer, video by video.
 
-    The first axis of every tensor counts videos, so memories stack and come apart again.
+    Memories stack and come apart again without a copy.
     """
 
-    frames: tuple[Tensor, ...]
+    layers: tuple[LayerFrames, ...]
 
     @property
     def num_bytes(self) -> int:
-        return sum(x.numel() * x.element_size() for x in self.frames)
+        return sum(x.numel() * x.element_size() for layer in self.layers for x in layer)
 
     def to(self, device: torch.device | str) -> "DecoderMemory":
-        return DecoderMemory(tuple(x.to(device) for x in self.frames))
+        return DecoderMemory(tuple(tuple(x.to(device) for x in layer) for layer in self.layers))
 
     @staticmethod
     def stack(memories: Sequence["DecoderMemory"]) -> "DecoderMemory":
         """Memories of several videos (of equal size) as one, in the order of a stacked batch of latents."""
-        return DecoderMemory(tuple(torch.cat(layer) for layer in zip(*(m.frames for m in memories), strict=True)))
+        return DecoderMemory(tuple(tuple(chain(*layer)) for layer in zip(*(m.layers for m in memories), strict=True)))
 
     def unstack(self) -> list["DecoderMemory"]:
         """The memory of each video, free of the others'."""
-        num_videos = self.frames[0].shape[0]
-        return [DecoderMemory(tuple(x[i : i + 1].clone() for x in self.frames)) for i in range(num_videos)]
+        return [DecoderMemory(tuple((x,) for x in video)) for video in zip(*self.layers, strict=True)]
 
 
 def from_config(config: Mapping[str, Any]) -> "CausalVideoVAE":
@@ -127,10 +130,6 @@ class CausalVideoVAE(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.post_quant_conv.conv.weight.dtype
 
-    @property
-    def device(self) -> torch.device:
-        return self.post_quant_conv.conv.weight.device
-
     def encode(self, pixels: Tensor, *, tiling: Tiling | None = None) -> Moments:
         """Encode pictures (F = 1) or clips (F = 8 n + 1).
 
@@ -143,10 +142,10 @@ class CausalVideoVAE(nn.Module):
         num_latent_frames_of(pixels.shape[2])
         if pixels.shape[3] % SPATIAL_FACTOR or pixels.shape[4] % SPATIAL_FACTOR:
             raise ValueError(f"pixels: size {tuple(pixels.shape[3:])}, must be multiples of {SPATIAL_FACTOR}")
-        memory: tuple[Tensor, ...] | None = None
+        memory: tuple[LayerFrames, ...] | None = None
         chunks = []
         for chunk in pixels.split([1] + [TEMPORAL_FACTOR] * ((pixels.shape[2] - 1) // TEMPORAL_FACTOR), dim=2):
-            carry = Carry(memory)
+            carry = Carry(memory, keep_on=_memory_device(tiling))
             chunks.append(_tiled(self._encode_chunk, chunk.to(self.dtype), carry, tiling, SPATIAL_FACTOR, 1).float())
             memory = carry.memory()
         mean, logvar = torch.cat(chunks, dim=2).chunk(2, dim=1)
@@ -158,14 +157,15 @@ class CausalVideoVAE(nn.Module):
         """Decode the next latent frame of each of B videos.
 
         latents: (B, 16, 1, h, w) in the VAE's own scale; memory: None at the start of the videos, else what the call
-        for the frame before returned, with the same tiling. Returns frames (B, 3, 1 or 8, H, W) in about [-1, 1], in
-        the VAE's dtype, and the memory for the next frame. Raises ``ValueError`` where memory and latents do not fit.
+        for the frame before returned, with the same tiling, on any device. Returns frames (B, 3, 1 or 8, H, W) in
+        about [-1, 1], in the VAE's dtype, and the memory for the next frame. Raises ``ValueError`` where memory and
+        latents do not fit.
         """
         if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels or latents.shape[2] != 1:
             raise ValueError(
                 f"latents: shape {tuple(latents.shape)}, must be (B, {self.config.latent_channels}, 1, h, w)"
             )
-        carry = Carry(None if memory is None else memory.frames)
+        carry = Carry(None if memory is None else memory.layers, keep_on=_memory_device(tiling))
         frames = _tiled(self._decode_chunk, latents.to(self.dtype), carry, tiling, 1, SPATIAL_FACTOR)
         return frames, DecoderMemory(carry.memory())
 
@@ -187,6 +187,11 @@ class CausalVideoVAE(nn.Module):
     def _decode_chunk(self, latents: Tensor, carry: Carry) -> Tensor:
         frames: Tensor = self.decoder(self.post_quant_conv(latents, carry), carry)
         return frames
+
+
+def _memory_device(tiling: Tiling | None) -> torch.device | None:
+    """Where causal frames lie between chunks: where they are, but with tiles in host memory."""
+    return None if tiling is None else torch.device("cpu")
 
 
 def _tiled(

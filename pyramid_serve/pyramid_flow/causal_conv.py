@@ -11,18 +11,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+LayerFrames = tuple[Tensor, ...]
+"""What one layer keeps: its last frames (1, C, k, H, W) of each of B videos, free of the other videos'."""
+
 
 class Carry:
     """The frames that causal layers hand from one chunk of a video to the next.
 
     The layers of a network run in a fixed order, so their frames are kept as a flat sequence in that order.
-    ``previous`` is None at the first chunk of a video, and the ``memory`` of the last call afterwards.
+    ``previous`` is None at the first chunk of a video, and the ``memory`` of the last call afterwards. Its frames may
+    lie on any device and come to the network's a layer at a time; new ones are kept ``keep_on`` one, None: their own.
     """
 
-    def __init__(self, previous: Sequence[Tensor] | None) -> None:
+    def __init__(self, previous: Sequence[LayerFrames] | None, *, keep_on: torch.device | None = None) -> None:
         self.is_first = previous is None
         self._previous = list(reversed(previous or ()))
-        self._memory: list[Tensor] = []
+        self._memory: list[LayerFrames] = []
+        self._keep_on = keep_on
 
     def prepend(self, x: Tensor, *, num_padding: int, num_kept: int) -> Tensor:
         """Put what came before in front of ``x`` (B, C, T, H, W) and remember its last ``num_kept`` frames.
@@ -33,16 +38,17 @@ class Carry:
         if self.is_first:
             before = x.new_zeros(x.shape[0], x.shape[1], num_padding, *x.shape[3:])
         elif self._previous:
-            before = self._previous.pop()
+            before = torch.cat([video.to(x.device) for video in self._previous.pop()])
         else:
             raise ValueError("memory: too short for this network and tiling")
         if before.shape[:2] + before.shape[3:] != x.shape[:2] + x.shape[3:]:
             raise ValueError(f"memory: frames of shape {tuple(before.shape)} do not continue {tuple(x.shape)}")
         joined = torch.cat([before, x], dim=2)
-        self._memory.append(joined[:, :, joined.shape[2] - num_kept :].clone())
+        kept = joined[:, :, joined.shape[2] - num_kept :].split(1)
+        self._memory.append(tuple(video.to(self._keep_on or x.device, copy=True) for video in kept))
         return joined
 
-    def memory(self) -> tuple[Tensor, ...]:
+    def memory(self) -> tuple[LayerFrames, ...]:
         """What the next chunk's Carry takes. Raises ``ValueError`` if some of the old memory was not used."""
         if self._previous:
             raise ValueError("memory: too long for this network and tiling")

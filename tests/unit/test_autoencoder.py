@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory, Tiling, from_config
+from pyramid_serve.pyramid_flow.causal_conv import Carry
 
 CONFIG = {
     "encoder_out_channels": 16,
@@ -26,8 +27,6 @@ def vae() -> CausalVideoVAE:
 
 def decoded_in_one_chunk(vae: CausalVideoVAE, latents: torch.Tensor) -> torch.Tensor:
     """All latent frames through the network at once, which is what unit by unit must equal."""
-    from pyramid_serve.pyramid_flow.causal_conv import Carry
-
     carry = Carry(None)
     return vae.decoder(vae.post_quant_conv(latents, carry), carry)
 
@@ -59,7 +58,21 @@ def test_unstacked_memories_share_nothing(vae: CausalVideoVAE) -> None:
     _, memory = vae.decode_unit(torch.randn(2, 16, 1, 4, 4), None)
     first, second = memory.unstack()
     assert first.num_bytes + second.num_bytes == memory.num_bytes
-    assert sum(x.untyped_storage().nbytes() for x in first.frames) == first.num_bytes
+    assert sum(x.untyped_storage().nbytes() for (x,) in first.layers) == first.num_bytes
+
+
+def test_memory_may_lie_on_another_device(vae: CausalVideoVAE) -> None:
+    latents, meta = torch.randn(1, 16, 1, 8, 8), torch.device("meta")
+    _, memory = vae.decode_unit(latents, None)
+    with meta:
+        elsewhere = from_config(CONFIG)
+    frames, after = elsewhere.decode_unit(latents.to(meta), memory)
+    assert frames.shape == (1, 3, 8, 64, 64)
+    assert {x.device for layer in after.layers for x in layer} == {meta}
+    carry = Carry(None, keep_on=meta)
+    joined = carry.prepend(latents, num_padding=2, num_kept=2)
+    assert joined.device == latents.device
+    assert carry.memory()[0][0].device == meta
 
 
 def test_memory_does_not_grow_with_the_video(vae: CausalVideoVAE) -> None:

@@ -33,17 +33,17 @@ def test_a_frame_sees_no_later_frame() -> None:
 def test_memory_holds_only_the_frames_that_are_needed() -> None:
     carry = Carry(None)
     carry.prepend(torch.randn(1, 3, 50, 4, 4), num_padding=2, num_kept=2)
-    (kept,) = carry.memory()
+    ((kept,),) = carry.memory()
     assert kept.untyped_storage().nbytes() == 3 * 2 * 4 * 4 * 4
 
 
 def test_memory_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="do not continue"):
-        Carry([torch.zeros(1, 3, 2, 4, 4)]).prepend(torch.zeros(1, 3, 1, 8, 8), num_padding=2, num_kept=2)
+        Carry([(torch.zeros(1, 3, 2, 4, 4),)]).prepend(torch.zeros(1, 3, 1, 8, 8), num_padding=2, num_kept=2)
 
 
 def test_memory_of_another_network_is_refused() -> None:
     with pytest.raises(ValueError, match="too long"):
-        Carry([torch.zeros(1, 3, 2, 4, 4)]).memory()
+        Carry([(torch.zeros(1, 3, 2, 4, 4),)]).memory()
     with pytest.raises(ValueError, match="too short"):
         Carry([]).prepend(torch.zeros(1, 3, 1, 4, 4), num_padding=2, num_kept=2)

@@ -18,7 +18,7 @@ from pyramid_serve.pyramid_flow.pipeline import decode_unit
 
 
 def memory_of(num_bytes: int) -> DecoderMemory:
-    return DecoderMemory((torch.zeros(1, num_bytes, dtype=torch.uint8),))
+    return DecoderMemory(((torch.zeros(1, num_bytes, dtype=torch.uint8),),))
 
 
 def keep(store: MemoryStore, video_id: str, unit: int, num_bytes: int = 100) -> None:
@@ -140,7 +140,7 @@ class Decoding:
 
         def forward(steps: Sequence[DecodeStep]) -> list[Decoded]:
             self.batches.append(len(steps))
-            return decode_batch(vae, scale, steps, tiling=None, device=torch.device("cpu"))
+            return decode_batch(vae, scale, steps, tiling=None)
 
         self._engine: Engine[DecodeStep, Decoded] = Engine(forward, packs_with=lambda step: step.batch_key)
 
