@@ -207,6 +207,7 @@ def measure_gpu(family: str, device: str) -> Iterator[dict[str, Any]]:
         return ClipSequence(prompt, (*history_clips(random_history(shape, unit, device), stage), current), 500.0)
 
     for name, shape in SHAPES.items():
+        forget_peak(device)
         for unit in (0, 8, 15, 30):
             if unit >= shape.num_latent_frames:
                 continue
@@ -227,6 +228,7 @@ def measure_gpu(family: str, device: str) -> Iterator[dict[str, Any]]:
                         "share_of_matrix_rate": flops * len(pack) / seconds / rate,
                     }
             yield {"part": f"{family} {name}", "unit": unit, "seconds_per_unit": unit_seconds}
+        yield {"part": f"{family} {name}", "peak_gigabytes": peak_gigabytes(device)}
         with torch.inference_mode():
             yield {"part": f"decode {name}", **measure_decode(vae, shape, device)}
     with torch.inference_mode():
@@ -234,7 +236,6 @@ def measure_gpu(family: str, device: str) -> Iterator[dict[str, Any]]:
         fast, exact = (model(pack, attention=how)[0] for how in (attention, dense_attention))
         error = (fast - exact).abs().max() / exact.abs().max()
     yield {"part": f"{family} flex against dense", "largest_relative_difference": error.item()}
-    yield {"part": "peak", "gigabytes": torch.cuda.max_memory_allocated(device) / 2**30}
 
 
 def matrix_rate(device: str) -> float:
@@ -250,14 +251,26 @@ def count(work: Callable[[], object]) -> float:
 
 
 def measure_decode(vae: autoencoder.CausalVideoVAE, shape: LatentShape, device: str) -> dict[str, float]:
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
+    forget_peak(device)
     latents = torch.randn(1, LATENT_CHANNELS, 1, *shape.size_at(2), device=device)
     _, memory = vae.decode_unit(latents, None)
     seconds = seconds_of(lambda: vae.decode_unit(latents, memory), device=device)
-    peak = torch.cuda.max_memory_allocated(device) / 2**30
-    return {"seconds_per_unit": seconds, "memory_gigabytes": memory.num_bytes / 2**30, "peak_gigabytes": peak}
+    return {
+        "seconds_per_unit": seconds,
+        "memory_gigabytes": memory.num_bytes / 2**30,
+        "peak_gigabytes": peak_gigabytes(device),
+    }
+
+
+def forget_peak(device: str) -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gigabytes(device: str) -> float:
+    """Since ``forget_peak``, with the weights of all parts."""
+    return torch.cuda.max_memory_allocated(device) / 2**30
 
 
 # --- command line ---------------------------------------------------------------------------------------------------
@@ -271,6 +284,9 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=16)
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
+    known = TRANSFORMERS if arguments.what == "gpu" else ("mmdit", "miniflux")  # published sizes, or golden ones
+    if arguments.what != "flops" and arguments.family not in known:
+        parser.error(f"--family {arguments.family}: {arguments.what} knows {', '.join(known)}")
     match arguments.what:
         case "tiny":
             shape = LatentShape.of_pixels(height=128, width=128, num_latent_frames=8)

@@ -29,6 +29,7 @@ from pyramid_serve.api import (
     VideoRecord,
     VideoRequest,
     is_video_id,
+    longest_of,
     parse_request,
     resolve,
 )
@@ -539,7 +540,7 @@ async def get_model(model: str, door: DoorOf) -> Response:
 def _model_object(door: Door) -> dict[str, Any]:
     model = door.videos.model
     able = model.capabilities
-    longest = min(able.max_num_latent_frames or model.limits.max_num_latent_frames, model.limits.max_num_latent_frames)
+    longest, most_steps = longest_of(able, model.limits), model.limits.max_num_inference_steps
     return {
         "id": model.name,
         "object": "model",
@@ -549,9 +550,9 @@ def _model_object(door: Door) -> dict[str, Any]:
         "default_size": f"{able.default_size[0]}x{able.default_size[1]}",
         "max_seconds": round(seconds_of(longest), 3),
         "max_num_frames": num_frames_of(longest),
-        "default_seconds": round(seconds_of(able.default_num_latent_frames), 3),
-        "num_inference_steps": list(able.num_inference_steps),
-        "video_num_inference_steps": list(able.video_num_inference_steps),
+        "default_seconds": round(seconds_of(min(able.default_num_latent_frames, longest)), 3),
+        "num_inference_steps": [min(steps, most_steps) for steps in able.num_inference_steps],
+        "video_num_inference_steps": [min(steps, most_steps) for steps in able.video_num_inference_steps],
         "guidance_scale": able.guidance_scale,
         "video_guidance_scale": able.video_guidance_scale,
     }

@@ -284,7 +284,8 @@ def resolve(
 ) -> VideoSpec:
     """What a request comes to with the model served under the name ``model``; its seed is drawn where none is given.
 
-    Raises ``RequestError`` for what the model was not trained for or ``limits`` refuse.
+    What is not asked for is the model's own, cut to ``limits`` in length and steps. Raises ``RequestError`` for what
+    the model was not trained for or ``limits`` refuse.
     """
     limits = limits or RequestLimits()
     if request.model is not None and request.model != model:
@@ -350,38 +351,42 @@ def _check_texts(request: VideoRequest, limits: RequestLimits) -> None:
 
 
 def _resolve_size(size: str | None, capabilities: "Capabilities", limits: RequestLimits) -> tuple[int, int]:
-    if size is None:
-        return capabilities.default_size
-    width, _, height = size.partition("x")
-    pixels = int(width) * int(height)
+    width, height = capabilities.default_size if size is None else map(int, size.split("x"))
     try:
-        capabilities.check_size(int(width), int(height))
+        capabilities.check_size(width, height)
     except ValueError as error:
         raise RequestError(str(error), param="size") from None
-    if pixels > limits.max_pixels:
-        raise RequestError(f"size={size}: {pixels} pixels, at most {limits.max_pixels}", param="size")
-    return int(width), int(height)
+    if width * height > limits.max_pixels:
+        raise RequestError(f"size={width}x{height}: {width * height} pixels, at most {limits.max_pixels}", param="size")
+    return width, height
 
 
 def _resolve_length(seconds: float | None, capabilities: "Capabilities", limits: RequestLimits) -> int:
+    longest = longest_of(capabilities, limits)
     if seconds is None:
-        return capabilities.default_num_latent_frames
+        return min(capabilities.default_num_latent_frames, longest)
     num_latent_frames = nearest_num_latent_frames(seconds)
-    longest = min(capabilities.max_num_latent_frames or limits.max_num_latent_frames, limits.max_num_latent_frames)
     if num_latent_frames > longest:
         length = "a single picture" if longest == 1 else f"{seconds_of(longest):.3g} s"
         raise RequestError(
             f"seconds={seconds:g}: {num_frames_of(num_latent_frames)} frames at {FRAMES_PER_SECOND} fps; "
-            f"this model makes at most {num_frames_of(longest)} ({length})",
+            f"at most {num_frames_of(longest)} ({length}) are made here",
             param="seconds",
         )
     return num_latent_frames
 
 
+def longest_of(capabilities: "Capabilities", limits: RequestLimits) -> int:
+    """The most units that a video may have."""
+    return min(capabilities.max_num_latent_frames or limits.max_num_latent_frames, limits.max_num_latent_frames)
+
+
 def _resolve_steps(name: str, given: StageSteps | None, default: StageSteps, limits: RequestLimits) -> StageSteps:
-    if given is not None and max(given) > limits.max_num_inference_steps:
-        raise RequestError(f"{name}={list(given)}: at most {limits.max_num_inference_steps} each", param=name)
-    return default if given is None else given
+    most = limits.max_num_inference_steps
+    if given is not None and max(given) > most:
+        raise RequestError(f"{name}={list(given)}: at most {most} each", param=name)
+    first, second, third = default if given is None else given
+    return min(first, most), min(second, most), min(third, most)
 
 
 def _text_of_seconds(seconds: float | None, num_latent_frames: int) -> str:

@@ -411,11 +411,6 @@ class Capabilities:
         width, height = _PUBLISHED_CAPABILITIES[VARIANT_PREFIX + "384p"]["sizes"][0]
         return (width, height) if self.max_side is None else (min(width, self.max_side), min(height, self.max_side))
 
-    @property
-    def image_only(self) -> bool:
-        """Makes single pictures, no video."""
-        return self.max_num_latent_frames == 1
-
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """What it is computed in on a device, unless the user says."""
         dtype: torch.dtype = getattr(torch, self.dtype or ("bfloat16" if device.type == "cuda" else "float32"))

@@ -16,16 +16,13 @@ import numpy
 from numpy.typing import NDArray
 
 from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND, num_frames_of
-from pyramid_serve.video import EncodeError
+from pyramid_serve.video import BT709, FFMPEG_OPTIONS, EncodeError
 
 _TICKS_PER_SECOND = 24_000
 _HEAD_BOXES = (b"ftyp", b"moov")
 _MEDIA_BOXES = (b"moof", b"mdat")
-_FFMPEG = ("-hide_banner", "-loglevel", "error", "-nostats", "-y")
-# Converted and tagged as BT.709, for that is what players take video of these sizes to be.
-_BT709 = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
 _ENCODE = (
-    *("-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{_BT709}"),
+    *("-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{BT709}"),
     *("-c:v", "libx264", "-preset", "fast", "-crf", "18", "-bf", "0"),
     # One thread and no version strings: the same bytes on every machine.
     *("-threads", "1", "-bitexact", "-video_track_timescale", str(_TICKS_PER_SECOND)),
@@ -71,7 +68,9 @@ def join_fragments(fragments: Iterable[bytes], path: Path) -> None:
         stream = Path(folder) / "stream.mp4"
         with stream.open("wb") as opened:
             opened.writelines(fragments)
-        _run_ffmpeg(["-i", str(stream), "-c", "copy", "-bitexact", "-movflags", "+faststart", "-f", "mp4", str(path)])
+        _run_ffmpeg(
+            ["-i", f"file:{stream}", "-c", "copy", "-bitexact", "-movflags", "+faststart", "-f", "mp4", f"file:{path}"]
+        )
 
 
 def _placed(encoded: bytes, start: int, *, with_head: bool) -> bytes:
@@ -102,7 +101,7 @@ def _boxes(content: bytes, start: int = 0, end: int | None = None) -> Iterator[_
 
 def _run_ffmpeg(arguments: list[str], stdin: bytes = b"") -> bytes:
     finished = subprocess.run(
-        [imageio_ffmpeg.get_ffmpeg_exe(), *_FFMPEG, *arguments], input=stdin, capture_output=True, check=False
+        [imageio_ffmpeg.get_ffmpeg_exe(), *FFMPEG_OPTIONS, *arguments], input=stdin, capture_output=True, check=False
     )
     if finished.returncode:
         said = finished.stderr.decode(errors="replace").strip()[-1000:]

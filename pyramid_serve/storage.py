@@ -19,9 +19,11 @@ again.
 """
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,14 @@ import numpy
 import safetensors.numpy
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from pyramid_serve.api import VideoRecord, created_at_of, is_video_id
 
+logger = logging.getLogger(__name__)
+
 _MAX_KEY_CHARACTERS = 1000
+_MAX_ASIDE_S = 3600.0
 _LATENTS = "latents"
 
 
@@ -128,6 +134,7 @@ class VideoStore:
     def delete(self, video_id: str) -> None:
         """Remove a video with all its files. Raises ``VideoNotFoundError`` where there is none."""
         folder = self._folder(video_id)
+        key = self._key_of(video_id)
         try:
             # The record first: who adds a file now sees that it is gone and takes the file away again.
             self._fs.rm_file(f"{folder}/video.json")
@@ -135,12 +142,16 @@ class VideoStore:
             raise VideoNotFoundError(f"{video_id}: no such video") from None
         self._remove(self._unfinished(video_id))
         self._remove_folder(folder)
+        if key is not None and self.id_of_key(key) == video_id:
+            self._remove(self._key(key))
 
     def sweep(self, *, retention_s: float, now: float | None = None) -> list[str]:
-        """Delete every video whose time is over, and what is left of folders without a record; return their ids.
+        """Delete every video whose time is over, what is left of folders without a record, and of writers that were
+        killed; return the ids of the videos.
 
         ``retention_s``: no video expires earlier than that after its creation, so younger ones are not looked at.
         """
+        self._sweep_aside()
         now = time.time() if now is None else now
         swept = []
         for video_id in self.ids(newest_first=False):
@@ -152,9 +163,13 @@ class VideoStore:
                 self._remove(self._unfinished(video_id))
                 self._remove_folder(self._folder(video_id))
                 continue
+            except ValidationError:
+                logger.exception("%s: its record cannot be read", video_id)
+                continue
             if record.expires_at is not None and record.expires_at <= now:
-                self.delete(video_id)
-                swept.append(video_id)
+                with suppress(VideoNotFoundError):  # someone else was faster
+                    self.delete(video_id)
+                    swept.append(video_id)
         return swept
 
     # --- idempotency keys -------------------------------------------------------------------------------------------
@@ -267,12 +282,21 @@ class VideoStore:
             raise ValueError(f"idempotency_key: {len(key)} characters, must be 1 to {_MAX_KEY_CHARACTERS}")
         return f"{self._path}/keys/{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()}"
 
+    def _key_of(self, video_id: str) -> str | None:
+        """The idempotency key that made a video, where its record can be read."""
+        try:
+            return self.read(video_id).idempotency_key
+        except (VideoNotFoundError, ValidationError):
+            return None
+
     def _records(self, ids: Iterable[str]) -> Iterator[VideoRecord]:
         for video_id in ids:
             try:
                 yield self.read(video_id)
             except VideoNotFoundError:
                 continue  # deleted since it was listed, or never accepted
+            except ValidationError:
+                logger.exception("%s: its record cannot be read", video_id)  # the others can
 
     def _units(self, video_id: str, subfolder: str, suffix: str) -> list[str]:
         names = set(self._names(f"{self._folder(video_id)}/{subfolder}"))
@@ -314,6 +338,15 @@ class VideoStore:
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
+
+    def _sweep_aside(self) -> None:
+        """Remove what writers left that were killed before they could move it in place."""
+        if not isinstance(self._fs, LocalFileSystem):
+            return
+        for path in Path(f"{self._path}/aside").glob("*"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - _MAX_ASIDE_S:
+                    path.unlink()
 
     def _remove(self, path: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Frames to files and streams, pictures to tensors.
+"""Frames to files, pictures to tensors.
 
 Frames are uint8 tensors (F, H, W, 3), RGB, on any device; a video is an iterable of such chunks, of any lengths, so
 that encoding runs while frames are still being made. Files are written aside and then moved: what is there is whole.
@@ -7,13 +7,11 @@ that encoding runs while frames are still being made. Files are written aside an
 import contextlib
 import io
 import os
-import queue
 import shutil
 import struct
 import subprocess
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -25,29 +23,22 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND, TEMPORAL_FACTOR
+from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PICTURE_PIXELS = 64 * 1024 * 1024
 
-_FFMPEG = ["-hide_banner", "-loglevel", "error", "-nostats", "-y"]
+FFMPEG_OPTIONS = ["-hide_banner", "-loglevel", "error", "-nostats", "-y"]
 # Converted and tagged as BT.709, for that is what players take video of these sizes to be.
-_BT709 = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
+BT709 = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
 _H264 = [
-    *("-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{_BT709}"),
+    *("-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{BT709}"),
     *("-c:v", "libx264"),
 ]
 _MP4 = [*_H264, "-preset", "medium", "-crf", "18", "-movflags", "+faststart", "-f", "mp4"]
 # A palette for each frame: good colours, and nothing waits for the last frame.
 _PALETTES = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1"
 _GIF = ["-lavfi", _PALETTES, "-loop", "0", "-f", "gif"]
-# A key frame at every unit (frames 0, 1, 9, 17, ...), a fragment for every frame, no frame held back.
-_FRAGMENTED_MP4 = [
-    *(*_H264, "-preset", "veryfast", "-tune", "zerolatency", "-crf", "20"),
-    *("-force_key_frames", f"expr:eq(mod(n-1,{TEMPORAL_FACTOR}),0)"),
-    *("-movflags", "+frag_keyframe+frag_every_frame+empty_moov+default_base_moof"),
-    *("-flush_packets", "1", "-f", "mp4", "pipe:1"),
-]
 
 
 class EncodeError(RuntimeError):
@@ -109,7 +100,7 @@ class _FileWriter:
     def __init__(self, path: str | os.PathLike[str], *, arguments: list[str], fps: int) -> None:
         self.path = Path(path)
         self._aside = _beside(self.path)
-        self._ffmpeg = _Ffmpeg([*arguments, str(self._aside)], fps=fps)
+        self._ffmpeg = _Ffmpeg([*arguments, f"file:{self._aside}"], fps=fps)  # else "12:30.mp4" is a protocol
 
     def write(self, frames: Tensor) -> None:
         """Append uint8 frames (F, H, W, 3), all of one even size."""
@@ -198,69 +189,13 @@ def _write_png_folder(chunks: Iterable[Tensor], path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-# --- frames to a stream ---------------------------------------------------------------------------------------------
-
-
-class FragmentedMp4:
-    """A video as MP4 fragments while its frames are made, for players to start before the end.
-
-    One thread writes frames and closes; another iterates over the bytes, which ends after ``close``. A fragment leaves
-    when the first frame after it is in, so of each unit all but the last frame comes at once. Every unit begins with a
-    key frame, given that the first frames written are unit 0's one and then every unit's eight.
-    """
-
-    def __init__(self, *, fps: int = FRAMES_PER_SECOND) -> None:
-        self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._error: Exception | None = None
-        self._ffmpeg = _Ffmpeg(_FRAGMENTED_MP4, fps=fps, on_output=self._chunks.put)
-
-    def write(self, frames: Tensor) -> None:
-        """Append uint8 frames (F, H, W, 3), all of one even size. Raises ``EncodeError`` when ffmpeg has failed."""
-        self._ffmpeg.write(frames)
-
-    def close(self) -> None:
-        """Finish the stream: iteration ends once the last bytes are read. Raises as ``Mp4Writer.close`` does."""
-        if self._ffmpeg.is_over:
-            return
-        try:
-            self._ffmpeg.finish()
-        except (EncodeError, ValueError) as error:
-            self._error = error
-            raise
-        finally:
-            self.abort()
-
-    def abort(self) -> None:
-        """Stop now; iteration ends after the bytes that are there. Nothing after ``close``."""
-        self._ffmpeg.kill()
-        self._chunks.put(None)
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Bytes as they come, for one reader. Raises the error of a ``close`` that failed."""
-        while (chunk := self._chunks.get()) is not None:
-            yield chunk
-        if self._error is not None:
-            raise self._error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
-
 class _Ffmpeg:
     """One ffmpeg process fed with raw frames. It starts with the first frames, which give the size."""
 
-    def __init__(self, arguments: list[str], *, fps: int, on_output: Callable[[bytes], None] | None = None) -> None:
+    def __init__(self, arguments: list[str], *, fps: int) -> None:
         self._arguments = arguments
         self._fps = fps
-        self._on_output = on_output
         self._process: subprocess.Popen[bytes] | None = None
-        self._reader: threading.Thread | None = None
         self._log: IO[bytes] | None = None
         self._size: tuple[int, int] = (0, 0)
         self.is_over = False
@@ -293,8 +228,6 @@ class _Ffmpeg:
             self._process.stdin.close()
         if self._process.wait():
             raise EncodeError(self._failure())
-        if self._reader is not None:
-            self._reader.join()
 
     def kill(self) -> None:
         """End the process, if it still runs, and let go of its pipes."""
@@ -306,8 +239,6 @@ class _Ffmpeg:
         assert self._process.stdin is not None and self._log is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        if self._reader is not None:
-            self._reader.join()
         self._log.close()
 
     def _start(self, *, height: int, width: int) -> None:
@@ -318,27 +249,17 @@ class _Ffmpeg:
         size = ["-s", f"{width}x{height}", "-r", str(self._fps), "-probesize", "32", "-analyzeduration", "0"]
         raw_frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", *size, "-i", "pipe:0"]
         self._process = subprocess.Popen(
-            [imageio_ffmpeg.get_ffmpeg_exe(), *_FFMPEG, *raw_frames, *self._arguments],
+            [imageio_ffmpeg.get_ffmpeg_exe(), *FFMPEG_OPTIONS, *raw_frames, *self._arguments],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if self._on_output else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=self._log,
         )
-        if self._on_output:
-            assert self._process.stdout is not None
-            self._reader = threading.Thread(target=_forward, args=(self._process.stdout, self._on_output), daemon=True)
-            self._reader.start()
 
     def _failure(self) -> str:
         assert self._process is not None and self._log is not None
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip()[-1000:]
         return f"ffmpeg ended with {self._process.returncode}: {said or 'it said nothing'}"
-
-
-def _forward(output: IO[bytes], on_output: Callable[[bytes], None]) -> None:
-    with output:
-        while chunk := os.read(output.fileno(), 1 << 16):
-            on_output(chunk)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -390,16 +311,3 @@ def fit_picture(image: Image.Image, *, height: int, width: int) -> Tensor:
     cropped = covering.crop((left, top, left + width, top + height))
     pixels = torch.from_numpy(numpy.array(cropped)).permute(2, 0, 1)
     return (pixels.float() / 127.5 - 1).contiguous()
-
-
-def contact_sheet(frames: Tensor, *, columns: int) -> Image.Image:
-    """Frames (F, H, W, 3), uint8, side by side in rows of ``columns``, black where the last row is short."""
-    _check_frames(frames)
-    num_frames, height, width, _ = frames.shape
-    if columns < 1 or num_frames < 1:
-        raise ValueError(f"columns={columns} for {num_frames} frames: must both be at least 1")
-    sheet = Image.new("RGB", (min(columns, num_frames) * width, -(-num_frames // columns) * height))
-    for index, picture in enumerate(_pictures([frames])):
-        row, column = divmod(index, columns)
-        sheet.paste(picture, (column * width, row * height))
-    return sheet

@@ -118,8 +118,9 @@ class VideoInput:
 
     @property
     def num_given_units(self) -> int:
-        """Units that need not be made."""
-        return int(self.image is not None) if self.latents is None else self.latents.shape[1]
+        """Units that need not be made. With ``latents`` of no unit yet, a picture still is the first."""
+        num_made = 0 if self.latents is None else self.latents.shape[1]
+        return max(num_made, int(self.image is not None))
 
     def noise_source(self, shape: LatentShape) -> NoiseSource:
         return SeededNoise(self.seed, shape) if self.noise is None else self.noise
@@ -290,7 +291,10 @@ class PyramidFlow:
         """Each unit's latents (B, 16, 1, h, w) in turn, those given first. Arguments as for :meth:`stream`."""
         if not videos:
             raise ValueError("videos: give at least one")
-        settings = settings or self.settings(has_image=videos[0].image is not None)
+        if settings is None:
+            if len({video.image is None for video in videos}) > 1:
+                raise ValueError("videos: some begin with a picture, some do not: say which settings are meant")
+            settings = self.settings(has_image=videos[0].image is not None)
         self.capabilities.check_size(settings.width, settings.height)
         self.capabilities.check_num_latent_frames(settings.num_latent_frames)
         for video in videos:
@@ -371,7 +375,7 @@ class PyramidFlow:
 
     def _begin(self, video: VideoInput, settings: VideoSettings, tiling: Tiling | None) -> Tensor:
         """The history (16, k, h, w) that a video starts with: what was made before, a picture, or nothing."""
-        if video.latents is not None:
+        if video.latents is not None and video.latents.shape[1]:
             return video.latents.to(self.device, torch.float32)
         if video.image is None:
             size = settings.latent_shape.size_at(NUM_STAGES - 1)

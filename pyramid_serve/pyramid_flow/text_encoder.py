@@ -70,13 +70,6 @@ class TextEncoder:
         """The encoders in the order of their folders' roles, CLIPs first, for offloading."""
         return (*(model for model, _ in self._clips), self._t5[0])
 
-    def to(self, device: torch.device | str) -> "TextEncoder":
-        """Move every encoder to ``device``, in place as ``nn.Module.to`` does."""
-        for module in self.modules:
-            module.to(device)
-        self.device = torch.device(device)
-        return self
-
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
         """Embed prompts in one batch, just as they stand: a suffix is the caller's to add.
 

@@ -186,6 +186,15 @@ def test_where_the_model_sets_no_bound_the_limits_do() -> None:
         assert caught.value.param == param
 
 
+def test_what_is_not_asked_for_keeps_to_the_limits_too() -> None:
+    request = parse_request({"prompt": "a red ball"})
+    limits = RequestLimits(max_num_latent_frames=3, max_num_inference_steps=4)
+    spec = resolve(request, CAPABILITIES, "mini", limits=limits)
+    assert (spec.num_latent_frames, spec.num_inference_steps) == (3, (4, 4, 4))
+    with pytest.raises(RequestError, match="size=640x384: 245760 pixels, at most 4096"):
+        resolve(request, CAPABILITIES, "mini", limits=RequestLimits(max_pixels=4096))
+
+
 def test_another_model_is_refused_with_the_one_there_is() -> None:
     error = refusal_of(model="sora-2")
     assert error.param == "model" and "'mini'" in str(error)

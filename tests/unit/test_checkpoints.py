@@ -437,7 +437,6 @@ def test_published_transformers_are_known(
     write_checkpoint(tmp_path, f"diffusion_transformer_{variant}", config=config)
     known = checkpoints.capabilities(tmp_path)
     assert (known.default_size, known.max_num_latent_frames) == (default_size, longest)
-    assert known.image_only == (variant == "image")
     assert (known.num_inference_steps, known.video_num_inference_steps) == ((20, 20, 20), (10, 10, 10))
     assert (known.guidance_scale, known.video_guidance_scale, known.image_video_guidance_scale) == (7, 5, 4)
 

@@ -18,6 +18,10 @@ def test_another_seed_unit_or_stage_gives_other_noise() -> None:
     assert not torch.equal(source.initial(0), source.initial(1))
     assert not torch.equal(source.initial(0), SeededNoise(8, SHAPE).initial(0))
     assert not torch.equal(source.block(0, 2), source.block(1, 2))
+    # Drawn from normals of its own, not from those that the unit began with.
+    assert not torch.equal(source.block(0, 2), block_noise(source.initial(0)))
+    wide = SeededNoise(7, LatentShape(4, 32, 48))
+    assert not torch.equal(wide.block(0, 1), source.block(0, 2))
 
 
 def test_noise_does_not_depend_on_the_length_of_the_video() -> None:

@@ -80,6 +80,13 @@ def test_a_picture_becomes_unit_zero(pipeline: PyramidFlow) -> None:
     assert not torch.equal(other[:, :, 1], latents[:, :, 1])
 
 
+@pytest.mark.parametrize("num_made", [0, 1, 2])
+def test_a_video_of_a_picture_resumes_from_any_unit(pipeline: PyramidFlow, num_made: int) -> None:
+    whole = pipeline.generate_latents([VideoInput("it moves", image=picture())], settings(pipeline))
+    resumed = VideoInput("it moves", image=picture(), latents=whole[0, :, :num_made])
+    assert torch.equal(pipeline.generate_latents([resumed], settings(pipeline)), whole)
+
+
 def test_a_single_picture_is_a_video_of_one_frame(pipeline: PyramidFlow) -> None:
     assert pipeline.generate([VideoInput("a ball")], settings(pipeline, 1)).shape == (1, 1, 64, 128, 3)
 
@@ -119,6 +126,8 @@ def test_what_does_not_fit_is_refused_before_any_work(pipeline: PyramidFlow) -> 
         pipeline.stream([VideoInput("a", latents=torch.zeros(16, 4, 8, 16))], fine)
     with pytest.raises(ValueError, match="must begin at the same unit"):
         pipeline.stream([VideoInput("a"), VideoInput("b", image=picture())], fine)
+    with pytest.raises(ValueError, match="say which settings"):
+        pipeline.stream([VideoInput("a", latents=torch.zeros(16, 1, 8, 16)), VideoInput("b", image=picture())])
     with pytest.raises(ValueError, match="size=100x64"):
         pipeline.settings(width=100, height=64)
     with pytest.raises(ValueError, match="give both"):

@@ -1,3 +1,4 @@
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +163,41 @@ def test_a_key_stands_for_one_id(store: VideoStore) -> None:
     assert VideoStore(store.root).id_of_key("../../key") == video_id
     with pytest.raises(ValueError, match="idempotency_key"):
         store.bind_key("", video_id)
+
+
+def test_a_key_goes_with_its_video_but_not_with_another(store: VideoStore) -> None:
+    first, second = record_at(1.0).changed(idempotency_key="a"), record_at(2.0).changed(idempotency_key="a")
+    for record in (first, second):
+        store.create(record)
+        store.bind_key("a", record.id)
+    store.delete(first.id)
+    assert store.id_of_key("a") == second.id
+    store.delete(second.id)
+    assert store.id_of_key("a") is None
+
+
+def test_a_record_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    store = VideoStore(str(tmp_path))
+    broken, fine = record_at(1.0), record_at(2.0)
+    for record in (broken, fine):
+        store.create(record)
+    (tmp_path / "videos" / broken.id / "video.json").write_text('{"from": "a later version"}')
+    assert [record.id for record in store.unfinished()] == [fine.id]
+    assert [record.id for record in store.page()[0]] == [fine.id]
+    assert store.sweep(retention_s=1.0, now=100.0) == []
+    store.delete(broken.id)
+    assert store.ids() == [fine.id]
+
+
+def test_what_a_killed_writer_left_is_swept_away_after_a_while(tmp_path: Path) -> None:
+    store = VideoStore(str(tmp_path))
+    accepted(store)
+    old, young = tmp_path / "aside" / "old", tmp_path / "aside" / "young"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    store.sweep(retention_s=1000.0)
+    assert list((tmp_path / "aside").iterdir()) == [young]
 
 
 def test_no_reader_ever_sees_half_a_record(tmp_path: Path) -> None:
