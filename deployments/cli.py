@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -161,8 +162,11 @@ def _app_to_measure(arguments: argparse.Namespace) -> Iterator[tuple[str, str, s
     app = read_app(arguments.config, port=free_port())
     rows = LiveRows(sys.stdout)
     _say(f"Starting Ray and the app: model {app.config.model.public_name} ...")
-    with _terminable(), running(app, show=lambda statuses: rows.show(status_rows(statuses))):
-        yield app.name, app.config.model.source, app.config.model.variant
+    # In a folder that goes with it: a server that runs here may use the one that is configured.
+    with tempfile.TemporaryDirectory(prefix="pyramid-serve-bench-", ignore_cleanup_errors=True) as storage:
+        app = app._replace(config=app.config.model_copy(update={"storage": storage}))
+        with _terminable(), running(app, show=lambda statuses: rows.show(status_rows(statuses))):
+            yield app.name, app.config.model.source, app.config.model.variant
 
 
 def _wait_for_interrupt() -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ray
@@ -20,6 +21,7 @@ APP_NAME = "pyramid-serve"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
 
+_FILE_KEYS = {"applications", "http_options", "proxy_location", "logging_config"}
 _RUN_KEYS = {"name", "route_prefix", "import_path", "args"}
 _MIN_CPUS = 2
 _LOOK_S = 0.5
@@ -36,6 +38,10 @@ class LocalApp(NamedTuple):
     port: int
     name: str = APP_NAME
     route_prefix: str = "/"
+    proxy_location: str = "HeadOnly"
+    logging_config: dict[str, Any] | None = None
+    http_options: Mapping[str, Any] = MappingProxyType({})
+    """Serve's own, beside the host and port."""
 
     @property
     def url(self) -> str:
@@ -46,19 +52,29 @@ class LocalApp(NamedTuple):
 def read_app(config: Path | None, *, host: str | None = None, port: int | None = None) -> LocalApp:
     """The app of a configuration file, or the default one. Raises ``ConfigError`` for what cannot run here."""
     content: dict[str, Any] = {} if config is None else load_config(config)
-    options = content.get("http_options", {})
-    host = host or options.get("host", DEFAULT_HOST)
-    port = port if port is not None else options.get("port", DEFAULT_PORT)
+    options = dict(content.get("http_options", {}))
+    host = host or options.pop("host", DEFAULT_HOST)
+    port = port if port is not None else options.pop("port", DEFAULT_PORT)
     if config is None:
         return LocalApp(AppConfig(), host, port)
-    application = content["applications"][0]
-    if len(content["applications"]) != 1 or application["import_path"] != IMPORT_PATH:
+    applications = content.get("applications", [])
+    if [application["import_path"] for application in applications] != [IMPORT_PATH]:
         raise ValueError(f"{config}: must have one application, {IMPORT_PATH}; for others there is 'serve run'")
-    others = sorted(application.keys() - _RUN_KEYS)
+    (application,) = applications
+    others = sorted(content.keys() - _FILE_KEYS) + [
+        f"applications.0.{key}" for key in sorted(application.keys() - _RUN_KEYS)
+    ]
     if others:
-        raise ValueError(f"{config}: applications.0.{others[0]}: is for a cluster, with 'serve deploy'")
+        raise ValueError(f"{config}: {others[0]}: is for a cluster, with 'serve deploy'")
     return LocalApp(
-        app_config(content), host, port, application.get("name", APP_NAME), application.get("route_prefix", "/")
+        app_config(content),
+        host,
+        port,
+        name=application.get("name", APP_NAME),
+        route_prefix=application.get("route_prefix", "/"),
+        proxy_location=content.get("proxy_location", "HeadOnly"),
+        logging_config=content.get("logging_config"),
+        http_options=options,
     )
 
 
@@ -82,7 +98,8 @@ def running(app: LocalApp, *, show: Show) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-        serve.start(proxy_location="HeadOnly", http_options={"host": app.host, "port": app.port})
+        http_options = {**app.http_options, "host": app.host, "port": app.port}
+        serve.start(proxy_location=app.proxy_location, http_options=http_options, logging_config=app.logging_config)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         with _watching(app.name, show):
             try:

@@ -1,0 +1,45 @@
+"""What ``pyramid-serve up`` reads of a configuration file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.app import IMPORT_PATH, ConfigError
+from deployments.local_cluster import read_app
+
+
+def file_of(folder: Path, **content: Any) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"applications": [{"import_path": IMPORT_PATH}], **content}))
+    return path
+
+
+def test_serves_own_settings_are_passed_on(tmp_path: Path) -> None:
+    options = {"host": "0.0.0.0", "port": 8123, "request_timeout_s": 30.0}
+    logging = {"encoding": "JSON"}
+    path = file_of(tmp_path, http_options=options, logging_config=logging, proxy_location="EveryNode")
+    app = read_app(path)
+    assert (app.host, app.port, app.http_options) == ("0.0.0.0", 8123, {"request_timeout_s": 30.0})
+    assert (app.proxy_location, app.logging_config) == ("EveryNode", logging)
+    assert read_app(path, port=9000).port == 9000
+
+
+def test_what_would_not_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"grpc_options: is for a cluster"):
+        read_app(file_of(tmp_path, grpc_options={"port": 9000}))
+    application = {"import_path": IMPORT_PATH, "runtime_env": {}}
+    with pytest.raises(ValueError, match=r"applications\.0\.runtime_env: is for a cluster"):
+        read_app(file_of(tmp_path, applications=[application]))
+    with pytest.raises(ConfigError, match=r"http_options\.prot: unknown key"):
+        read_app(file_of(tmp_path, http_options={"prot": 1}))
+
+
+@pytest.mark.parametrize("paths", [[], ["other:app"], [IMPORT_PATH] * 2])
+def test_a_file_has_one_application_and_that_is_ours(tmp_path: Path, paths: list[str]) -> None:
+    applications = [
+        {"import_path": path, "name": f"app-{index}", "route_prefix": f"/{index}"} for index, path in enumerate(paths)
+    ]
+    with pytest.raises(ValueError, match="must have one application"):
+        read_app(file_of(tmp_path, applications=applications))
