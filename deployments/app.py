@@ -36,6 +36,8 @@ IMPORT_PATH = "deployments.app:build"
 _STICKY = RequestRouterConfig.model_validate(
     {"request_router_class": "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"}
 )
+_HEALTH_CHECK_PERIOD_S = 3.0
+"""Serve replaces a replica after three bad answers: a device that failed must be gone before calls give up retrying."""
 _FORBID = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
@@ -193,17 +195,22 @@ def build(args: AppConfig) -> Application:
     """The app of one configuration. Raises ``CheckpointError`` for a model that is not there."""
     model = ServedModel(args.model.public_name, capabilities(args.model.source, args.model.variant), args.limits)
     text_encoder = args.text_encoder.apply(
-        TextEncoder, max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.1}
+        TextEncoder,
+        max_ongoing_requests=64,
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+        ray_actor_options={"num_cpus": 0.1},
     ).bind(args.text_encoder_config)
     denoiser = args.denoiser.apply(
         Denoiser,
         max_ongoing_requests=16,
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         graceful_shutdown_timeout_s=600.0,
         ray_actor_options={"num_cpus": 0.4},
     ).bind(args.denoiser_config)
     decoder = args.decoder.apply(
         Decoder,
         max_ongoing_requests=64,
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         graceful_shutdown_timeout_s=120.0,
         ray_actor_options={"num_cpus": 0.3},
         request_router_config=_STICKY,
@@ -220,7 +227,7 @@ def build(args: AppConfig) -> Application:
     ).bind(args.storage_root, args.claims.settings)
     orchestrator = args.orchestrator.apply(
         Orchestrator,
-        max_ongoing_requests=500,
+        max_ongoing_requests=100_000,  # those who wait must not keep out the calls that make what they wait for
         graceful_shutdown_timeout_s=30.0,
         ray_actor_options={"num_cpus": 0.1},
     ).bind(

@@ -1,9 +1,8 @@
 """Calls to other deployments: cancelled with their caller, made again where a replica is lost under them."""
 
 import asyncio
-import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import numpy
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from deployments.engine import EngineClosedError
+from deployments.engine import DeviceFailedError
 from deployments.wire import WireTensor
 
 logger = logging.getLogger(__name__)
@@ -19,11 +18,9 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Latents = NDArray[numpy.float32]
 
-RETRIED = (RayActorError, BackPressureError, EngineClosedError, TimeoutError)
-"""A replica died, is going, hangs, or its queue is full: the same call may well succeed elsewhere or later."""
+RETRIED = (RayActorError, BackPressureError, DeviceFailedError, TimeoutError)
+"""A replica died, is going or hangs, its device failed, its queue is full: the same call may yet succeed."""
 _MAX_BACKOFF_S = 2.0
-_apart: set[asyncio.Task[Any]] = set()
-"""The loop itself holds its tasks but weakly."""
 
 
 async def call(response: Any) -> Any:
@@ -36,17 +33,6 @@ async def call(response: Any) -> Any:
     finally:
         if not is_done:
             response.cancel()
-
-
-async def apart(work: Coroutine[Any, Any, Result]) -> Result:
-    """Do some work outside of the request that this is part of, as on leaving it when it was cancelled.
-
-    Serve cancels every call that belongs to a cancelled request, those too that are made after.
-    """
-    task = asyncio.create_task(work, context=contextvars.Context())
-    _apart.add(task)
-    task.add_done_callback(_apart.discard)
-    return await asyncio.shield(task)
 
 
 async def retrying(

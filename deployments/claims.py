@@ -10,7 +10,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 from uuid import uuid4
@@ -22,6 +22,7 @@ from ray.serve import metrics
 from ray.serve.handle import DeploymentHandle
 
 from deployments.logs import configure_logging
+from deployments.tasks import to_its_end
 from pyramid_serve.api import Status, TimelineEntry, VideoError, VideoRecord
 from pyramid_serve.storage import VideoExistsError, VideoNotFoundError, VideoStore
 
@@ -137,7 +138,11 @@ class OrchestratorHandles:
 
 
 class Claims:
-    """Who works on which video."""
+    """Who works on which video.
+
+    Calls that write are done to their end though their caller goes away: the write itself is in a thread and cannot be
+    called back, and the lock must not be let go before it.
+    """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, storage: str, config: ClaimsConfig, *, orchestrators: Orchestrators | None = None
@@ -157,6 +162,7 @@ class Claims:
         self._keys = asyncio.Lock()
         self._changes: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._steps: deque[tuple[float, int]] = deque()
+        self._is_superseded = False
         self._kicked = asyncio.Event()
         self._outcomes = metrics.Counter(
             "pyramid_serve_videos", description="Videos by how they ended.", tag_keys=("outcome",)
@@ -170,6 +176,7 @@ class Claims:
 
     # --- for clients ------------------------------------------------------------------------------------------------
 
+    @to_its_end
     async def submit(self, record: VideoRecord, picture: bytes | None = None, owner: str | None = None) -> VideoRecord:
         """Accept a video and return its record, which is another's where its idempotency key was used before.
 
@@ -213,6 +220,8 @@ class Claims:
         return QueuePlace(len(ahead), self._seconds_until_done(video_id))
 
     async def queue(self) -> QueueState:
+        """Raises ``SupersededError``, for who asks wants to know whether videos are made."""
+        await self.check_health()
         num_queued = len(self._waiting())
         return QueueState(num_queued, len(self._records) - num_queued)
 
@@ -236,6 +245,7 @@ class Claims:
             except TimeoutError:
                 return None
 
+    @to_its_end
     async def cancel(self, video_id: str) -> VideoRecord:
         """End a video now, wherever it is worked on; one that is over stays as it is. Raises ``VideoNotFoundError``."""
         async with self._lock(video_id):
@@ -247,15 +257,29 @@ class Claims:
         await self._stop(video_id)
         return record
 
+    @to_its_end
     async def delete(self, video_id: str) -> None:
-        """Cancel a video if it is unfinished, and remove it. Raises ``VideoNotFoundError``."""
-        await self.cancel(video_id)
+        """Remove a video; one that is unfinished ends by that. Raises ``VideoNotFoundError``."""
         async with self._lock(video_id):
+            record = await self.get(video_id)
+            if not record.is_over:
+                await self._check_epoch()
             await self._in_thread(self._store.delete, video_id)
-        self._tell(video_id)
+            self._drop(video_id)
+        if not record.is_over:
+            self._outcomes.inc(tags={"outcome": "cancelled"})
+            self._kicked.set()
+            logger.info("deleted while unfinished", extra={"video_id": video_id})
+            await self._stop(video_id)
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica when another took over and may be gone by now; the one that lasts wins."""
+        if self._is_superseded:
+            raise SupersededError("another replica of the claims deployment has taken over")
 
     # --- for orchestrators ------------------------------------------------------------------------------------------
 
+    @to_its_end
     async def claim(self, video_id: str, owner: str) -> VideoRecord | None:
         """The record, with ``attempts`` as the number to name in every update; None where it is not to be had."""
         async with self._lock(video_id):
@@ -270,6 +294,7 @@ class Claims:
                 lease_expires_at=self._renew(video_id),
             )
 
+    @to_its_end
     async def update(self, video_id: str, attempt: int, update: RunUpdate) -> bool:
         """Renew the lease and note what was done. False: the video is no longer the caller's, who is to stop."""
         async with self._lock(video_id):
@@ -277,7 +302,7 @@ class Claims:
             if record is None:
                 return False
             lease_expires_at = self._renew(video_id)
-            self._steps.append((time.monotonic(), max(update.num_steps_done - record.num_steps_done, 0)))
+            self._count_steps(max(update.num_steps_done - record.num_steps_done, 0))
             fields = _merge(record, update)
             if not fields:
                 return True
@@ -290,6 +315,7 @@ class Claims:
             )
             return True
 
+    @to_its_end
     async def complete(self, video_id: str, attempt: int, update: RunUpdate) -> bool:
         """Every file of the video is there. False: it is no longer the caller's."""
         async with self._lock(video_id):
@@ -300,6 +326,7 @@ class Claims:
             await self._end(record, outcome="completed", **fields)
             return True
 
+    @to_its_end
     async def fail(self, video_id: str, attempt: int, error: VideoError, *, is_final: bool) -> bool:
         """An attempt ended badly: the video is tried again, unless that is no use or was done often enough."""
         async with self._lock(video_id):
@@ -309,6 +336,7 @@ class Claims:
             await self._fail(record, error, is_final=is_final)
             return True
 
+    @to_its_end
     async def release(self, video_id: str, attempt: int) -> bool:
         """Give a video back, for another to go on with at once; this does not count as a failure."""
         async with self._lock(video_id):
@@ -356,7 +384,11 @@ class Claims:
         """Set fields of a record, on disk too where ``save``, and tell those who wait for it."""
         record = record.changed(**fields)
         if save:
-            await self._in_thread(self._store.update, record)
+            try:
+                await self._in_thread(self._store.update, record)
+            except VideoNotFoundError:
+                self._drop(record.id)  # someone removed its folder
+                raise
             self._saved_at[record.id] = time.monotonic()
         self._records[record.id] = record
         self._tell(record.id)
@@ -373,12 +405,17 @@ class Claims:
             expires_at=now + self._config.retention_s,
             **fields,
         )
-        for of_video in (self._records, self._leases, self._saved_at, self._changes):
-            of_video.pop(record.id, None)
+        self._drop(record.id)
         self._outcomes.inc(tags={"outcome": outcome})
         self._kicked.set()
         logger.info(outcome, extra={"video_id": record.id})
         return record
+
+    def _drop(self, video_id: str) -> None:
+        """Look after a video no more."""
+        for of_video in (self._records, self._leases, self._saved_at):
+            of_video.pop(video_id, None)
+        self._tell(video_id)
 
     async def _fail(self, record: VideoRecord, error: VideoError, *, is_final: bool) -> None:
         num_failures = record.num_failures + 1
@@ -415,14 +452,18 @@ class Claims:
 
     @asynccontextmanager
     async def _lock(self, video_id: str) -> AsyncIterator[None]:
-        async with self._locks[video_id]:
-            yield
-        if video_id not in self._records and not self._locks[video_id].locked():
-            del self._locks[video_id]
+        lock = self._locks[video_id]
+        try:
+            async with lock:
+                yield
+        finally:
+            if video_id not in self._records and not lock.locked():
+                self._locks.pop(video_id, None)
 
     async def _check_epoch(self) -> None:
         """Nothing is granted or ended by a replica that has a successor, as in a redeploy."""
         if await self._in_thread(self._store.read_epoch) != self._epoch:
+            self._is_superseded = True
             raise SupersededError("another replica of the claims deployment has taken over")
 
     @staticmethod
@@ -451,8 +492,8 @@ class Claims:
             except SupersededError:
                 logger.warning("claims: superseded, no more videos are handed out")
                 return
-            except OSError:
-                logger.exception("claims: the storage failed, trying again")
+            except Exception:  # of any storage, or of one video: the others must not wait for ever
+                logger.exception("claims: a sweep failed, trying again")
 
     async def _sweep(self) -> None:
         await self._check_epoch()
@@ -460,7 +501,8 @@ class Claims:
             await self._scan()
         for record in [record for record in self._records.values() if record.owner is not None]:
             if self._leases.get(record.id, 0) <= time.monotonic():
-                await self._lose(record.id, record.attempts, f"its owner {record.owner} was not heard of")
+                with suppress(VideoNotFoundError):
+                    await self._lose(record.id, record.attempts, f"its owner {record.owner} was not heard of")
         self._hand_out()
         num_queued = len(self._waiting())
         self._queued.set(num_queued)
@@ -473,6 +515,10 @@ class Claims:
             if record is None:
                 return
             logger.warning("owner lost: %s", reason, extra={"video_id": video_id})
+            run = self._runs.get(video_id)
+            if run is not None and run is not asyncio.current_task():
+                del self._runs[video_id]  # it may hang as long as it likes
+                run.cancel()
             num_losses = record.num_losses + 1
             if num_losses >= self._config.max_losses:
                 await self._give_up(record, f"{num_losses} orchestrators were lost, the last: {reason}")
@@ -504,7 +550,8 @@ class Claims:
             logger.exception("run failed", extra={"video_id": video_id})
             await asyncio.sleep(self._config.sweep_interval_s)
         finally:
-            del self._runs[video_id]
+            if self._runs.get(video_id) is asyncio.current_task():
+                del self._runs[video_id]
             self._kicked.set()
 
     async def _stop(self, video_id: str) -> None:
@@ -520,16 +567,23 @@ class Claims:
             try:
                 for video_id in await self._in_thread(self._store.sweep, retention_s=self._config.retention_s):
                     logger.info("expired", extra={"video_id": video_id})
-            except OSError:
-                logger.exception("claims: the storage failed, trying again")
+            except Exception:
+                logger.exception("claims: sweeping away what has expired failed, trying again")
 
     # --- how long it takes ------------------------------------------------------------------------------------------
 
+    def _count_steps(self, num_steps: int) -> None:
+        self._steps.append((time.monotonic(), num_steps))
+        self._forget_old_steps()
+
+    def _forget_old_steps(self) -> None:
+        while self._steps and self._steps[0][0] < time.monotonic() - _RATE_WINDOW_S:
+            self._steps.popleft()
+
     def _steps_per_second(self) -> float | None:
         """Of all videos together, lately."""
+        self._forget_old_steps()
         now = time.monotonic()
-        while self._steps and self._steps[0][0] < now - _RATE_WINDOW_S:
-            self._steps.popleft()
         if len(self._steps) < 2 or now <= self._steps[0][0]:
             return None
         return sum(num_steps for _, num_steps in self._steps) / (now - self._steps[0][0]) or None

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.calls import RETRIED
+from deployments.calls import RETRIED, call
+from deployments.tasks import apart
 from deployments.videos import VideoView
 from pyramid_serve.api import VideoRecord, VideoRequest
 
@@ -49,12 +50,16 @@ class Client:
         try:
             return await self.wait(record.id)
         except asyncio.CancelledError:
-            await self.cancel(record.id)
+            await apart(self.cancel(record.id))
             raise
 
     async def stream(self, request: VideoRequest) -> AsyncGenerator[Frames, None]:
-        """The frames (1 or 8, H, W, 3) of each unit as it is decoded. Raises ``VideoFailedError``."""
+        """The frames (1 or 8, H, W, 3) of each unit as it is decoded. Raises ``VideoFailedError``.
+
+        The video is cancelled when this is left before its end.
+        """
         key, num_units = uuid4().hex, 0
+        record: VideoRecord | None = None
         stream: Any = self._streams.stream.remote(request, key)
         for num_failed in range(_MAX_RETRIES + 1):
             try:
@@ -66,6 +71,10 @@ class Client:
                 if num_failed == _MAX_RETRIES:
                     raise
                 await asyncio.sleep(0.5)
+            except (asyncio.CancelledError, GeneratorExit):
+                if record is not None:  # since its first replica was lost, none sees to it
+                    await apart(self.cancel(record.id))
+                raise
             finally:
                 stream.cancel()
             record = await self.submit(request, idempotency_key=key)
@@ -99,10 +108,10 @@ class Client:
         await _ask(lambda: self._handle.delete.remote(video_id))
 
 
-async def _ask(call: Callable[[], Any]) -> Any:
+async def _ask(ask: Callable[[], Any]) -> Any:
     for num_failed in range(_MAX_RETRIES):
         try:
-            return await call()
+            return await call(ask())
         except RETRIED:
             await asyncio.sleep(min(0.1 * 2**num_failed, 2.0))
-    return await call()
+    return await call(ask())

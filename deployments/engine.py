@@ -38,8 +38,8 @@ ResponseT = TypeVar("ResponseT")
 ResultT = TypeVar("ResultT")
 
 
-class EngineClosedError(RuntimeError):
-    """The engine was closed while or before the slot was in it."""
+class DeviceFailedError(RuntimeError):
+    """The device failed for good, and only a new process will do better; another replica may do well."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,6 @@ class Engine(Generic[RequestT, ResponseT]):
         self._slots: list[Slot] = []
         self._pack: Sequence[Slot] = ()
         self._is_turning = False
-        self._is_closed = False
         self._stats = EngineStats(token_budget=token_budget)
         self._device_error: str | None = None
 
@@ -239,13 +238,12 @@ class Engine(Generic[RequestT, ResponseT]):
 
         submitted_at: the oldest go first; on_start: called when the slot is first taken into a forward; on_step: after
         each forward it was part of. Raises what the generator raised, what a forward of it alone raised, or
-        ``EngineClosedError``. When cancelled, the slot is out of the engine before the next forward.
+        ``DeviceFailedError``. When cancelled, the slot is out of the engine before the next forward.
         """
+        self.check()
         loop = asyncio.get_running_loop()
         slot = Slot(steps, submitted_at=submitted_at, on_start=on_start, on_step=on_step, loop=loop)
         with self._lock:
-            if self._is_closed:
-                raise EngineClosedError("the engine is closed")
             self._joining.append(slot)
             self._keep_turning()
         try:
@@ -255,8 +253,12 @@ class Engine(Generic[RequestT, ResponseT]):
             slot.has_left = True
 
     async def run_between_turns(self, function: Callable[[], ResultT]) -> ResultT:
-        """``function()``, run on the compute thread between two turns."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        """``function()``, run on the compute thread between two turns. Raises ``DeviceFailedError`` as ``run`` does."""
+        self.check()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        except torch.AcceleratorError as error:
+            raise self._device_failed(error) from None
 
     def stats(self) -> EngineStats:
         with self._lock:
@@ -265,18 +267,16 @@ class Engine(Generic[RequestT, ResponseT]):
             return replace(self._stats, num_present=len(present), queue_depth=queue_depth)
 
     def check(self) -> None:
-        """Raise ``RuntimeError`` if the device has failed for good, so that only a new process helps."""
+        """Raise ``DeviceFailedError`` if the device has failed for good."""
         if self._device_error is not None:
-            raise RuntimeError(f"the device failed: {self._device_error}")
+            raise DeviceFailedError(self._device_error)
 
-    def close(self) -> None:
-        """Take no more slots; those present fail with ``EngineClosedError`` after the forward that is running."""
-        with self._lock:
-            self._is_closed = True
-            self._keep_turning()
+    def _device_failed(self, error: torch.AcceleratorError) -> DeviceFailedError:
+        self._device_error = f"the device failed: {error}"
+        return DeviceFailedError(self._device_error)
 
     def _keep_turning(self) -> None:
-        """Queue a turn if there is none and something to do; end the thread when closed. Takes the lock held.
+        """Queue a turn if there is none and something to do. Takes the lock held.
 
         Queued anew after each turn, so that what ``run_between_turns`` queued meanwhile comes first.
         """
@@ -285,16 +285,12 @@ class Engine(Generic[RequestT, ResponseT]):
         if self._slots or self._joining:
             self._is_turning = True
             self._thread.submit(self._turn)
-        elif self._is_closed:
-            self._thread.shutdown(wait=False)
 
     # --- on the compute thread --------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
         try:
             self._join_and_leave()
-            if self._is_closed:
-                raise EngineClosedError("the engine was closed")
             pack = choose_pack(
                 self._slots,
                 token_budget=self._stats.token_budget,
@@ -305,7 +301,7 @@ class Engine(Generic[RequestT, ResponseT]):
                 slot.missed_turns += 1
             if pack:
                 self._advance(pack)
-        except EngineClosedError as error:
+        except DeviceFailedError as error:
             self._fail_all(error)
         except Exception as error:
             logger.exception("a turn failed outside of any forward: all slots fail")
@@ -341,6 +337,9 @@ class Engine(Generic[RequestT, ResponseT]):
         is_out_of_memory = False
         try:
             responses = self._respond(pack)
+        except torch.AcceleratorError as error:
+            logger.exception("the device failed: %d slots, %d tokens", len(pack), num_tokens)
+            raise self._device_failed(error) from None
         except Exception as error:
             # Handled below, for until the end of this block the error holds what the forward had allocated.
             responses = None
@@ -368,8 +367,6 @@ class Engine(Generic[RequestT, ResponseT]):
             logger.warning("out of memory: %d slots, %d tokens: %s", len(pack), num_tokens, error)
         else:
             logger.exception("a forward failed: %d slots, %d tokens", len(pack), num_tokens)
-        if isinstance(error, torch.AcceleratorError):
-            self._device_error = str(error)
         if len(pack) == 1:
             pack[0].fail(error)
 

@@ -195,14 +195,12 @@ async def create_video(
 ) -> Response:
     video_request = await _read_request(request, door)
     key = _idempotency_key(request)
-    asked_at = time.time()
     try:
-        record = await door.videos.submit(video_request, idempotency_key=key)
+        record, is_new = await door.videos.accept(video_request, idempotency_key=key)
     except QueueFullError as error:
         raise ApiError(429, str(error), headers={"Retry-After": str(error.retry_after_s)}) from None
     except UNREACHABLE:
         raise _not_now() from None
-    is_new = record.created_at >= asked_at
     if not is_new:
         await _check_same(door, video_request, record)
     if wait and not record.is_over:

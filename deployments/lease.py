@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
@@ -33,15 +33,19 @@ class LeaseLostError(RuntimeError):
 async def ask_claims(call: Callable[[], Awaitable[Result]]) -> Result:
     """The answer of claims, waiting while its replica is replaced. ``call`` must be harmless to repeat.
 
-    Raises the last error after about half a minute, and what claims itself raises at once.
+    Raises the last error after about half a minute, and what claims itself raises at once: just that, without the
+    traceback and the address of its replica, which Ray puts in the message.
     """
-    for delay_s in _BACKOFFS_S:
-        try:
-            return await call()
-        except UNREACHABLE as error:
-            logger.info("claims is away: %s", type(error).__name__)
-            await asyncio.sleep(delay_s)
-    return await call()
+    try:
+        for delay_s in _BACKOFFS_S:
+            try:
+                return await call()
+            except UNREACHABLE as error:
+                logger.info("claims is away: %s", type(error).__name__)
+                await asyncio.sleep(delay_s)
+        return await call()
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 class Lease:
@@ -99,7 +103,7 @@ class Lease:
         if not await ask_claims(lambda: self._claims.complete.remote(self.video_id, self._attempt, self._update)):
             raise LeaseLostError("the video is over, or another's")
 
-    async def fail(self, error: VideoError, *, is_final: bool = False) -> None:
+    async def fail(self, error: VideoError, *, is_final: bool) -> None:
         await ask_claims(lambda: self._claims.fail.remote(self.video_id, self._attempt, error, is_final=is_final))
 
     async def release(self) -> None:

@@ -15,14 +15,16 @@ from uuid import uuid4
 import numpy
 from numpy.typing import NDArray
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.calls import Latents, apart
+from deployments.calls import Latents
 from deployments.claims import QueueState
 from deployments.decoding import VideoDecoder
 from deployments.lease import Lease, LeaseLostError, ask_claims
 from deployments.logs import configure_logging
 from deployments.measures import replica_name
+from deployments.tasks import apart
 from deployments.video_metrics import VideoMetrics
 from deployments.video_run import OnFrames, Pools, RunConfig, VideoRun
 from deployments.videos import ServedModel, Videos, VideoView
@@ -135,7 +137,10 @@ class Orchestrator:
                 logger.info("left: %s", cause, extra={"video_id": record.id})
                 return
             logger.error("attempt failed", extra={"video_id": record.id}, exc_info=error)
-            await lease.fail(VideoError(code="server_error", message=_describe(cause)))
+            # A value that does not fit will not fit the next time either.
+            is_final = isinstance(cause, ValueError)
+            code = "invalid_input" if is_final else "server_error"
+            await lease.fail(VideoError(code=code, message=_describe(cause)), is_final=is_final)
         else:
             now = time.time()
             self._metrics.video(record.spec, since_accepted_s=now - record.created_at, making_s=now - started)
@@ -143,24 +148,28 @@ class Orchestrator:
     # --- for Python users -------------------------------------------------------------------------------------------
 
     async def generate(self, request: VideoRequest, idempotency_key: str | None = None) -> VideoRecord:
-        """Submit a video and return its record when it is over. It is cancelled when the caller goes away."""
-        record = await self._videos.submit(request, idempotency_key=idempotency_key)
+        """Submit a video and return its record when it is over.
+
+        It is cancelled when the caller goes away, unless another call with the same key asked for it before.
+        """
+        record, is_new = await self._videos.accept(request, idempotency_key=idempotency_key)
         try:
             return await self._videos.wait(record.id)
         except asyncio.CancelledError:
-            await apart(self._videos.cancel(record.id))
+            if is_new:
+                await apart(self._videos.cancel(record.id))
             raise
 
     async def stream(self, request: VideoRequest, idempotency_key: str | None = None) -> AsyncGenerator[Frames, None]:
         """Submit a video and yield the frames (1 or 8, H, W, 3) of each unit as it is decoded, uint8.
 
-        Call with ``stream=True``. The video is cancelled when the caller goes away before its end. Raises
-        ``VideoFailedError``.
+        Call with ``stream=True``. The video is cancelled when the caller goes away before its end, unless another call
+        with the same key asked for it before. Raises ``VideoFailedError``.
         """
-        record = await self._videos.submit(request, idempotency_key=idempotency_key, owner=self._replica)
+        record, is_new = await self._videos.accept(request, idempotency_key=idempotency_key, owner=self._replica)
         num_units = 0
         try:
-            if record.owner == self._replica and record.attempts == 1:
+            if is_new and record.owner == self._replica and record.attempts == 1:
                 async for frames in self._stream_own(record):
                     yield frames
                     num_units += 1
@@ -168,7 +177,8 @@ class Orchestrator:
             async for frames in self.frames(record.id, num_units):
                 yield frames
         except (asyncio.CancelledError, GeneratorExit):
-            await apart(self._videos.cancel(record.id))
+            if is_new:
+                await apart(self._videos.cancel(record.id))
             raise
 
     async def frames(self, video_id: str, first_unit: int = 0) -> AsyncGenerator[Frames, None]:
@@ -259,9 +269,9 @@ async def _both(work: Coroutine[Any, Any, None], guard: Coroutine[Any, Any, None
 
 
 def _cause_of(error: Exception) -> Exception:
-    """The first of the errors that a group of tasks ended with."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
+    """The first of the errors that a group of tasks ended with, as it was raised where it happened."""
+    while isinstance(error, ExceptionGroup | RayTaskError):
+        error = error.exceptions[0] if isinstance(error, ExceptionGroup) else error.cause
     return error
 
 

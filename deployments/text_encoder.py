@@ -11,7 +11,7 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from ray import serve
 
-from deployments.engine import EngineStats, Forward
+from deployments.engine import DeviceFailedError, EngineStats, Forward
 from deployments.logs import configure_logging
 from deployments.measures import CallMetrics, ForwardMetrics, replica_name, replica_stats
 from deployments.model_config import ModelConfig
@@ -71,6 +71,7 @@ class TextEncoder:
         self._calls, self._metrics = CallMetrics(), ForwardMetrics()
         self._stats = EngineStats()
         self._num_waiting = 0
+        self._device_error: str | None = None
         batched = serve.batch(max_batch_size=config.max_batch_size, batch_wait_timeout_s=config.batch_wait_timeout_s)
         self._encode_batched = batched(self._encode_batch)
 
@@ -90,13 +91,21 @@ class TextEncoder:
     async def stats(self) -> ReplicaStats:
         return replica_stats(self._replica, replace(self._stats, num_present=self._num_waiting))
 
+    async def check_health(self) -> None:
+        if self._device_error is not None:
+            raise DeviceFailedError(self._device_error)
+
     async def _encode_batch(self, prompts: list[str]) -> list[WirePromptEmbeds]:
         """Each prompt's embeddings; equal ones, and those that a batch before this one has brought, once."""
         found = {prompt: embeds for prompt in prompts if (embeds := self._cache.get(prompt)) is not None}
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         if missing:
             started = time.time()
-            encoded = await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, missing)
+            try:
+                encoded = await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, missing)
+            except torch.AcceleratorError as error:
+                self._device_error = f"the device failed: {error}"
+                raise DeviceFailedError(self._device_error) from None
             self._record(Forward(len(missing), 0, started, time.time()))
             for prompt, embeds in zip(missing, encoded, strict=True):
                 found[prompt] = embeds

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from ray.serve.handle import DeploymentHandle
 
-from deployments.calls import Latents, apart, call, latents_from_wire, latents_to_wire, retrying
+from deployments.calls import Latents, call, latents_from_wire, latents_to_wire, retrying
 from deployments.decoding import VideoDecoder
 from deployments.lease import Lease
+from deployments.tasks import apart
 from deployments.video_metrics import VideoMetrics
 from deployments.wire import UnitJob, UnitProgress, UnitResult, WirePromptEmbeds
 from pyramid_serve.api import Stage, VideoRecord, VideoSpec
@@ -103,6 +105,7 @@ class VideoRun:
         self._on_frames = on_frames
         self._latents: list[Latents] = []
         self._num_saved = 0
+        self._saved_latents: set[int] = set()
 
     async def make(self) -> None:
         """Bring the video to its end: every unit saved, and ``video.mp4`` there.
@@ -126,6 +129,7 @@ class VideoRun:
     async def _load(self) -> None:
         """Take up what earlier attempts saved. With ``on_frames`` all is decoded again, for its frames are wanted."""
         self._latents = await asyncio.to_thread(self._store.load_latents, self._id)
+        self._saved_latents.update(range(len(self._latents)))
         if self._on_frames is None:
             self._num_saved = min(await asyncio.to_thread(self._store.num_fragments, self._id), len(self._latents))
         if self._latents:
@@ -223,8 +227,9 @@ class VideoRun:
 
     async def _save_latents(self, unit: int, latents: Latents) -> None:
         await asyncio.to_thread(self._store.save_latents, self._id, unit, latents)
-        # Units may be saved in another order than they were made; a resumed video starts at the first that is missing.
-        self._lease.tell(num_units_denoised=unit + 1)
+        # Units may be saved in another order than they were made; who reads them goes up to the first that is missing.
+        self._saved_latents.add(unit)
+        self._lease.tell(num_units_denoised=next(n for n in count() if n not in self._saved_latents))
 
     # --- decode -----------------------------------------------------------------------------------------------------
 

@@ -21,12 +21,13 @@ from pyramid_serve.api import (
     RequestLimits,
     VideoRecord,
     VideoRequest,
+    VideoSpec,
     new_record,
     resolve,
 )
 from pyramid_serve.checkpoints import Capabilities
 from pyramid_serve.storage import VideoStore
-from pyramid_serve.video import read_picture
+from pyramid_serve.video import fit_picture, read_picture
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,13 @@ class VideoView(NamedTuple):
     def public(self) -> dict[str, Any]:
         """The video object of the HTTP API."""
         return self.record.public(queue_position=self.place.position, eta_seconds=self.place.eta_seconds)
+
+
+class Accepted(NamedTuple):
+    """What became of a request: the record, and whether it is of a video that this request made."""
+
+    record: VideoRecord
+    is_new: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,12 @@ class Videos:
     async def submit(
         self, request: VideoRequest, *, idempotency_key: str | None = None, owner: str | None = None
     ) -> VideoRecord:
+        """The record of ``accept``."""
+        return (await self.accept(request, idempotency_key=idempotency_key, owner=owner)).record
+
+    async def accept(
+        self, request: VideoRequest, *, idempotency_key: str | None = None, owner: str | None = None
+    ) -> Accepted:
         """Accept a video. It will be made, whatever happens to this process.
 
         With a key that was used before the record is that of the video made then. owner: the orchestrator that makes
@@ -75,10 +89,11 @@ class Videos:
         picture = None
         if request.input_reference is not None:
             picture = await asyncio.to_thread(
-                _to_png, request.input_reference, max_pixels=self.model.limits.max_picture_pixels
+                _to_png, request.input_reference, spec, max_pixels=self.model.limits.max_picture_pixels
             )
-        record = new_record(spec, idempotency_key=idempotency_key)
-        return await ask_claims(lambda: self._claims.submit.remote(record, picture, owner))
+        asked = new_record(spec, idempotency_key=idempotency_key)
+        record: VideoRecord = await ask_claims(lambda: self._claims.submit.remote(asked, picture, owner))
+        return Accepted(record, is_new=record.id == asked.id)
 
     async def get(self, video_id: str) -> VideoView:
         """A video as it stands now. Raises ``VideoNotFoundError``."""
@@ -178,10 +193,11 @@ class Videos:
             return _NOWHERE
 
 
-def _to_png(picture: bytes, *, max_pixels: int) -> bytes:
-    """The PNG file of a picture of any format. Raises ``RequestError``."""
+def _to_png(picture: bytes, spec: VideoSpec, *, max_pixels: int) -> bytes:
+    """The PNG file of a picture of any format that a video can begin with. Raises ``RequestError``."""
     try:
         image = read_picture(picture, max_pixels=max_pixels)
+        fit_picture(image, height=spec.height, width=spec.width)
     except ValueError as error:
         raise RequestError(f"input_reference: {error}", param="input_reference") from None
     content = io.BytesIO()

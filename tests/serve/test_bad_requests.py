@@ -301,6 +301,7 @@ BROKEN_PICTURES = {
     "wrong checksum": png(64, 64)[:40] + b"xxxx" + png(64, 64)[44:],
     "a bomb": png_bomb(60_000, 60_000),
     "too many pixels": png(1200, 900),
+    "too narrow to fill a frame": png(100_000, 1),
     "no pixels": png_bomb(0, 0),
     "a jpeg cut short": b"\xff\xd8\xff\xe0\x00\x10JFIF",
     "a gif cut short": b"GIF89a\x01\x00",

@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.app import AppConfig, build
 from deployments.client import Client
 from deployments.wire import ReplicaStats
-from pyramid_serve.api import RequestError, Stage, Status, VideoRecord, VideoRequest
+from pyramid_serve.api import RequestError, Stage, Status, VideoRecord, VideoRequest, new_record
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 from pyramid_serve.pyramid_flow.sampler import SamplingSettings
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
@@ -301,6 +301,31 @@ async def test_a_client_makes_one_video_of_one_key(handle: Handle) -> None:
     assert (await client.wait(first.id)).status is Status.COMPLETED
     units = [frames async for frames in client.stream(request_of(13))]
     assert numpy.array_equal(numpy.concatenate(units), await frames_of(handle, first.id))
+
+
+async def test_two_streams_of_one_key_are_of_one_video_and_only_the_first_may_end_it(handle: Handle) -> None:
+    streams = handle.options(stream=True)
+
+    async def collect(stream: Any) -> Frames:
+        return numpy.concatenate([frames async for frames in stream])
+
+    first, second, leaving = (streams.stream.remote(request_of(15, seconds=2), "streamed") for _ in range(3))
+    own = asyncio.create_task(collect(first))
+    await anext(leaving)
+    leaving.cancel()
+    other = await asyncio.wait_for(collect(second), 60)
+    assert numpy.array_equal(await asyncio.wait_for(own, 60), other)
+
+
+async def test_a_video_that_cannot_be_made_is_tried_once_and_says_why(handle: Handle, store: VideoStore) -> None:
+    (whole, *_), _ = await handle.list.remote(limit=1)
+    spec = whole.record.spec.model_copy(update={"has_picture": True})
+    record = new_record(spec)
+    await asyncio.to_thread(store.create, record, picture=b"no picture")  # as if accepted by a claims that died
+    failed = await asyncio.wait_for(handle.wait.remote(record.id), 60)
+    assert (failed.status, failed.attempts) == (Status.FAILED, 1)
+    assert failed.error is not None and failed.error.code == "invalid_input"
+    assert failed.error.message.startswith("ValueError: picture: no picture")
 
 
 async def test_a_video_goes_on_from_its_last_saved_unit(

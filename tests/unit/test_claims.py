@@ -1,4 +1,6 @@
 import asyncio
+import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -327,3 +329,66 @@ async def test_what_has_expired_is_swept_away(tmp_path: Path, orchestrators: Fak
         ended = await claims.cancel(record.id)
         assert ended.expires_at == pytest.approx(time.time() + 0.2, abs=0.2)
         await eventually(lambda: VideoStore(str(tmp_path)).ids() == [])
+
+
+async def test_an_owner_whose_call_hangs_holds_no_video(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
+    async with claims_of(tmp_path, orchestrators, max_running=1) as claims:
+        record = await claimed(claims, (await submitted(claims)).id)
+        await eventually(lambda: orchestrators.given.count(record.id) == 2)
+        assert orchestrators.ends[record.id].done() is False
+        assert (await claimed(claims, record.id, "b")).attempts == 2
+
+
+async def test_a_video_whose_folder_was_removed_stops_no_other(
+    tmp_path: Path, orchestrators: FakeOrchestrators
+) -> None:
+    async with claims_of(tmp_path, orchestrators) as claims:
+        record = await claimed(claims, (await submitted(claims)).id)
+        shutil.rmtree(tmp_path / "videos" / record.id)
+        await eventually(lambda: record.id not in claims._records)
+        other = await submitted(claims)
+        await eventually(lambda: other.id in orchestrators.given)
+
+
+async def test_a_caller_who_goes_away_leaves_no_record_half_changed(
+    tmp_path: Path, orchestrators: FakeOrchestrators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with claims_of(tmp_path, orchestrators, lease_s=60) as claims:
+        record = await claimed(claims, (await submitted(claims)).id)
+        is_writing, may_write, update = threading.Event(), threading.Event(), VideoStore.update
+
+        def slow_update(self: VideoStore, changed: VideoRecord) -> None:
+            is_writing.set()
+            may_write.wait(5)
+            update(self, changed)
+
+        monkeypatch.setattr(VideoStore, "update", slow_update)
+        leaving = asyncio.create_task(claims.cancel(record.id))
+        await asyncio.to_thread(is_writing.wait, 5)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        late = asyncio.create_task(claims.update(record.id, record.attempts, RunUpdate(num_steps_done=1)))
+        await asyncio.sleep(0.05)
+        may_write.set()
+        assert await late is False
+        await eventually(lambda: orchestrators.stopped == [record.id])
+        assert VideoStore(str(tmp_path)).read(record.id).status is Status.FAILED
+
+
+async def test_a_superseded_replica_says_that_it_is_not_well(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
+    async with claims_of(tmp_path, orchestrators) as old:
+        await old.check_health()
+        async with claims_of(tmp_path, orchestrators) as new:
+            with pytest.raises(SupersededError):
+                await submitted(old)
+            with pytest.raises(SupersededError):
+                await old.check_health()
+            await new.check_health()
+
+
+async def test_asking_for_what_is_not_there_leaves_nothing(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
+    async with claims_of(tmp_path, orchestrators) as claims:
+        with pytest.raises(VideoNotFoundError):
+            await claims.cancel(new_record(SPEC).id)
+        assert len(claims._locks) == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deployments.engine import PATIENCE, Engine, EngineClosedError, Forward, Slot, choose_pack
+from deployments.engine import PATIENCE, DeviceFailedError, Engine, Forward, Slot, choose_pack
 from pyramid_serve.pyramid_flow.attention import block_attention
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
@@ -74,7 +74,6 @@ async def test_a_unit_gets_its_own_responses_and_its_result_comes_back() -> None
     engine = Engine(answer)
     results = await asyncio.gather(*(engine.run(unit(name, 3), submitted_at=0) for name in "abc"))
     assert results == [["a0", "a1", "a2"], ["b0", "b1", "b2"], ["c0", "c1", "c2"]]
-    engine.close()
 
 
 async def test_units_join_and_leave_between_steps() -> None:
@@ -409,20 +408,6 @@ async def test_stats_count_forwards_slots_and_tokens() -> None:
     assert stats.busy_seconds > 0
 
 
-async def test_closing_fails_the_units_inside_and_takes_no_more() -> None:
-    gate = Gate()
-    engine = Engine(gate)
-    tasks = [asyncio.create_task(engine.run(unit(name, 3), submitted_at=0)) for name in "ab"]
-    await gate.wait()
-    engine.close()
-    gate.let(10)
-    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=5)
-    assert [type(result) for result in results] == [EngineClosedError, EngineClosedError]
-    with pytest.raises(EngineClosedError):
-        await engine.run(unit("c", 1), submitted_at=0)
-    assert len(gate.packs) == 1
-
-
 async def test_a_hook_that_fails_hangs_nobody() -> None:
     def on_forward(forward: Forward, stats: object) -> None:
         raise OSError("no dashboard")
@@ -432,15 +417,35 @@ async def test_a_hook_that_fails_hangs_nobody() -> None:
         await asyncio.wait_for(engine.run(unit("a", 2), submitted_at=0), timeout=5)
 
 
-async def test_a_device_that_failed_for_good_is_told_by_check() -> None:
+async def test_a_device_that_failed_for_good_fails_all_units_and_takes_no_more() -> None:
+    packs = []
+
     def forward(requests: Sequence[Work]) -> list[str]:
+        packs.append(len(requests))
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
     engine = Engine(forward)
     engine.check()
-    with pytest.raises(torch.AcceleratorError):
-        await engine.run(unit("a", 2), submitted_at=0)
-    with pytest.raises(RuntimeError, match="illegal memory access"):
+    units = (engine.run(unit(name, 2), submitted_at=0) for name in "ab")
+    results = await asyncio.gather(*units, return_exceptions=True)
+    assert [type(result) for result in results] == [DeviceFailedError, DeviceFailedError]
+    assert len(packs) == 1
+    for work in (engine.run(unit("c", 1), submitted_at=0), engine.run_between_turns(lambda: None)):
+        with pytest.raises(DeviceFailedError, match="illegal memory access"):
+            await work
+    with pytest.raises(DeviceFailedError, match="illegal memory access"):
+        engine.check()
+
+
+async def test_a_device_that_fails_between_turns_is_told_by_check() -> None:
+    engine = Engine(answer)
+
+    def fail() -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    with pytest.raises(DeviceFailedError):
+        await engine.run_between_turns(fail)
+    with pytest.raises(DeviceFailedError):
         engine.check()
 
 
