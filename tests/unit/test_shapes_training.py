@@ -128,6 +128,6 @@ def test_a_misdrawn_unit_is_a_little_wrong_where_its_shape_is() -> None:
 
 
 def test_stars_and_spins_are_taken_more_often() -> None:
-    prompts = [["a red star spins on black"], ["a red ball spins on black"], ["Star, still"], ["box, turning"]]
-    chances = LatentClips(torch.empty(0), None, prompts).chances
+    drawn = [("star", "spins"), ("circle", "spins"), ("star", "stays still"), ("square", "spins")]
+    chances = LatentClips(torch.empty(0), None, prompts=[], drawn=drawn).chances
     np.testing.assert_allclose(chances / chances[1], [STAR_WEIGHT * SPIN_WEIGHT, 1, STAR_WEIGHT, SPIN_WEIGHT])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,9 +29,8 @@ logger = logging.getLogger(__name__)
 CLIPS_PER_FILE = 256
 PICTURES_PER_FILE = 4096
 PROMPTS_PER_CLIP = 6
-STAR_WEIGHT = 2.0
+STAR_WEIGHT = 2.5
 SPIN_WEIGHT = 2.5
-_SPINS, _CIRCLE = re.compile("spin|rotat|turn"), re.compile("circle|disc|ball")
 PICTURE_SPREAD, PICTURE_SIZE = 0.35, 0.75
 """Where and how large the shapes of pictures are. They teach how a video begins, and that need not be anywhere; rather
 large, since a larger shape is made of more latents and keeps its corners more easily."""
@@ -40,24 +38,25 @@ large, since a larger shape is made of more latents and keeps its corners more e
 
 @dataclass(frozen=True)
 class LatentClips:
-    """Latents (N, 16, T, h, w) float16 in the transformer's scale, the same of the worn clips, each clip's prompts."""
+    """Latents (N, 16, T, h, w) float16 in the transformer's scale, the same of the worn clips, each clip's words."""
 
     latents: Tensor
     worn: Tensor | None  # of pictures there are none
     prompts: list[list[str]]
+    drawn: list[tuple[str, str]]  # shape and motion
 
     @cached_property
     def chances(self) -> NDArray[np.float64]:
         """How often the training takes each clip (N,): what is hard to learn more often than the rest."""
-        weights = np.array([_weight(prompts[0].lower()) for prompts in self.prompts])
+        weights = np.array([_weight(shape, motion) for shape, motion in self.drawn])
         chances: NDArray[np.float64] = weights / weights.sum()
         return chances
 
 
-def _weight(prompt: str) -> float:
+def _weight(shape: str, motion: str) -> float:
     """Stars have the most corners; what spins is at another angle in each unit, but a circle that does looks still."""
-    weight = STAR_WEIGHT if "star" in prompt else 1.0
-    return weight * (SPIN_WEIGHT if _SPINS.search(prompt) and not _CIRCLE.search(prompt) else 1.0)
+    weight = STAR_WEIGHT if shape == "star" else 1.0
+    return weight * (SPIN_WEIGHT if motion == "spins" and shape != "circle" else 1.0)
 
 
 def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> None:
@@ -68,6 +67,7 @@ def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> Non
     state: dict[str, object] = {
         "latents": _latents(render(scene, num_frames=num_frames) for scene in scenes),
         "prompts": prompts,
+        "drawn": [(scene.shape, scene.motion) for scene in scenes],
     }
     if num_frames > 1:
         wear_rng = np.random.default_rng((seed, num_frames, 1))
@@ -93,6 +93,7 @@ def read_files(folder: Path, kind: str) -> LatentClips:
         latents=torch.cat([state["latents"] for state in states]),
         worn=torch.cat([state["worn"] for state in states]) if kind == "clips" else None,
         prompts=[prompts for state in states for prompts in state["prompts"]],
+        drawn=[words for state in states for words in state["drawn"]],
     )
 
 

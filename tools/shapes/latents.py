@@ -35,7 +35,7 @@ class Term(NamedTuple):
     size: float
 
 
-# Sizes are root mean squares over `sample_scene`'s clips, pixels in [-1, 1].
+# Sizes are about the root mean squares over `sample_scene`'s clips, pixels in [-1, 1].
 TERMS = (
     *(Term(axis, (0, 0, 0), size) for axis, size in enumerate((24.6, 7.6, 3.6))),
     *(Term(axis, (0, 1, 0), size) for axis, size in enumerate((1.82, 1.29, 0.75))),

@@ -40,6 +40,9 @@ MOTIONS = ("moves right", "moves left", "moves up", "moves down", "stays still",
 
 # Corners of each shape, and its inner radius over its outer one (a regular polygon's is cos(pi / n)).
 _CORNERS = {"triangle": (3, 0.5), "square": (4, math.cos(math.pi / 4)), "star": (5, 0.43)}
+# Radii over a square's, so that all shapes are of about one size to the eye.
+_RELATIVE_RADIUS = {"circle": 0.82, "square": 1.0, "triangle": 1.2, "star": 1.25}
+_MAX_RADIUS = 60.0
 _DIRECTIONS = {"moves right": (1, 0), "moves left": (-1, 0), "moves up": (0, -1), "moves down": (0, 1)}
 
 
@@ -86,7 +89,7 @@ def sample_scene(
         raise ValueError(f"color={color!r}: a shape must differ from its background")
     start_radius, end_radius = _sample_radii(rng, shape, motion, spread, size)
     start, end = _sample_path(rng, motion, max(start_radius, end_radius), spread)
-    turn = _around(rng, 0.75, 1.05, spread) * math.radians(NUM_FRAMES - 1) if motion == "spins" else 0.0
+    turn = _around(rng, 0.86, 0.94, spread) * math.radians(NUM_FRAMES - 1) if motion == "spins" else 0.0
     jitter = rng.uniform(-color_jitter, color_jitter, size=(2, 3))
     rgb = np.clip(np.array([COLORS[color], BACKGROUNDS[background]]) + jitter, 0, 255)
     return Scene(
@@ -112,13 +115,13 @@ def _around(rng: np.random.Generator, low: float, high: float, spread: float, mi
 
 
 def _sample_radii(rng: np.random.Generator, shape: str, motion: str, spread: float, size: float) -> tuple[float, float]:
-    unit = 0.82 if shape == "circle" else 1.0  # a circle fills the circle around it, the others do not
+    unit = _RELATIVE_RADIUS[shape]
     if motion == "grows":
-        start = _around(rng, 17, 28, spread, size)
-        return start * unit, min(start * _around(rng, 1.65, 2.1, spread), 52.0) * unit
+        start = _around(rng, 17, 28, spread, size) * unit
+        return start, min(start * _around(rng, 1.65, 2.1, spread), 52 * unit, _MAX_RADIUS)
     if motion == "shrinks":
-        start = _around(rng, 30, 50, spread, size)
-        return start * unit, max(start / _around(rng, 1.65, 2.1, spread), 15.0) * unit
+        start = min(_around(rng, 30, 50, spread, size) * unit, _MAX_RADIUS)
+        return start, max(start / _around(rng, 1.65, 2.1, spread), 15 * unit)
     radius = _around(rng, 18, 33, spread, size) * unit
     return radius, radius
 

@@ -100,10 +100,10 @@ class Group:
 GROUPS = (
     Group(2, Units.LATER, 13),
     Group(1, Units.LATER, 14, 2),
-    Group(2, Units.PICTURE, 10),
+    Group(2, Units.PICTURE, 16),
     Group(2, Units.FIRST, 5),
     Group(1, Units.FIRST, 8),
-    Group(1, Units.PICTURE, 12),
+    Group(1, Units.PICTURE, 14),
     Group(0, Units.LATER, 3, 8),
     Group(0, Units.FIRST, 6),
     Group(0, Units.PICTURE, 10),
