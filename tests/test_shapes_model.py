@@ -31,8 +31,8 @@ def model() -> Model:
 
 
 def scenes() -> list[Scene]:
-    """All shapes and motions among them."""
-    return scenes_in_turn(32, seed=42)[::5][:4] + scenes_in_turn(32, seed=43)[2::7][:4]
+    """Every motion once, every shape twice."""
+    return [scenes_in_turn(32, seed=42)[4 * index + index % 4] for index in range(NUM_VIDEOS)]
 
 
 @lru_cache(maxsize=2)
