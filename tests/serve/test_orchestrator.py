@@ -314,7 +314,7 @@ async def test_two_streams_of_one_key_are_of_one_video_and_only_the_first_may_en
     await anext(leaving)
     leaving.cancel()
     other = await asyncio.wait_for(collect(second), 60)
-    assert numpy.array_equal(await asyncio.wait_for(own, 60), other)
+    assert_same(await asyncio.wait_for(own, 60), other)
 
 
 async def test_a_video_that_cannot_be_made_is_tried_once_and_says_why(handle: Handle, store: VideoStore) -> None:
