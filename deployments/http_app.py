@@ -28,10 +28,12 @@ from pyramid_serve.api import (
     Status,
     VideoRecord,
     VideoRequest,
+    default_length_of,
     is_video_id,
     longest_of,
     parse_request,
     resolve,
+    steps_within,
 )
 from pyramid_serve.pyramid_flow.shapes import num_frames_of, seconds_of
 from pyramid_serve.storage import VideoFile, VideoNotFoundError
@@ -538,7 +540,7 @@ async def get_model(model: str, door: DoorOf) -> Response:
 def _model_object(door: Door) -> dict[str, Any]:
     model = door.videos.model
     able = model.capabilities
-    longest, most_steps = longest_of(able, model.limits), model.limits.max_num_inference_steps
+    longest = longest_of(able, model.limits)
     return {
         "id": model.name,
         "object": "model",
@@ -548,9 +550,9 @@ def _model_object(door: Door) -> dict[str, Any]:
         "default_size": f"{able.default_size[0]}x{able.default_size[1]}",
         "max_seconds": round(seconds_of(longest), 3),
         "max_num_frames": num_frames_of(longest),
-        "default_seconds": round(seconds_of(min(able.default_num_latent_frames, longest)), 3),
-        "num_inference_steps": [min(steps, most_steps) for steps in able.num_inference_steps],
-        "video_num_inference_steps": [min(steps, most_steps) for steps in able.video_num_inference_steps],
+        "default_seconds": round(seconds_of(default_length_of(able, model.limits)), 3),
+        "num_inference_steps": list(steps_within(able.num_inference_steps, model.limits)),
+        "video_num_inference_steps": list(steps_within(able.video_num_inference_steps, model.limits)),
         "guidance_scale": able.guidance_scale,
         "video_guidance_scale": able.video_guidance_scale,
     }

@@ -53,8 +53,8 @@ def read_app(config: Path | None, *, host: str | None = None, port: int | None =
     """The app of a configuration file, or the default one. Raises ``ConfigError`` for what cannot run here."""
     content: dict[str, Any] = {} if config is None else load_config(config)
     options = dict(content.get("http_options", {}))
-    host = host or options.pop("host", DEFAULT_HOST)
-    port = port if port is not None else options.pop("port", DEFAULT_PORT)
+    own_host, own_port = options.pop("host", DEFAULT_HOST), options.pop("port", DEFAULT_PORT)
+    host, port = host or own_host, own_port if port is None else port
     if config is None:
         return LocalApp(AppConfig(), host, port)
     applications = content.get("applications", [])

@@ -364,7 +364,7 @@ def _resolve_size(size: str | None, capabilities: "Capabilities", limits: Reques
 def _resolve_length(seconds: float | None, capabilities: "Capabilities", limits: RequestLimits) -> int:
     longest = longest_of(capabilities, limits)
     if seconds is None:
-        return min(capabilities.default_num_latent_frames, longest)
+        return default_length_of(capabilities, limits)
     num_latent_frames = nearest_num_latent_frames(seconds)
     if num_latent_frames > longest:
         length = "a single picture" if longest == 1 else f"{seconds_of(longest):.3g} s"
@@ -376,6 +376,11 @@ def _resolve_length(seconds: float | None, capabilities: "Capabilities", limits:
     return num_latent_frames
 
 
+def default_length_of(capabilities: "Capabilities", limits: RequestLimits) -> int:
+    """The units of a video whose length is not asked for."""
+    return min(capabilities.default_num_latent_frames, longest_of(capabilities, limits))
+
+
 def longest_of(capabilities: "Capabilities", limits: RequestLimits) -> int:
     """The most units that a video may have."""
     return min(capabilities.max_num_latent_frames or limits.max_num_latent_frames, limits.max_num_latent_frames)
@@ -385,8 +390,13 @@ def _resolve_steps(name: str, given: StageSteps | None, default: StageSteps, lim
     most = limits.max_num_inference_steps
     if given is not None and max(given) > most:
         raise RequestError(f"{name}={list(given)}: at most {most} each", param=name)
-    first, second, third = default if given is None else given
-    return min(first, most), min(second, most), min(third, most)
+    return steps_within(default, limits) if given is None else given
+
+
+def steps_within(steps: StageSteps, limits: RequestLimits) -> StageSteps:
+    """A model's own steps, cut to what is made at most."""
+    first, second, third = (min(number, limits.max_num_inference_steps) for number in steps)
+    return first, second, third
 
 
 def _text_of_seconds(seconds: float | None, num_latent_frames: int) -> str:

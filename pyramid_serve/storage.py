@@ -133,8 +133,10 @@ class VideoStore:
 
     def delete(self, video_id: str) -> None:
         """Remove a video with all its files. Raises ``VideoNotFoundError`` where there is none."""
+        self._delete(video_id, self._key_of(video_id))
+
+    def _delete(self, video_id: str, key: str | None) -> None:
         folder = self._folder(video_id)
-        key = self._key_of(video_id)
         try:
             # The record first: who adds a file now sees that it is gone and takes the file away again.
             self._fs.rm_file(f"{folder}/video.json")
@@ -168,7 +170,7 @@ class VideoStore:
                 continue
             if record.expires_at is not None and record.expires_at <= now:
                 with suppress(VideoNotFoundError):  # someone else was faster
-                    self.delete(video_id)
+                    self._delete(video_id, record.idempotency_key)
                     swept.append(video_id)
         return swept
 
