@@ -4,6 +4,7 @@ The commands that need a server are added by ``deployments.cli``, whose ``main``
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pyramid_serve import api
 Command = Callable[[argparse.Namespace], None]
 
 INTERRUPTED = 130
+READER_LEFT = 141
 USER_ERROR = 2
 OUR_ERROR = 1
 
@@ -156,7 +158,10 @@ def _device(name: str) -> str:
 
 
 def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:
-    """Parse and run a command: 0, or 2 with one line for what the user got wrong, or 130 after Ctrl-C."""
+    """Parse and run a command: 0, or 2 with one line for what the user got wrong, or 130 after Ctrl-C.
+
+    141 without a word where who read the output has left, as `head` does.
+    """
     parsed = parser.parse_args(arguments)
     command: Command = parsed.run
     try:
@@ -167,6 +172,9 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
     except KeyboardInterrupt:
         print(f"pyramid-serve {parsed.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+        return READER_LEFT
     except OSError as error:
         print(f"pyramid-serve {parsed.command}: {error}", file=sys.stderr)
         return OUR_ERROR

@@ -1,5 +1,6 @@
 """``pyramid-serve generate``, as its user runs it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -112,3 +113,23 @@ def test_ctrl_c_leaves_no_half_written_file(tmp_path: Path, miniflux: Path) -> N
     assert process.returncode == 130, error
     assert error.strip().splitlines()[-1] == "pyramid-serve generate: interrupted"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_of_the_output_may_leave() -> None:
+    code = """
+import argparse, sys
+from pyramid_serve import cli
+
+def say(arguments):
+    print("a line")
+    print("another", flush=True)
+
+parser, commands = cli.new_parser()
+commands.add_parser("say").set_defaults(run=say)
+sys.exit(cli.run(parser, ["say"]))
+"""
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (process.returncode, process.stderr) == (cli.READER_LEFT, "")
