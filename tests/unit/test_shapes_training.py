@@ -1,6 +1,7 @@
 """The training of the shapes model: its forward against the library's, its words, its optimiser, going on."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from pyramid_serve.pyramid_flow import flux, schedule
 from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.shapes import NUM_STAGES
-from tools.shapes.draw import SPIN_WEIGHT, STAR_WEIGHT, LatentClips
+from tools.shapes import rollouts
+from tools.shapes.draw import SPIN_WEIGHT, STAR_WEIGHT, LatentClips, chances_of, mixed, read_files
+from tools.shapes.evaluate import Model
 from tools.shapes.latents import transformer_latents
 from tools.shapes.scenes import render, sample_scene, to_pixels
 from tools.shapes.teacher_forcing import forward, pyramid
@@ -129,5 +132,53 @@ def test_a_misdrawn_unit_is_a_little_wrong_where_its_shape_is() -> None:
 
 def test_stars_and_spins_are_taken_more_often() -> None:
     drawn = [("star", "spins"), ("circle", "spins"), ("star", "stays still"), ("square", "spins")]
-    chances = LatentClips(torch.empty(0), None, prompts=[], drawn=drawn).chances
+    chances = chances_of(drawn)
     np.testing.assert_allclose(chances / chances[1], [STAR_WEIGHT * SPIN_WEIGHT, 1, STAR_WEIGHT, SPIN_WEIGHT])
+
+
+def test_rollouts_are_taken_alike_and_as_often_as_told() -> None:
+    def clips(drawn: list[tuple[str, str]], mark: float) -> LatentClips:
+        latents = torch.full((len(drawn), 16, 1, 4, 4), mark)
+        return LatentClips(latents, latents + 1, [[shape] for shape, _ in drawn], drawn, chances_of(drawn))
+
+    both = mixed(clips([("star", "spins"), ("circle", "grows")], 1), clips([("square", "grows")] * 2, 5), share=0.3)
+    assert both.worn is not None
+    assert both.latents[:, 0, 0, 0, 0].tolist() == [1, 1, 5, 5]
+    assert both.worn[:, 0, 0, 0, 0].tolist() == [2, 2, 6, 6]
+    assert both.prompts == [["star"], ["circle"], ["square"], ["square"]]
+    np.testing.assert_allclose(both.chances[2:], [0.15, 0.15])
+    np.testing.assert_allclose(both.chances[0] / both.chances[1], STAR_WEIGHT * SPIN_WEIGHT)
+    np.testing.assert_allclose(both.chances.sum(), 1)
+
+
+def test_rollouts_go_on_from_the_truth_every_few_units_and_what_is_still_from_the_first_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def go_on(
+        model: object,
+        prompts: list[str],
+        seeds: range,
+        *,
+        num_latent_frames: int,
+        histories: list[torch.Tensor],
+        **_: object,
+    ) -> torch.Tensor:
+        """Each unit one more than the one before it."""
+        assert len(set(seeds)) == len(prompts)
+        made = torch.stack(histories)
+        while made.shape[2] < num_latent_frames:
+            made = torch.cat([made, made[:, :, -1:] + 1], dim=2)
+        return made
+
+    monkeypatch.setattr(rollouts, "make_latents", go_on)
+    monkeypatch.setattr(rollouts, "settings_of", lambda model: None)
+    truth = 10.0 * torch.arange(11).view(1, 1, 11, 1, 1).expand(2, 16, 11, 4, 4)
+    drawn = [("star", "grows"), ("star", "stays still")]
+    clips = LatentClips(truth, truth, [["one"], ["other"]], drawn, chances_of(drawn))
+    rollouts.write_file(tmp_path / "rollouts_000.pt", cast(Model, None), clips, [0, 1], seed=1)
+    found = read_files(tmp_path, "rollouts")
+    assert found.worn is not None
+    assert found.prompts == [["other"], ["one"]]
+    assert found.worn[0, 0, :, 0, 0].tolist() == list(range(11))
+    assert found.worn[1, 0, :, 0, 0].tolist() == [0, 1, 2, 3, 4, 41, 42, 43, 44, 81, 82]
+    assert torch.equal(found.latents, truth)

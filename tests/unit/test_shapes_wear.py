@@ -48,11 +48,12 @@ def test_worn_shapes_stay_where_they_were_and_keep_their_area() -> None:
             assert centres[1] == pytest.approx(centres[0], abs=0.25)
 
 
-def test_a_spinning_shape_is_not_tilted_and_no_shape_is_halfway_to_itself() -> None:
+def test_how_far_a_worn_shape_has_spun_can_be_seen_and_no_shape_is_halfway_to_itself() -> None:
     rng = np.random.default_rng(4)
     for scene in scenes(64):
         wear = sample_wear(rng, scene)
-        assert (wear.tilt == 0.0) == (scene.motion == "spins")
+        assert (wear.tilt == 0.0) == (wear.other_share == 0.0) == (scene.motion == "spins")
+        assert max(wear.strength) <= (0.5 if scene.motion == "spins" else 1.0)
         assert wear.other != scene.shape
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,8 @@ CLIPS_PER_FILE = 256
 PICTURES_PER_FILE = 4096
 PROMPTS_PER_CLIP = 6
 STAR_WEIGHT = 2.5
-SPIN_WEIGHT = 2.5
+SPIN_WEIGHT = 4.0
+SHRINK_WEIGHT = 2.0
 PICTURE_SPREAD, PICTURE_SIZE = 0.35, 0.75
 """Where and how large the shapes of pictures are. They teach how a video begins, and that need not be anywhere; rather
 large, since a larger shape is made of more latents and keeps its corners more easily."""
@@ -44,19 +44,22 @@ class LatentClips:
     worn: Tensor | None  # of pictures there are none
     prompts: list[list[str]]
     drawn: list[tuple[str, str]]  # shape and motion
+    chances: NDArray[np.float64]  # how often the training takes each clip (N,), 1 in all
 
-    @cached_property
-    def chances(self) -> NDArray[np.float64]:
-        """How often the training takes each clip (N,): what is hard to learn more often than the rest."""
-        weights = np.array([_weight(shape, motion) for shape, motion in self.drawn])
-        chances: NDArray[np.float64] = weights / weights.sum()
-        return chances
+
+def chances_of(drawn: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+    """Chances (N,) of clips: what is hard to learn is taken more often than the rest."""
+    weights = np.array([_weight(shape, motion) for shape, motion in drawn])
+    chances: NDArray[np.float64] = weights / weights.sum()
+    return chances
 
 
 def _weight(shape: str, motion: str) -> float:
-    """Stars have the most corners; what spins is at another angle in each unit, but a circle that does looks still."""
-    weight = STAR_WEIGHT if shape == "star" else 1.0
-    return weight * (SPIN_WEIGHT if motion == "spins" and shape != "circle" else 1.0)
+    """Stars have the most corners; what spins is at another angle in each unit, but a circle that does looks still;
+    what shrinks comes to be made of few latents.
+    """
+    by_motion = {"spins": 1.0 if shape == "circle" else SPIN_WEIGHT, "shrinks": SHRINK_WEIGHT}
+    return (STAR_WEIGHT if shape == "star" else 1.0) * by_motion.get(motion, 1.0)
 
 
 def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> None:
@@ -83,17 +86,34 @@ def _latents(clips: Iterable[Tensor]) -> Tensor:
 
 
 def read_files(folder: Path, kind: str) -> LatentClips:
-    """All files of `kind` ("clips" or "pictures"). Raises ValueError where there are none, or none of worn clips."""
+    """All files of `kind`: "clips", "pictures" or "rollouts" (which were taken by clips' chances, and are all alike).
+
+    Raises ValueError where there are none, or none of worn clips.
+    """
     states = [load_state(path) for path in sorted(folder.glob(f"{kind}_*.pt"))]
     if not states:
         raise ValueError(f"{folder}: no {kind}_*.pt; run tools.shapes.draw")
-    if kind == "clips" and not all("worn" in state for state in states):
+    if kind != "pictures" and not all("worn" in state for state in states):
         raise ValueError(f"{folder}: clips without worn ones beside them; remove them and run tools.shapes.draw")
+    drawn = [words for state in states for words in state["drawn"]]
     return LatentClips(
         latents=torch.cat([state["latents"] for state in states]),
-        worn=torch.cat([state["worn"] for state in states]) if kind == "clips" else None,
+        worn=None if kind == "pictures" else torch.cat([state["worn"] for state in states]),
         prompts=[prompts for state in states for prompts in state["prompts"]],
-        drawn=[words for state in states for words in state["drawn"]],
+        drawn=drawn,
+        chances=np.full(len(drawn), 1 / len(drawn)) if kind == "rollouts" else chances_of(drawn),
+    )
+
+
+def mixed(clips: LatentClips, rollouts: LatentClips, share: float) -> LatentClips:
+    """Both, the rollouts being `share` of what is taken."""
+    assert clips.worn is not None and rollouts.worn is not None
+    return LatentClips(
+        latents=torch.cat([clips.latents, rollouts.latents]),
+        worn=torch.cat([clips.worn, rollouts.worn]),
+        prompts=clips.prompts + rollouts.prompts,
+        drawn=clips.drawn + rollouts.drawn,
+        chances=np.concatenate([(1 - share) * clips.chances, share * rollouts.chances]),
     )
 
 

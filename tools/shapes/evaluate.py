@@ -86,15 +86,14 @@ def make_latents(
     *,
     settings: SamplingSettings,
     num_latent_frames: int = 16,
-    pictures: Sequence[Tensor] | None = None,
+    histories: Sequence[Tensor] | None = None,
     broken: str = "nothing",
 ) -> Tensor:
-    """Latents (B, 16, T, h, w) of videos made side by side. pictures: (3, H, W) in [-1, 1] each."""
+    """Latents (B, 16, T, h, w) of videos made side by side. histories: what each goes on from, (16, t, h, w)."""
     shape = LatentShape.of_pixels(height=SIZE, width=SIZE, num_latent_frames=num_latent_frames)
     *positive, negative = model.text_encoder.encode([*prompts, model.able.negative_prompt])
-    histories = [torch.zeros(LATENT_CHANNELS, 0, *shape.size_at(2)) for _ in prompts]
-    if pictures is not None:
-        histories = [encode_picture(model.vae, LATENT_SCALE, picture) for picture in pictures]
+    if histories is None:
+        histories = [torch.zeros(LATENT_CHANNELS, 0, *shape.size_at(2)) for _ in prompts]
 
     def predict(sequences: Sequence[ClipSequence]) -> list[Tensor]:
         if broken == "history":
@@ -109,7 +108,7 @@ def make_latents(
             ]
             made = run_units(predict, units)
             histories = [append_unit(history, one) for history, one in zip(histories, made, strict=True)]
-    return torch.stack(histories)
+    return torch.stack(list(histories))
 
 
 def _broken_entry(broken: str) -> AbstractContextManager[object]:
@@ -161,21 +160,23 @@ def judge_videos(
     with_pictures: bool = False,
     sheet: Path | None = None,
 ) -> dict[str, float]:
-    """Shares of right answers over the scenes, half of them in other words than the plainest."""
+    """Shares of right answers over the scenes, told in plain words and in others; videos have seeds from `seed` on."""
     rows: list[dict[str, float]] = []
     misses: list[str] = []
     kept: list[Frames] = []
-    rng = np.random.default_rng((seed, 3))
     for first in range(0, len(scenes), batch):
         part = scenes[first : first + batch]
-        prompts = [plain_prompt(s) if i % 2 else sample_prompt(s, rng) for i, s in enumerate(part)]
+        seeds = range(seed + first, seed + first + len(part))
+        prompts = [_prompt(scene, np.random.default_rng((own, 3))) for scene, own in zip(part, seeds, strict=True)]
         starts = [render(scene, num_frames=1)[0] for scene in part]
         latents = make_latents(
             model,
             prompts,
-            range(seed + first, seed + first + len(part)),
+            seeds,
             settings=settings,
-            pictures=[to_pixels(start) for start in starts] if with_pictures else None,
+            histories=[encode_picture(model.vae, LATENT_SCALE, to_pixels(start)) for start in starts]
+            if with_pictures
+            else None,
             broken=broken,
         )
         for scene, prompt, start, frames in zip(part, prompts, starts, decode(model, latents), strict=True):
@@ -199,6 +200,10 @@ def judge_videos(
     for miss in misses:
         logger.info("missed %s", miss)
     return _means(rows)
+
+
+def _prompt(scene: Scene, rng: np.random.Generator) -> str:
+    return plain_prompt(scene) if rng.random() < 0.5 else sample_prompt(scene, rng)
 
 
 def roughness(frames: Frames) -> float:
@@ -256,6 +261,7 @@ def main() -> None:
     parser.add_argument("what", choices=("vae", "videos", "pictures", "broken", "speed"))
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--first", type=int, default=0, help="videos left out at the beginning, to share the work")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--steps", type=int, nargs=3)
@@ -289,10 +295,10 @@ def main() -> None:
             sheet = sheet.with_stem(f"{sheet.stem}-{broken}")
         score = judge_videos(
             model,
-            scenes_in_turn(args.count, args.seed),
+            scenes_in_turn(args.first + args.count, args.seed)[args.first :],
             settings=settings,
             batch=args.batch,
-            seed=args.seed,
+            seed=args.seed + args.first,
             broken=broken,
             with_pictures=args.what == "pictures",
             sheet=sheet,

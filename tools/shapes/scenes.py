@@ -89,7 +89,9 @@ def sample_scene(
         raise ValueError(f"color={color!r}: a shape must differ from its background")
     start_radius, end_radius = _sample_radii(rng, shape, motion, spread, size)
     start, end = _sample_path(rng, motion, max(start_radius, end_radius), spread)
-    turn = _around(rng, 0.86, 0.94, spread) * math.radians(NUM_FRAMES - 1) if motion == "spins" else 0.0
+    # All spins are nearly one and the same, so that a unit's place in the video tells its angle.
+    turn = _around(rng, 0.89, 0.91, spread) * math.radians(NUM_FRAMES - 1) if motion == "spins" else 0.0
+    tilt = 1 if motion == "spins" else 6
     jitter = rng.uniform(-color_jitter, color_jitter, size=(2, 3))
     rgb = np.clip(np.array([COLORS[color], BACKGROUNDS[background]]) + jitter, 0, 255)
     return Scene(
@@ -101,7 +103,7 @@ def sample_scene(
         end=end,
         start_radius=start_radius,
         end_radius=end_radius,
-        angle=math.radians(_around(rng, -6, 6, spread)),
+        angle=math.radians(_around(rng, -tilt, tilt, spread)),
         turn=turn,
         color_rgb=(float(rgb[0, 0]), float(rgb[0, 1]), float(rgb[0, 2])),
         background_rgb=(float(rgb[1, 0]), float(rgb[1, 1]), float(rgb[1, 2])),
@@ -122,7 +124,8 @@ def _sample_radii(rng: np.random.Generator, shape: str, motion: str, spread: flo
     if motion == "shrinks":
         start = min(_around(rng, 30, 50, spread, size) * unit, _MAX_RADIUS)
         return start, max(start / _around(rng, 1.65, 2.1, spread), 15 * unit)
-    radius = _around(rng, 18, 33, spread, size) * unit
+    # Between the angles at which a shape looks like itself, small ones are more than so few latents can tell.
+    radius = _around(rng, 18, 40 if motion == "spins" else 33, spread, size) * unit
     return radius, radius
 
 

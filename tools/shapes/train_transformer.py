@@ -31,7 +31,7 @@ from pyramid_serve.pyramid_flow import flux
 from pyramid_serve.pyramid_flow.parts import load_transformer
 from pyramid_serve.pyramid_flow.schedule import LAST_SIGMA, stage
 from tools.shapes import teacher_forcing
-from tools.shapes.draw import LatentClips, read_files
+from tools.shapes.draw import LatentClips, mixed, read_files
 from tools.shapes.teacher_forcing import forward, pyramid
 from tools.shapes.text import (
     STRAY_WORDS,
@@ -64,6 +64,8 @@ CONFIG: dict[str, Any] = {
 MAX_CORRUPTION = 1 / 3
 WORN_HISTORIES = 0.9
 WORN_STARTS = 0.6
+ROLLOUTS = 0.3
+"""Of the clips of a step, where there are any (see `rollouts.py`)."""
 START_SHIFT = 2.5 / 64
 """Usual shift of what the lower stage left, where it is wrong most, over half the picture."""
 START_GROWTH = 0.08  # logarithm
@@ -319,6 +321,8 @@ def train(options: Options, *, latents: Path, checkpoint: Path | None, compiled:
     pool = ThreadPoolExecutor(options.num_threads)
     training = Training(model, is_hidden, options, average=0.995, run=pool.map)
     clips, pictures = read_files(latents, "clips"), read_files(latents, "pictures")
+    if any(latents.glob("rollouts_*.pt")):
+        clips = mixed(clips, read_files(latents, "rollouts"), ROLLOUTS)
     last_alone = training.step + NUM_COMPILING_STEPS if compiled else 0
 
     def take(step: int) -> list[float]:

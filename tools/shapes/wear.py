@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tools.shapes.scenes import SHAPES, Scene, area, geometry, paint, progress_of, signed_distance
 
+_MOST_OF_A_SPIN = 0.5
 _COARSE = 2  # pixels between the points at which area and centre are measured
 
 
@@ -51,20 +52,24 @@ class Wear:
 
 
 def sample_wear(rng: np.random.Generator, scene: Scene) -> Wear:
-    """Random wear; weak at the first frame more often than at the last. How far a shape has spun is left as it is."""
+    """Random wear; weak at the first frame more often than at the last.
+
+    How far a shape has spun can still be seen: a model that cannot see it draws all angles at once, which is round.
+    """
+    most, is_readable = (_MOST_OF_A_SPIN, True) if scene.motion == "spins" else (1.0, False)
     waves = tuple(
         Wave(int(fold), rng.normal(0, 0.25 / math.sqrt(fold)), rng.uniform(0, 2 * math.pi), rng.uniform(-4, 4))
         for fold in rng.choice(np.arange(2, 9), size=3, replace=False)
     )
     return Wear(
-        strength=(rng.random() ** 2, rng.random()),
+        strength=(most * rng.random() ** 2, most * rng.random()),
         stretch=rng.normal(0, 0.22),
         axis=rng.uniform(0, math.pi),
         waves=waves,
         other=str(rng.choice([shape for shape in SHAPES if shape != scene.shape])),
-        other_share=rng.random(),
+        other_share=0.0 if is_readable else rng.random(),
         other_angle=rng.uniform(0, 2 * math.pi),
-        tilt=0.0 if scene.turn else rng.normal(0, 0.12),
+        tilt=0.0 if is_readable else rng.normal(0, 0.12),
         softness=5 * rng.random() ** 2,
         fading=0.4 * rng.random() ** 2,
     )
