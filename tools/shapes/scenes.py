@@ -89,7 +89,7 @@ def sample_scene(
         raise ValueError(f"color={color!r}: a shape must differ from its background")
     start_radius, end_radius = _sample_radii(rng, shape, motion, spread, size)
     start, end = _sample_path(rng, motion, max(start_radius, end_radius), spread)
-    # All spins are nearly one and the same, so that a unit's place in the video tells its angle.
+    # All spins are nearly one and the same: few angles to learn, and no speed to guess.
     turn = _around(rng, 0.89, 0.91, spread) * math.radians(NUM_FRAMES - 1) if motion == "spins" else 0.0
     tilt = 1 if motion == "spins" else 6
     jitter = rng.uniform(-color_jitter, color_jitter, size=(2, 3))

@@ -56,7 +56,8 @@ def sample_wear(rng: np.random.Generator, scene: Scene) -> Wear:
 
     How far a shape has spun can still be seen: a model that cannot see it draws all angles at once, which is round.
     """
-    most, is_readable = (_MOST_OF_A_SPIN, True) if scene.motion == "spins" else (1.0, False)
+    is_spin = scene.motion == "spins"
+    most = _MOST_OF_A_SPIN if is_spin else 1.0
     waves = tuple(
         Wave(int(fold), rng.normal(0, 0.25 / math.sqrt(fold)), rng.uniform(0, 2 * math.pi), rng.uniform(-4, 4))
         for fold in rng.choice(np.arange(2, 9), size=3, replace=False)
@@ -67,9 +68,9 @@ def sample_wear(rng: np.random.Generator, scene: Scene) -> Wear:
         axis=rng.uniform(0, math.pi),
         waves=waves,
         other=str(rng.choice([shape for shape in SHAPES if shape != scene.shape])),
-        other_share=0.0 if is_readable else rng.random(),
+        other_share=0.0 if is_spin else rng.random(),
         other_angle=rng.uniform(0, 2 * math.pi),
-        tilt=0.0 if is_readable else rng.normal(0, 0.12),
+        tilt=0.0 if is_spin else rng.normal(0, 0.12),
         softness=5 * rng.random() ** 2,
         fading=0.4 * rng.random() ** 2,
     )
