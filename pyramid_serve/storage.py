@@ -18,6 +18,7 @@ The methods block; callers with an event loop use threads. Ids must have been ch
 again.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -41,6 +42,7 @@ from pyramid_serve.api import VideoRecord, created_at_of, is_video_id
 logger = logging.getLogger(__name__)
 
 _MAX_KEY_CHARACTERS = 1000
+_MAX_REMOVALS = 5
 _MAX_ASIDE_S = 3600.0
 _LATENTS = "latents"
 
@@ -357,10 +359,17 @@ class VideoStore:
             return  # someone else was faster
 
     def _remove_folder(self, folder: str) -> None:
-        try:
-            self._fs.rm(folder, recursive=True)
-        except FileNotFoundError:
-            return  # gone with its last file, or someone else was faster
+        for attempt in range(_MAX_REMOVALS):
+            try:
+                self._fs.rm(folder, recursive=True)
+            except FileNotFoundError:
+                return  # gone with its last file, or someone else was faster
+            except OSError as error:
+                # A late writer has put one more file in between; see `delete`.
+                if error.errno != errno.ENOTEMPTY or attempt == _MAX_REMOVALS - 1:
+                    raise
+            else:
+                return
 
 
 def _to_json(record: VideoRecord) -> bytes:

@@ -127,6 +127,26 @@ def test_a_deleted_video_stays_deleted_under_a_late_writer(store: VideoStore) ->
     assert not store.exists(record.id) and store.ids() == [] and store.unfinished() == []
 
 
+def test_a_video_is_deleted_though_a_file_comes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = VideoStore(str(tmp_path))
+    record = accepted(store)
+    store.save_latents(record.id, 0, LATENTS)
+    folder = tmp_path / "videos" / record.id
+    rmdir, num_late = os.rmdir, 0
+
+    def rmdir_late(path: str, *, dir_fd: int | None = None) -> None:
+        nonlocal num_late
+        if num_late < 2:
+            num_late += 1
+            (folder / "latents" / "001.safetensors").write_bytes(b"late")
+        rmdir(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "rmdir", rmdir_late)
+    store.delete(record.id)
+    assert num_late == 2
+    assert not folder.exists()
+
+
 def test_a_video_deleted_between_look_and_write_leaves_nothing(
     store: VideoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
