@@ -13,7 +13,7 @@ from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.shapes import NUM_STAGES
 from tools.shapes import rollouts
-from tools.shapes.draw import SPIN_WEIGHT, STAR_WEIGHT, LatentClips, chances_of, mixed, read_files
+from tools.shapes.draw import SHRINK_WEIGHT, SPIN_WEIGHT, STAR_WEIGHT, LatentClips, chances_of, mixed, read_files
 from tools.shapes.evaluate import Model
 from tools.shapes.latents import transformer_latents
 from tools.shapes.scenes import render, sample_scene, to_pixels
@@ -130,10 +130,12 @@ def test_a_misdrawn_unit_is_a_little_wrong_where_its_shape_is() -> None:
     assert corner.max() < 1e-3
 
 
-def test_stars_and_spins_are_taken_more_often() -> None:
+def test_stars_and_spins_and_shrinks_are_taken_more_often() -> None:
     drawn = [("star", "spins"), ("circle", "spins"), ("star", "stays still"), ("square", "spins")]
+    drawn += [("circle", "shrinks")]
     chances = chances_of(drawn)
-    np.testing.assert_allclose(chances / chances[1], [STAR_WEIGHT * SPIN_WEIGHT, 1, STAR_WEIGHT, SPIN_WEIGHT])
+    weights = [STAR_WEIGHT * SPIN_WEIGHT, 1, STAR_WEIGHT, SPIN_WEIGHT, SHRINK_WEIGHT]
+    np.testing.assert_allclose(chances / chances[1], weights)
 
 
 def test_rollouts_are_taken_alike_and_as_often_as_told() -> None:

@@ -39,16 +39,16 @@ def roll_out(model: Model, clips: LatentClips, chosen: list[int], *, num_units: 
     """What the model makes of each clip (N, 16, T, h, w), put right before every `num_units` units."""
     latents = clips.latents[chosen].float()
     prompts = [clips.prompts[index][0] for index in chosen]
+    settings, seeds = settings_of(model), range(seed, seed + len(chosen))
     num_latent_frames = latents.shape[2]
     made = latents[:, :, :1]
     for first in range(1, num_latent_frames, num_units):
         last = min(first + num_units, num_latent_frames)
-        seeds = range(seed + first * len(chosen), seed + (first + 1) * len(chosen))
         gone_on = make_latents(
             model,
             prompts,
             seeds,
-            settings=settings_of(model),
+            settings=settings,
             num_latent_frames=last,
             histories=list(latents[:, :, :first].unbind()),
         )
