@@ -40,9 +40,27 @@ def test_a_spinning_circle_counts_as_still() -> None:
     assert agrees(verdict, scene)["motion"]
 
 
+@pytest.mark.parametrize("shape", ["triangle", "square", "star"])
+def test_turns_are_told_in_degrees_clockwise(shape: str) -> None:
+    scene = sample_scene(np.random.default_rng(0), shape=shape, motion="spins")
+    assert judge(every_eighth_frame(scene)).turn == pytest.approx(np.degrees(scene.turn), rel=0.05)
+    back = replace(scene, turn=-scene.turn)
+    assert judge(every_eighth_frame(back)).turn == pytest.approx(-np.degrees(scene.turn), rel=0.05)
+
+
 def test_an_empty_video_has_no_shape() -> None:
     verdict = judge(np.full((4, 128, 128, 3), 128, dtype=np.uint8))
     assert (verdict.shape, verdict.background, verdict.is_whole) == ("none", "gray", False)
+
+
+def test_a_star_that_loses_a_point_is_not_whole() -> None:
+    scene = sample_scene(np.random.default_rng(0), color="red", shape="star", motion="stays still", background="black")
+    frames = every_eighth_frame(scene)
+    x, y = (round(place) for place in scene.start)
+    tip = round(scene.start_radius)
+    frames[5:8, y - tip - 3 : y - round(0.45 * tip), x - tip : x + tip] = frames[0, 0, 0]
+    verdict = judge(frames)
+    assert (verdict.shape, verdict.is_whole) == ("star", False)
 
 
 def test_a_shape_that_leaves_the_picture_is_not_whole() -> None:

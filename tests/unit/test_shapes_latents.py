@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from tools.shapes.judge import scenes_in_turn
-from tools.shapes.latents import GAIN, TERMS, block_transform, transformer_latents, vae_latents
+from tools.shapes.latents import GAIN, TERMS, block_transform, mean_frames, transformer_latents, vae_latents
 from tools.shapes.scenes import render, to_pixels
 
 SUMS = [i for i, term in enumerate(TERMS) if term.orders == (0, 0, 0)]
@@ -51,3 +51,9 @@ def test_latents_are_of_unit_size_in_the_middle_of_the_published_scales() -> Non
     image, video = scaled[:, :, 0].std(), scaled[:, :, 1:].std()
     assert 0.7 < float(image * video) < 1.4
     assert 0.8 * GAIN < vae_latents(pixels).std() < 1.25 * GAIN
+
+
+def test_mean_frames_show_what_the_latents_were_made_of() -> None:
+    pixels = clips(4, 17)
+    units = torch.stack([pixels[:, :, 0], pixels[:, :, 1:9].mean(2), pixels[:, :, 9:].mean(2)], dim=2)
+    assert (mean_frames(transformer_latents(pixels)) - units).square().mean() < 0.02 * units.var()

@@ -13,7 +13,16 @@ from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.shapes import NUM_STAGES
 from tools.shapes import rollouts
-from tools.shapes.draw import SHRINK_WEIGHT, SPIN_WEIGHT, STAR_WEIGHT, LatentClips, chances_of, mixed, read_files
+from tools.shapes.draw import (
+    SHRINK_WEIGHT,
+    SPIN_WEIGHTS,
+    STAR_WEIGHT,
+    LatentClips,
+    chances_of,
+    latents_of,
+    mixed,
+    read_files,
+)
 from tools.shapes.evaluate import Model
 from tools.shapes.latents import transformer_latents
 from tools.shapes.scenes import render, sample_scene, to_pixels
@@ -134,7 +143,7 @@ def test_stars_and_spins_and_shrinks_are_taken_more_often() -> None:
     drawn = [("star", "spins"), ("circle", "spins"), ("star", "stays still"), ("square", "spins")]
     drawn += [("circle", "shrinks")]
     chances = chances_of(drawn)
-    weights = [STAR_WEIGHT * SPIN_WEIGHT, 1, STAR_WEIGHT, SPIN_WEIGHT, SHRINK_WEIGHT]
+    weights = [SPIN_WEIGHTS["star"], 1, STAR_WEIGHT, SPIN_WEIGHTS["square"], SHRINK_WEIGHT]
     np.testing.assert_allclose(chances / chances[1], weights)
 
 
@@ -149,13 +158,11 @@ def test_rollouts_are_taken_alike_and_as_often_as_told() -> None:
     assert both.worn[:, 0, 0, 0, 0].tolist() == [2, 2, 6, 6]
     assert both.prompts == [["star"], ["circle"], ["square"], ["square"]]
     np.testing.assert_allclose(both.chances[2:], [0.15, 0.15])
-    np.testing.assert_allclose(both.chances[0] / both.chances[1], STAR_WEIGHT * SPIN_WEIGHT)
+    np.testing.assert_allclose(both.chances[0] / both.chances[1], SPIN_WEIGHTS["star"])
     np.testing.assert_allclose(both.chances.sum(), 1)
 
 
-def test_rollouts_go_on_from_the_truth_every_few_units_and_what_is_still_from_the_first_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rollouts_are_put_right_every_few_units_or_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def go_on(
         model: object,
         prompts: list[str],
@@ -165,22 +172,41 @@ def test_rollouts_go_on_from_the_truth_every_few_units_and_what_is_still_from_th
         histories: list[torch.Tensor],
         **_: object,
     ) -> torch.Tensor:
-        """Each unit one more than the one before it."""
+        """Everything stands where it stood at the end of its history."""
         assert len(set(seeds)) == len(prompts)
-        made = torch.stack(histories)
-        while made.shape[2] < num_latent_frames:
-            made = torch.cat([made, made[:, :, -1:] + 1], dim=2)
-        return made
+        return torch.stack(
+            [torch.cat([own, *[own[:, -1:]] * (num_latent_frames - own.shape[1])], 1) for own in histories]
+        )
 
     monkeypatch.setattr(rollouts, "make_latents", go_on)
     monkeypatch.setattr(rollouts, "settings_of", lambda model: None)
-    truth = 10.0 * torch.arange(11).view(1, 1, 11, 1, 1).expand(2, 16, 11, 4, 4)
-    drawn = [("star", "grows"), ("star", "stays still")]
-    clips = LatentClips(truth, truth, [["one"], ["other"]], drawn, chances_of(drawn))
-    rollouts.write_file(tmp_path / "rollouts_000.pt", cast(Model, None), clips, [0, 1], seed=1)
+    rng = np.random.default_rng(0)
+    words = [("star", "grows"), ("star", "stays still"), ("square", "spins")]
+    scenes = [
+        sample_scene(rng, shape=shape, motion=motion, color="white", background="black") for shape, motion in words
+    ]
+    rollouts.write_file(tmp_path / "rollouts_000.pt", cast(Model, None), scenes, seed=1)
+
     found = read_files(tmp_path, "rollouts")
-    assert found.worn is not None
-    assert found.prompts == [["other"], ["one"]]
-    assert found.worn[0, 0, :, 0, 0].tolist() == list(range(11))
-    assert found.worn[1, 0, :, 0, 0].tolist() == [0, 1, 2, 3, 4, 41, 42, 43, 44, 81, 82]
-    assert torch.equal(found.latents, truth)
+    assert found.worn is not None and found.drawn == words
+    clips = latents_of(map(render, scenes))
+    assert torch.equal(found.latents[:2], clips[:2])
+    assert found.worn[0, 0, 1:].diff(dim=0).abs().amax((1, 2)).gt(0).nonzero().flatten().tolist() == [3, 7, 11]
+    assert torch.equal(found.worn[1:, :, 15], clips[1:, :, 0])
+    # The square was seen to stand still: what is asked for has it a unit's turn further than that, in every unit.
+    asked, stood = (
+        -np.angle(rollouts.corners_of_units(latents[2].float(), "square")) / 4
+        for latents in (found.latents, found.worn)
+    )
+    np.testing.assert_allclose(np.degrees(asked - stood)[2:] % 90, 8 * 0.9, atol=3)
+
+
+@pytest.mark.parametrize("shape", ["triangle", "square", "star"])
+def test_a_clip_is_turned_to_where_the_unit_before_is_seen(shape: str) -> None:
+    scene = sample_scene(np.random.default_rng(4), shape=shape, motion="spins", color="red", background="gray")
+    ahead = torch.linspace(0, 0.25, 49)
+    made, clip = latents_of([render(scene, num_frames=49, turned=turned) for turned in (ahead, 0 * ahead)]).float()
+    own, true = (rollouts.corners_of_units(latents, shape) for latents in (made, clip))
+    turns = rollouts.turned_after(own, true, shape)
+    of_units = [0, *ahead[1:].view(6, 8).mean(1).tolist()]
+    np.testing.assert_allclose(turns, [0, *of_units[:-1]], atol=0.04)

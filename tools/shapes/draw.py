@@ -29,7 +29,7 @@ CLIPS_PER_FILE = 256
 PICTURES_PER_FILE = 4096
 PROMPTS_PER_CLIP = 6
 STAR_WEIGHT = 2.5
-SPIN_WEIGHT = 4.0
+SPIN_WEIGHTS = {"square": 12.0, "triangle": 6.0, "star": 9.0}
 SHRINK_WEIGHT = 2.0
 PICTURE_SPREAD, PICTURE_SIZE = 0.35, 0.75
 """Where and how large the shapes of pictures are. They teach how a video begins, and that need not be anywhere; rather
@@ -55,11 +55,12 @@ def chances_of(drawn: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
 
 
 def _weight(shape: str, motion: str) -> float:
-    """Stars have the most corners; what spins is at another angle in each unit, but a circle that does looks still;
-    what shrinks comes to be made of few latents.
+    """Stars have the most corners; what shrinks comes to be made of few latents; what spins is at another angle in each
+    unit, and a square's corners show least. A circle that spins looks still.
     """
-    by_motion = {"spins": 1.0 if shape == "circle" else SPIN_WEIGHT, "shrinks": SHRINK_WEIGHT}
-    return (STAR_WEIGHT if shape == "star" else 1.0) * by_motion.get(motion, 1.0)
+    if motion == "spins" and shape in SPIN_WEIGHTS:
+        return SPIN_WEIGHTS[shape]
+    return (STAR_WEIGHT if shape == "star" else 1.0) * (SHRINK_WEIGHT if motion == "shrinks" else 1.0)
 
 
 def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> None:
@@ -68,19 +69,19 @@ def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> Non
     scenes = [sample_scene(rng, color_jitter=6.0, spread=spread, size=PICTURE_SIZE) for _ in range(num_clips)]
     prompts = [[sample_prompt(scene, rng) for _ in range(PROMPTS_PER_CLIP)] for scene in scenes]
     state: dict[str, object] = {
-        "latents": _latents(render(scene, num_frames=num_frames) for scene in scenes),
+        "latents": latents_of(render(scene, num_frames=num_frames) for scene in scenes),
         "prompts": prompts,
         "drawn": [(scene.shape, scene.motion) for scene in scenes],
     }
     if num_frames > 1:
         wear_rng = np.random.default_rng((seed, num_frames, 1))
-        state["worn"] = _latents(
+        state["worn"] = latents_of(
             render_worn(scene, sample_wear(wear_rng, scene), num_frames=num_frames) for scene in scenes
         )
     save_state(path, state)
 
 
-def _latents(clips: Iterable[Tensor]) -> Tensor:
+def latents_of(clips: Iterable[Tensor]) -> Tensor:
     """(N, 16, T, h, w) float16 of clips (F, 3, H, W) uint8."""
     return torch.cat([transformer_latents(to_pixels(clip.transpose(0, 1)[None])).half() for clip in clips])
 

@@ -37,7 +37,7 @@ from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
 from tools.shapes.export import psnr
 from tools.shapes.judge import Frames, Verdict, agrees, judge, scenes_in_turn
 from tools.shapes.latents import LATENT_SCALE
-from tools.shapes.scenes import SIZE, Scene, plain_prompt, render, sample_prompt, to_pixels
+from tools.shapes.scenes import BACKGROUNDS, SIZE, Scene, plain_prompt, render, sample_prompt, to_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +156,7 @@ def judge_videos(
     settings: SamplingSettings,
     batch: int,
     seed: int,
+    num_latent_frames: int = 16,
     broken: str = "nothing",
     with_pictures: bool = False,
     sheet: Path | None = None,
@@ -174,6 +175,7 @@ def judge_videos(
             prompts,
             seeds,
             settings=settings,
+            num_latent_frames=num_latent_frames,
             histories=[encode_picture(model.vae, LATENT_SCALE, to_pixels(start)) for start in starts]
             if with_pictures
             else None,
@@ -187,6 +189,7 @@ def judge_videos(
                 "all": all(right.values()),
                 "whole": verdict.is_whole,
                 "roughness": roughness(frames),
+                "background error": background_error(frames, scene),
             }
             if with_pictures:
                 row["first frame dB"] = psnr(torch.from_numpy(frames[0]).permute(2, 0, 1), start)
@@ -210,6 +213,11 @@ def roughness(frames: Frames) -> float:
     """Mean difference of frames (F, H, W, 3) from themselves blurred over 3 x 3 pixels, in 0..255: edges and grain."""
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
     return float((pixels - F.avg_pool2d(pixels, 3, stride=1, padding=1, count_include_pad=False)).abs().mean())
+
+
+def background_error(frames: Frames, scene: Scene) -> float:
+    """Mean difference of the top and bottom rows of frames (F, H, W, 3) from the background asked for, in 0..255."""
+    return float(np.abs(frames[:, [0, -1]] - np.array(BACKGROUNDS[scene.background], dtype=np.float64)).mean())
 
 
 def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -262,6 +270,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--first", type=int, default=0, help="videos left out at the beginning, to share the work")
+    parser.add_argument("--latent-frames", type=int, default=16, help="1: pictures, 16: all 121 frames")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--steps", type=int, nargs=3)
@@ -299,6 +308,7 @@ def main() -> None:
             settings=settings,
             batch=args.batch,
             seed=args.seed + args.first,
+            num_latent_frames=args.latent_frames,
             broken=broken,
             with_pictures=args.what == "pictures",
             sheet=sheet,

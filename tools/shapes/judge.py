@@ -26,7 +26,8 @@ Frames = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
 _NUM_ANGLES = 120
-_FOLDS = {"triangle": 3, "square": 4, "star": 5}
+FOLDS = {"triangle": 3, "square": 4, "star": 5}
+"""How many times each shape's outline comes again around it."""
 _LEAST_SHIFT = 12.0  # pixels
 _LEAST_GROWTH = math.log(1.22)
 _LEAST_TURN = math.radians(25)
@@ -78,9 +79,9 @@ def judge(frames: Frames) -> Verdict:
     shift_x, shift_y = (_course(np.array([getattr(look, axis) for look in seen])) for axis in ("x", "y"))
     growth = math.exp(_course(np.log([look.size for look in seen])))
     turn = 0.0
-    if shape in _FOLDS:
-        fold = _FOLDS[shape]
-        turn = _course(np.unwrap(np.angle([look.folds[fold] for look in seen])) / fold)
+    if shape in FOLDS:
+        fold = FOLDS[shape]
+        turn = _course(np.unwrap(-np.angle([look.folds[fold] for look in seen])) / fold)
     return Verdict(
         shape=shape,
         color=color,
@@ -92,6 +93,14 @@ def judge(frames: Frames) -> Verdict:
         growth=growth,
         turn=math.degrees(turn),
     )
+
+
+def corners(frames: Frames | Floats, shape: str) -> NDArray[np.complex128]:
+    """The part of the outline in frames (F, H, W, 3), 0..255, that is the shape's own, over the outline's mean (F,).
+
+    How large it is tells how deep the corners are; its phase over minus `FOLDS[shape]` is the turn, clockwise.
+    """
+    return np.array([_look(frame.astype(np.float64)).folds[FOLDS[shape]] for frame in frames])
 
 
 def agrees(verdict: Verdict, scene: Scene) -> dict[str, bool]:
@@ -163,7 +172,7 @@ def _outline(cover: Floats, x: float, y: float) -> Floats:
 def _kind(folds: NDArray[np.complex128]) -> str:
     """The shape with this outline: the strongest of the 3-, 4- and 5-fold parts, each over its ideal strength."""
     ideal = {"triangle": 0.135, "square": 0.068, "star": 0.163}
-    strengths = {name: abs(folds[fold]) / ideal[name] for name, fold in _FOLDS.items()}
+    strengths = {name: abs(folds[fold]) / ideal[name] for name, fold in FOLDS.items()}
     best = max(strengths, key=lambda name: strengths[name])
     return best if strengths[best] > 0.5 else "circle"
 

@@ -2,26 +2,34 @@
 
 Worn shapes (`wear.py`) are a guess at what a model gets wrong; this is what it does get wrong. The rollouts are written
 beside the clips as further ones whose worn latents are the model's own, so that the training shows what the model made
-and asks for what should have come (DAgger, arXiv 1011.0686). A shape that stays still is left to the model from its
-second unit to its last. All else is put right every few units: it goes at a speed that the model cannot know
-beforehand, and asked to leap to where the clip has it, a model would learn to trust no history and to draw something
-between.
+and asks for what should have come (DAgger, arXiv 1011.0686).
+
+What should have come must follow from what is seen, or a model learns to trust no history and to draw something
+between. So a shape that stays still is left to the model from its second unit to its last; so is one that spins, and
+what is asked for goes on from the angle that the model has it at; all else is put right every few units, for it goes
+at a speed that the model cannot know beforehand.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyramid_serve.pyramid_flow.sampler import SamplingSettings
-from tools.shapes.draw import LatentClips, read_files
+from pyramid_serve.pyramid_flow.shapes import TEMPORAL_FACTOR
+from tools.shapes.draw import PROMPTS_PER_CLIP, chances_of, latents_of
 from tools.shapes.evaluate import CHECKPOINT, Model, default_settings, make_latents
+from tools.shapes.judge import FOLDS, corners
+from tools.shapes.latents import mean_frames
+from tools.shapes.scenes import MOTIONS, SHAPES, Scene, render, sample_prompt, sample_scene
 from tools.shapes.training import save_state
 
 logger = logging.getLogger(__name__)
@@ -29,19 +37,27 @@ logger = logging.getLogger(__name__)
 NUM_STEPS = (4, 4, 4)
 """A little fewer than in use: the same errors, a little larger."""
 NUM_UNITS = 4
+"""After which what moves, grows or shrinks is put right."""
+MEMORY = 0.25
+"""How much the angle seen in a unit counts in the next: where corners are hardly seen, those before tell it."""
 
 
 def settings_of(model: Model) -> SamplingSettings:
     return replace(default_settings(model.able, has_image=False), video_num_inference_steps=NUM_STEPS)
 
 
-def roll_out(model: Model, clips: LatentClips, chosen: list[int], *, num_units: int, seed: int) -> Tensor:
-    """What the model makes of each clip (N, 16, T, h, w), put right before every `num_units` units."""
-    latents = clips.latents[chosen].float()
-    prompts = [clips.prompts[index][0] for index in chosen]
-    settings, seeds = settings_of(model), range(seed, seed + len(chosen))
-    num_latent_frames = latents.shape[2]
-    made = latents[:, :, :1]
+def sample_scenes(num_scenes: int, motions: Sequence[str], rng: np.random.Generator) -> list[Scene]:
+    """Scenes as often as the training takes clips of their shape and motion."""
+    words = [(shape, motion) for shape in SHAPES for motion in motions]
+    chosen = rng.choice(len(words), size=num_scenes, p=chances_of(words))
+    return [sample_scene(rng, shape=words[i][0], motion=words[i][1], color_jitter=6.0) for i in chosen]
+
+
+def roll_out(model: Model, clips: Tensor, prompts: Sequence[str], *, num_units: int, seed: int) -> Tensor:
+    """What the model makes of each clip (N, 16, T, h, w) from its first unit on, put right before every `num_units`."""
+    settings, seeds = settings_of(model), range(seed, seed + len(clips))
+    num_latent_frames = clips.shape[2]
+    made = clips[:, :, :1]
     for first in range(1, num_latent_frames, num_units):
         last = min(first + num_units, num_latent_frames)
         gone_on = make_latents(
@@ -50,48 +66,88 @@ def roll_out(model: Model, clips: LatentClips, chosen: list[int], *, num_units: 
             seeds,
             settings=settings,
             num_latent_frames=last,
-            histories=list(latents[:, :, :first].unbind()),
+            histories=list(clips[:, :, :first].unbind()),
         )
         made = torch.cat([made, gone_on[:, :, first:]], dim=2)
     return made
 
 
-def write_file(path: Path, model: Model, clips: LatentClips, chosen: list[int], *, seed: int) -> None:
-    parts = []
-    for is_still in (True, False):
-        part = [index for index in chosen if (clips.drawn[index][1] == "stays still") is is_still]
-        if part:
-            num_units = clips.latents.shape[2] if is_still else NUM_UNITS
-            parts.append((part, roll_out(model, clips, part, num_units=num_units, seed=seed)))
-    order = [index for part, _ in parts for index in part]
+def corners_of_units(latents: Tensor, shape: str) -> NDArray[np.complex128]:
+    """`corners` of each unit (T,) of latents (16, T, h, w), in the mean of its frames."""
+    frames = mean_frames(latents[None])[0].permute(1, 2, 3, 0)
+    return corners((frames * 127.5 + 127.5).numpy(), shape)
+
+
+def turned_after(own: NDArray[np.complex128], true: NDArray[np.complex128], shape: str) -> Tensor:
+    """How far a clip is to be turned in each unit (T,) to go on from the angle that the unit before it was seen at.
+
+    own, true: the corners of what was made and of the clip (T,). Radians, clockwise; the smallest of those that look
+    alike.
+    """
+    turns, seen = [0.0], 0.0 + 0.0j
+    for ahead in (own * true.conj())[:-1]:
+        seen = ahead + MEMORY * seen
+        turns.append(-float(np.angle(seen)) / FOLDS[shape])
+    return torch.tensor(turns)
+
+
+def is_left_alone(scene: Scene) -> bool:
+    """Whether a clip is left to the model up to its last unit."""
+    return scene.motion in ("stays still", "spins")
+
+
+def write_file(path: Path, model: Model, scenes: Sequence[Scene], *, seed: int) -> None:
+    rng = np.random.default_rng((seed, 1))
+    scenes = sorted(scenes, key=is_left_alone)
+    prompts = [[sample_prompt(scene, rng) for _ in range(PROMPTS_PER_CLIP)] for scene in scenes]
+    clips = latents_of(map(render, scenes)).float()
+    num_put_right, num_latent_frames = len(scenes) - sum(map(is_left_alone, scenes)), clips.shape[2]
+    made = clips.clone()
+    for part, num_units in (
+        (slice(0, num_put_right), NUM_UNITS),
+        (slice(num_put_right, len(scenes)), num_latent_frames),
+    ):
+        if scenes[part]:
+            first = [own[0] for own in prompts[part]]
+            made[part] = roll_out(model, clips[part], first, num_units=num_units, seed=seed + part.start)
+    depths = []
+    for index, scene in enumerate(scenes):
+        if scene.motion == "spins" and scene.shape in FOLDS:
+            own, true = (corners_of_units(latents, scene.shape) for latents in (made[index], clips[index]))
+            depths.append(np.abs(own) / np.abs(true))
+            of_frames = turned_after(own, true, scene.shape).repeat_interleave(TEMPORAL_FACTOR)[TEMPORAL_FACTOR - 1 :]
+            clips[index] = latents_of([render(scene, turned=of_frames)])[0].float()
+    if depths:
+        by_unit = " ".join(f"{depth:.2f}" for depth in np.mean(depths, axis=0))
+        logger.info("%d spin; depth of corners over the true one, by unit: %s", len(depths), by_unit)
     state = {
-        "latents": clips.latents[order],
-        "worn": torch.cat([made for _, made in parts]).half(),
-        "prompts": [clips.prompts[index] for index in order],
-        "drawn": [clips.drawn[index] for index in order],
+        "latents": clips.half(),
+        "worn": made.half(),
+        "prompts": prompts,
+        "drawn": [(scene.shape, scene.motion) for scene in scenes],
     }
     save_state(path, state)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--latents", type=Path, required=True, help="what tools.shapes.draw wrote")
+    parser.add_argument("--latents", type=Path, required=True, help="where tools.shapes.draw wrote the clips")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--files", type=int, nargs=2, default=(0, 16), help="the first, and the one after the last")
     parser.add_argument("--clips", type=int, default=16, help="in a file")
+    parser.add_argument("--motions", nargs="+", choices=MOTIONS, default=MOTIONS, metavar="MOTION")
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     model = Model.load(args.checkpoint, torch.bfloat16)
-    clips = read_files(args.latents, "clips")
     for index in range(*args.files):
         path = args.latents / f"rollouts_{index:03d}.pt"
         if not path.exists():
-            rng = np.random.default_rng((args.seed, index))
-            chosen = rng.choice(len(clips.prompts), size=args.clips, replace=False, p=clips.chances).tolist()
-            write_file(path, model, clips, chosen, seed=args.seed + 1000 * index)
+            seed = args.seed + 1000 * index
+            scenes = sample_scenes(args.clips, args.motions, np.random.default_rng((seed, 0)))
+            write_file(path, model, scenes, seed=seed)
             logger.info("wrote %s", path.name)
 
 

@@ -144,11 +144,20 @@ def _sample_path(
 
 
 def render(
-    scene: Scene, *, num_frames: int = NUM_FRAMES, first_frame: int = 0, box: tuple[int, int, int, int] | None = None
+    scene: Scene,
+    *,
+    num_frames: int = NUM_FRAMES,
+    first_frame: int = 0,
+    box: tuple[int, int, int, int] | None = None,
+    turned: Tensor | None = None,
 ) -> Tensor:
-    """Frames (F, 3, H, W) uint8 of a scene, antialiased; `box` is the (top, left, height, width) to draw."""
-    distance = signed_distance(scene.shape, *geometry(scene, num_frames=num_frames, first_frame=first_frame, box=box))
-    return paint(scene, (0.5 - distance).clamp_(0, 1))
+    """Frames (F, 3, H, W) uint8 of a scene, antialiased.
+
+    box: the (top, left, height, width) to draw; turned: radians (F,) that each frame is turned further, clockwise.
+    """
+    x, y, radius, angle = geometry(scene, num_frames=num_frames, first_frame=first_frame, box=box)
+    angle = angle if turned is None else angle + turned.view(-1, 1, 1)
+    return paint(scene, (0.5 - signed_distance(scene.shape, x, y, radius, angle)).clamp_(0, 1))
 
 
 def geometry(

@@ -64,7 +64,7 @@ CONFIG: dict[str, Any] = {
 MAX_CORRUPTION = 1 / 3
 WORN_HISTORIES = 0.9
 WORN_STARTS = 0.6
-ROLLOUTS = 0.3
+ROLLOUTS = 0.4
 """Of the clips of a step, where there are any (see `rollouts.py`)."""
 START_SHIFT = 2.5 / 64
 """Usual shift of what the lower stage left, where it is wrong most, over half the picture."""

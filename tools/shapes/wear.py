@@ -20,6 +20,7 @@ from torch import Tensor
 from tools.shapes.scenes import SHAPES, Scene, area, geometry, paint, progress_of, signed_distance
 
 _MOST_OF_A_SPIN = 0.5
+_MOST_ROUNDING = 0.9  # of what spins, where 1 is a circle
 _COARSE = 2  # pixels between the points at which area and centre are measured
 
 
@@ -56,7 +57,7 @@ def sample_wear(rng: np.random.Generator, scene: Scene) -> Wear:
 
     How far a shape has spun can still be seen: a model that cannot see it draws all angles at once, which is round.
     """
-    is_spin = scene.motion == "spins"
+    is_spin = scene.motion == "spins" and scene.shape != "circle"
     most = _MOST_OF_A_SPIN if is_spin else 1.0
     waves = tuple(
         Wave(int(fold), rng.normal(0, 0.25 / math.sqrt(fold)), rng.uniform(0, 2 * math.pi), rng.uniform(-4, 4))
@@ -67,8 +68,8 @@ def sample_wear(rng: np.random.Generator, scene: Scene) -> Wear:
         stretch=rng.normal(0, 0.22),
         axis=rng.uniform(0, math.pi),
         waves=waves,
-        other=str(rng.choice([shape for shape in SHAPES if shape != scene.shape])),
-        other_share=0.0 if is_spin else rng.random(),
+        other="circle" if is_spin else str(rng.choice([shape for shape in SHAPES if shape != scene.shape])),
+        other_share=_MOST_ROUNDING / most * math.sqrt(rng.random()) if is_spin else rng.random(),
         other_angle=rng.uniform(0, 2 * math.pi),
         tilt=0.0 if is_spin else rng.normal(0, 0.12),
         softness=5 * rng.random() ** 2,
