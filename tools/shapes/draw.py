@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 CLIPS_PER_FILE = 256
 PICTURES_PER_FILE = 4096
 PROMPTS_PER_CLIP = 6
+COLOR_JITTER = 6.0  # of 255
 STAR_WEIGHT = 2.5
 SPIN_WEIGHTS = {"square": 12.0, "triangle": 6.0, "star": 9.0}
 SHRINK_WEIGHT = 2.0
@@ -66,7 +67,7 @@ def _weight(shape: str, motion: str) -> float:
 def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> None:
     rng = np.random.default_rng((seed, num_frames))
     spread = PICTURE_SPREAD if num_frames == 1 else 1.0
-    scenes = [sample_scene(rng, color_jitter=6.0, spread=spread, size=PICTURE_SIZE) for _ in range(num_clips)]
+    scenes = [sample_scene(rng, color_jitter=COLOR_JITTER, spread=spread, size=PICTURE_SIZE) for _ in range(num_clips)]
     prompts = [[sample_prompt(scene, rng) for _ in range(PROMPTS_PER_CLIP)] for scene in scenes]
     state: dict[str, object] = {
         "latents": latents_of(render(scene, num_frames=num_frames) for scene in scenes),

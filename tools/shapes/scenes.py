@@ -63,6 +63,10 @@ class Scene:
     color_rgb: tuple[float, float, float]  # 0..255
     background_rgb: tuple[float, float, float]
 
+    @property
+    def is_seen_to_spin(self) -> bool:
+        return self.motion == "spins" and self.shape != "circle"
+
 
 def sample_scene(
     rng: np.random.Generator,

@@ -57,7 +57,7 @@ def sample_wear(rng: np.random.Generator, scene: Scene) -> Wear:
 
     How far a shape has spun can still be seen: a model that cannot see it draws all angles at once, which is round.
     """
-    is_spin = scene.motion == "spins" and scene.shape != "circle"
+    is_spin = scene.is_seen_to_spin
     most = _MOST_OF_A_SPIN if is_spin else 1.0
     waves = tuple(
         Wave(int(fold), rng.normal(0, 0.25 / math.sqrt(fold)), rng.uniform(0, 2 * math.pi), rng.uniform(-4, 4))
