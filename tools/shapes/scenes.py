@@ -9,6 +9,7 @@ judge counts it.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -230,19 +231,29 @@ def signed_distance(shape: str, x: Tensor, y: Tensor, radius: Tensor, angle: Ten
 
 
 # Wording. The first of each tuple is the plain one and is used most.
-_COLOR_WORDS = {"purple": ("purple", "violet"), "cyan": ("cyan", "turquoise"), "gray": ("gray", "grey")}
+_COLOR_WORDS = {
+    "red": ("red", "crimson", "scarlet"),
+    "yellow": ("yellow", "golden"),
+    "purple": ("purple", "violet"),
+    "cyan": ("cyan", "turquoise", "aqua", "teal"),
+    "gray": ("gray", "grey"),
+}
 _SHAPE_WORDS = {
-    "circle": ("circle", "disc", "ball"),
+    "circle": ("circle", "disc", "disk", "ball", "dot"),
     "square": ("square", "box"),
     "triangle": ("triangle",),
-    "star": ("star",),
+    "star": ("star", "five-pointed star"),
 }
-_GO = (("moves", "moving"), ("goes", "going"), ("slides", "sliding"), ("drifts", "drifting"), ("travels", "traveling"))
+_ADJECTIVES = ("small", "big", "large", "little", "bright", "single", "simple", "plain", "solid", "flat")
+_GO = tuple(
+    (f"{verb}s" if verb != "go" else "goes", f"{verb.removesuffix('e')}ing")
+    for verb in ("move", "go", "slide", "drift", "travel", "float", "glide", "head", "shift", "roll")
+)
 _WHERE = {
-    "moves right": ("right", "to the right", "rightwards", "from left to right"),
-    "moves left": ("left", "to the left", "leftwards", "from right to left"),
-    "moves up": ("up", "upwards", "upward", "to the top"),
-    "moves down": ("down", "downwards", "downward", "to the bottom"),
+    "moves right": ("right", "to the right", "rightwards", "rightward", "from left to right", "towards the right"),
+    "moves left": ("left", "to the left", "leftwards", "leftward", "from right to left", "towards the left"),
+    "moves up": ("up", "upwards", "upward", "to the top", "from bottom to top", "towards the top"),
+    "moves down": ("down", "downwards", "downward", "to the bottom", "from top to bottom", "towards the bottom"),
 }
 _DOES: dict[str, tuple[tuple[str, str], ...]] = {
     "stays still": (
@@ -259,7 +270,6 @@ _DOES: dict[str, tuple[tuple[str, str], ...]] = {
         ("gets larger", "getting larger"),
         ("expands", "expanding"),
     ),
-    "shrinks": (("shrinks", "shrinking"), ("gets smaller", "getting smaller"), ("becomes smaller", "becoming smaller")),
     "spins": (
         ("spins", "spinning"),
         ("rotates", "rotating"),
@@ -277,6 +287,10 @@ _SENTENCES = (
     "a {color} {shape} that {does}, on a {background} background",
     "on a {background} background, a {color} {shape} {does}",
     "{background} background, {color} {shape} {doing}",
+    "moves right": (),
+    "moves left": (),
+    "moves up": (("rises", "rising"), ("ascends", "ascending"), ("climbs", "climbing")),
+    "moves down": (("falls", "falling"), ("descends", "descending"), ("drops", "dropping"), ("sinks", "sinking")),
     "a {shape} {does}, it is {color}, the background is {background}",
     "a video of a {color} {shape} {doing} over a {background} background",
     "{color} {shape}, {doing}, {background}",
@@ -284,23 +298,49 @@ _SENTENCES = (
 
 
 def plain_prompt(scene: Scene) -> str:
+        ("remains still", "remaining still"),
+        ("is stationary", "stationary"),
+        ("is static", "static"),
+        ("holds still", "holding still"),
+        ("stays put", "staying put"),
     """The scene in the plainest words, e.g. "a red circle moves right on a black background"."""
     article = "an" if scene.color == "orange" else "a"
     return f"{article} {scene.color} {scene.shape} {scene.motion} on a {scene.background} background"
 
 
 def sample_prompt(scene: Scene, rng: np.random.Generator) -> str:
+        ("becomes bigger", "becoming bigger"),
+        ("becomes larger", "becoming larger"),
+        ("grows larger", "growing larger"),
+        ("enlarges", "enlarging"),
+        ("increases in size", "increasing in size"),
+        ("swells", "swelling"),
+    ),
+    "shrinks": (
+        ("shrinks", "shrinking"),
+        ("gets smaller", "getting smaller"),
+        ("becomes smaller", "becoming smaller"),
+        ("contracts", "contracting"),
+        ("decreases in size", "decreasing in size"),
+        ("grows smaller", "growing smaller"),
     """The scene in random words; a third of the time in the plainest."""
     if rng.random() < 0.33:
         return plain_prompt(scene)
     color = _pick(rng, _COLOR_WORDS.get(scene.color, (scene.color,)))
-    if scene.motion in _WHERE:
+    if rng.random() < 0.1:
+        color = f"{rng.choice(_ADJECTIVES)} {color}"
+    words = _DOES[scene.motion]
+    if scene.motion in _WHERE and (not words or rng.random() < 0.75):
         does, doing = _GO[0] if rng.random() < 0.5 else _GO[int(rng.integers(len(_GO)))]
         where = _pick(rng, _WHERE[scene.motion])
+        ("turns around", "turning around"),
+        ("revolves", "revolving"),
+        ("rotates in place", "rotating in place"),
+        ("spins clockwise", "spinning clockwise"),
+        ("whirls", "whirling"),
         does, doing = f"{does} {where}", f"{doing} {where}"
     else:
-        words = _DOES[scene.motion]
-        does, doing = words[0] if rng.random() < 0.4 else words[int(rng.integers(len(words)))]
+        does, doing = words[0] if rng.random() < 0.3 else words[int(rng.integers(len(words)))]
     sentence = str(rng.choice(_SENTENCES)).format(
         color=color,
         shape=_pick(rng, _SHAPE_WORDS[scene.shape]),
@@ -308,10 +348,16 @@ def sample_prompt(scene: Scene, rng: np.random.Generator) -> str:
         doing=doing,
         background=_pick(rng, _COLOR_WORDS.get(scene.background, (scene.background,))),
     )
-    sentence = sentence.replace("a orange", "an orange")
+    sentence = re.sub(r"\ba (?=[aeio])", "an ", sentence)
     if rng.random() < 0.2:
         sentence = sentence[0].upper() + sentence[1:]
     return sentence + "." if rng.random() < 0.2 else sentence
+    "a {color} {shape} is {doing} on a {background} background",
+    "{doing} {color} {shape} on a {background} background",
+    "a {doing} {color} {shape} in front of a {background} background",
+    "show a {color} {shape} {doing} with a {background} backdrop",
+    "{background} screen with a {color} {shape} {doing}",
+    "an animation of one {shape} in {color} which {does}; behind it all is {background}",
 
 
 def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:

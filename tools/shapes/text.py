@@ -41,7 +41,7 @@ _WORDS = {"color": tuple(COLORS), "shape": SHAPES, "motion": MOTIONS, "backgroun
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def corpus(num_prompts: int = 4000) -> list[str]:
+def corpus(num_prompts: int = 12000) -> list[str]:
     """Prompts in all their wordings."""
     rng = np.random.default_rng(0)
     return [sample_prompt(sample_scene(rng), rng) for _ in range(num_prompts)]
@@ -91,7 +91,7 @@ def write_clip_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=900,
+        vocab_size=1600,
         initial_alphabet=alphabet,
         special_tokens=[],
         end_of_word_suffix="</w>",
@@ -174,12 +174,44 @@ class TextEncoders(nn.Module):
             copy.save_pretrained(folder / name)
 
 
+def load_encoders(checkpoint: Path, tokenizers: Path) -> TextEncoders:
+    """Both encoders of a checkpoint in float32, with the tokenizers in `tokenizers`, which are the checkpoint's."""
+    encoders = TextEncoders(tokenizers)
+    clip = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
+    t5 = T5EncoderModel.from_pretrained(checkpoint / "text_encoder_2", dtype=torch.float32)
+    encoders.clip.load_state_dict(clip.state_dict())
+    encoders.t5.load_state_dict(t5.state_dict())
+    return encoders
+
+
 def with_stray_word(prompt: str, rng: np.random.Generator) -> str:
     """The prompt with a word in it that nobody knows."""
     words = prompt.split(" ")
     stray = "".join(rng.choice(list(string.ascii_lowercase), size=int(rng.integers(2, 9))))
     words.insert(int(rng.integers(len(words) + 1)), stray)
     return " ".join(words)
+
+
+def sample_prompts(num: int, rng: np.random.Generator) -> tuple[list[str], list[Scene]]:
+    """Prompts in all words, some with one that nobody knows, and their scenes."""
+    scenes = [sample_scene(rng) for _ in range(num)]
+    prompts = [sample_prompt(scene, rng) for scene in scenes]
+    return [with_stray_word(prompt, rng) if rng.random() < STRAY_WORDS else prompt for prompt in prompts], scenes
+
+
+def new_heads() -> nn.ModuleList:
+    """Linear heads that tell the four words from CLIP's pooled vector and from the mean of T5's hidden states."""
+    return nn.ModuleList([nn.Linear(WIDTH, sum(len(words) for words in _WORDS.values())) for _ in range(2)])
+
+
+def mark(heads: nn.ModuleList, encoded: tuple[Tensor, Tensor, Tensor], scenes: Sequence[Scene]) -> tuple[Tensor, float]:
+    """Cross entropy of both heads' answers for what `TextEncoders` gives, and the share of them that is right."""
+    embeds, mask, pooled = encoded
+    mean = (embeds * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+    (clip_loss, clip_share), (t5_loss, t5_share) = (
+        _mark(head(vectors), scenes) for head, vectors in zip(heads, (pooled, mean), strict=True)
+    )
+    return clip_loss + t5_loss, (clip_share + t5_share) / 2
 
 
 def _mark(logits: Tensor, scenes: Sequence[Scene]) -> tuple[Tensor, float]:
@@ -198,20 +230,13 @@ def teach_words(encoders: TextEncoders, *, num_steps: int, batch: int = 96, lr: 
 
     Returns the share of right answers in the last step.
     """
-    heads = nn.ModuleList([nn.Linear(WIDTH, sum(len(words) for words in _WORDS.values())) for _ in range(2)])
+    heads = new_heads()
     optimizer = torch.optim.AdamW(chain(encoders.parameters(), heads.parameters()), lr=lr, weight_decay=0.0, fused=True)
     share = 0.0
     for step in range(num_steps):
         rng = np.random.default_rng((seed, step))
-        scenes = [sample_scene(rng) for _ in range(batch)]
-        prompts = [sample_prompt(scene, rng) for scene in scenes]
-        prompts = [with_stray_word(prompt, rng) if rng.random() < STRAY_WORDS else prompt for prompt in prompts]
-        embeds, mask, pooled = encoders(prompts)
-        mean = (embeds * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
-        (clip_loss, clip_share), (t5_loss, t5_share) = (
-            _mark(head(vectors), scenes) for head, vectors in zip(heads, (pooled, mean), strict=True)
-        )
-        loss, share = clip_loss + t5_loss, (clip_share + t5_share) / 2
+        prompts, scenes = sample_prompts(batch, rng)
+        loss, share = mark(heads, encoders(prompts), scenes)
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 20, 2 * (num_steps - step) / num_steps)
         optimizer.zero_grad()

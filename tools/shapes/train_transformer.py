@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import CLIPTextModel, T5EncoderModel
 
 from pyramid_serve.pyramid_flow import flux
 from pyramid_serve.pyramid_flow.parts import load_transformer
@@ -38,6 +37,7 @@ from tools.shapes.text import (
     WIDTH,
     TextEncoders,
     corpus,
+    load_encoders,
     teach_words,
     with_stray_word,
     write_clip_tokenizer,
@@ -286,10 +286,7 @@ def start_from(checkpoint: Path, tokenizers: Path) -> TextToVideo:
         shutil.copytree(checkpoint / name, tokenizers / name, dirs_exist_ok=True)
     model = TextToVideo(tokenizers)
     model.flux.load_state_dict(cast(nn.Module, load_transformer(checkpoint)).state_dict())
-    clip = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
-    t5 = T5EncoderModel.from_pretrained(checkpoint / "text_encoder_2", dtype=torch.float32)
-    model.text.clip.load_state_dict(clip.state_dict())
-    model.text.t5.load_state_dict(t5.state_dict())
+    model.text = load_encoders(checkpoint, tokenizers)
     return model
 
 
