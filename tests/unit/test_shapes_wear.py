@@ -39,7 +39,7 @@ def test_worn_shapes_stay_where_they_were_and_keep_their_area() -> None:
     places = torch.arange(SIZE, dtype=torch.float64)
     for scene in scenes(32):
         scene = replace(scene, start=(64.0, 64.0), start_radius=26.0, background_rgb=(0.0,) * 3, color_rgb=(200.0,) * 3)
-        wear = replace(sample_wear(rng, scene), strength=(1.0, 1.0), fading=0.0)
+        wear = replace(sample_wear(rng, scene), strength=(1.0, 1.0), fading=0.0, growth=0.0)
         whole, worn = cover_of(render(scene, num_frames=1)), cover_of(render_worn(scene, wear, num_frames=1))
         assert (whole - worn).abs().sum() > 0.02 * whole.sum()
         assert worn.sum().item() == pytest.approx(whole.sum().item(), rel=0.025)
@@ -58,6 +58,43 @@ def test_what_spins_is_worn_toward_a_circle_at_its_own_angle_and_no_shape_toward
         assert max(wear.strength) * wear.other_share <= (0.9 if is_spin else 1.0)
         assert wear.other == "circle" or not is_spin
         assert wear.other != scene.shape
+
+
+def test_a_chipped_shape_lacks_one_of_its_corners() -> None:
+    rng = np.random.default_rng(5)
+    scene = sample_scene(rng, shape="star", motion="stays still")
+    scene = replace(scene, start=(64.0, 64.0), start_radius=40.0, end_radius=40.0, angle=0.0)
+    wear = replace(
+        sample_wear(rng, scene),
+        strength=(1.0, 1.0),
+        stretch=0.0,
+        waves=(),
+        other_share=0.0,
+        tilt=0.0,
+        softness=0.0,
+        fading=0.0,
+        growth=0.0,
+        chipped_corner=0,
+        chip=0.6,
+    )
+    worn = render_worn(scene, wear, num_frames=1)[0, 0].float()
+    background, color = scene.background_rgb[0], scene.color_rgb[0]
+    rows = ((worn - background) / (color - background) > 0.5).any(dim=1).nonzero().flatten()
+    assert rows[0] > 64 - 32  # the upper corner, which was at 64 - 40
+    assert rows[-1] > 64 + 27  # the lower ones, at 40 cos 36 degrees, moved up with the centre
+
+
+def test_what_keeps_its_size_is_worn_in_size_from_the_first_frame_on_and_what_changes_it_is_not() -> None:
+    rng = np.random.default_rng(6)
+    for scene in scenes(64):
+        keeps = scene.motion not in ("grows", "shrinks")
+        wear = sample_wear(rng, scene)
+        assert (wear.growth != 0.0) == keeps
+        if keeps and scene.motion == "stays still":
+            wear = replace(wear, strength=(0.0, 0.0), growth=-0.3)
+            worn, whole = render_worn(scene, wear, num_frames=121), render(scene)
+            off = [(worn[i].float() - whole[i].float()).abs().mean().item() for i in (0, 60, 120)]
+            assert off[0] < 0.2 < off[1] < off[2]
 
 
 def test_whole_histories_are_worn_or_none_of_them_is() -> None:

@@ -29,8 +29,12 @@ CLIPS_PER_FILE = 256
 PICTURES_PER_FILE = 4096
 PROMPTS_PER_CLIP = 6
 COLOR_JITTER = 6.0  # of 255
-STAR_WEIGHT = 2.5
-SPIN_WEIGHTS = {"square": 12.0, "triangle": 6.0, "star": 9.0}
+CLIP_COLOR_JITTER = 12.0
+OTHER_COLORS = 0.15
+"""A video may go on from another's picture, so some clips have other colours. With more of them the colours of all
+videos drift there. Pictures, which a video begins with from words, have the words' own."""
+STAR_WEIGHT = 3.0
+SPIN_WEIGHTS = {"square": 9.0, "triangle": 6.0, "star": 18.0}
 SHRINK_WEIGHT = 2.0
 PICTURE_SPREAD, PICTURE_SIZE = 0.35, 0.75
 """Where and how large the shapes of pictures are. They teach how a video begins, and that need not be anywhere; rather
@@ -67,7 +71,16 @@ def _weight(shape: str, motion: str) -> float:
 def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> None:
     rng = np.random.default_rng((seed, num_frames))
     spread = PICTURE_SPREAD if num_frames == 1 else 1.0
-    scenes = [sample_scene(rng, color_jitter=COLOR_JITTER, spread=spread, size=PICTURE_SIZE) for _ in range(num_clips)]
+    scenes = [
+        sample_scene(
+            rng,
+            color_jitter=COLOR_JITTER if num_frames == 1 else CLIP_COLOR_JITTER,
+            other_colors=0.0 if num_frames == 1 else OTHER_COLORS,
+            spread=spread,
+            size=PICTURE_SIZE,
+        )
+        for _ in range(num_clips)
+    ]
     prompts = [[sample_prompt(scene, rng) for _ in range(PROMPTS_PER_CLIP)] for scene in scenes]
     state: dict[str, object] = {
         "latents": latents_of(render(scene, num_frames=num_frames) for scene in scenes),

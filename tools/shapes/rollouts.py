@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyramid_serve.pyramid_flow.sampler import SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import TEMPORAL_FACTOR
-from tools.shapes.draw import COLOR_JITTER, PROMPTS_PER_CLIP, chances_of, latents_of
+from tools.shapes.draw import CLIP_COLOR_JITTER, OTHER_COLORS, PROMPTS_PER_CLIP, chances_of, latents_of
 from tools.shapes.evaluate import CHECKPOINT, Model, default_settings, make_latents
 from tools.shapes.judge import FOLDS, corners
 from tools.shapes.latents import mean_frames
@@ -50,7 +50,16 @@ def sample_scenes(num_scenes: int, motions: Sequence[str], rng: np.random.Genera
     """Scenes as often as the training takes clips of their shape and motion."""
     words = [(shape, motion) for shape in SHAPES for motion in motions]
     chosen = rng.choice(len(words), size=num_scenes, p=chances_of(words))
-    return [sample_scene(rng, shape=words[i][0], motion=words[i][1], color_jitter=COLOR_JITTER) for i in chosen]
+    return [
+        sample_scene(
+            rng,
+            shape=words[i][0],
+            motion=words[i][1],
+            color_jitter=CLIP_COLOR_JITTER,
+            other_colors=OTHER_COLORS,
+        )
+        for i in chosen
+    ]
 
 
 def roll_out(model: Model, clips: Tensor, prompts: Sequence[str], *, num_units: int, seed: int) -> Tensor:

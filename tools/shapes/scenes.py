@@ -18,7 +18,8 @@ from torch import Tensor
 
 SIZE = 128
 NUM_FRAMES = 121
-MARGIN = 2.0
+MARGIN = 5.0
+"""Pixels to the border: a model's own places are a few off, and a shape must not be cut."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (230, 25, 25),
@@ -36,6 +37,20 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "gray": (128, 128, 128),
     "brown": (130, 68, 28),
 }
+# The same words in a person's own pictures: pure colours, and those of the web.
+_OTHER_COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (255, 0, 0),
+    "green": (0, 190, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "orange": (255, 150, 0),
+    "purple": (128, 0, 128),
+    "white": (255, 255, 255),
+    "cyan": (0, 255, 255),
+    "black": (0, 0, 0),
+    "gray": (128, 128, 128),
+    "brown": (150, 60, 40),
+}
 SHAPES = ("circle", "square", "triangle", "star")
 MOTIONS = ("moves right", "moves left", "moves up", "moves down", "stays still", "grows", "shrinks", "spins")
 
@@ -43,7 +58,7 @@ MOTIONS = ("moves right", "moves left", "moves up", "moves down", "stays still",
 _CORNERS = {"triangle": (3, 0.5), "square": (4, math.cos(math.pi / 4)), "star": (5, 0.43)}
 # Radii over a square's, so that all shapes are of about one size to the eye.
 _RELATIVE_RADIUS = {"circle": 0.82, "square": 1.0, "triangle": 1.2, "star": 1.25}
-_MAX_RADIUS = 60.0
+_MAX_RADIUS = 55.0
 _DIRECTIONS = {"moves right": (1, 0), "moves left": (-1, 0), "moves up": (0, -1), "moves down": (0, 1)}
 
 
@@ -77,12 +92,14 @@ def sample_scene(
     motion: str | None = None,
     background: str | None = None,
     color_jitter: float = 8.0,
+    other_colors: float = 0.0,
     spread: float = 1.0,
     size: float = 0.5,
 ) -> Scene:
     """A random scene, with any of its words given; `spread` narrows where, how large and how fast around the middle.
 
-    size: where in their range narrowed sizes lie, 0..1. Raises ValueError for a shape in its background's colour.
+    size: where in their range narrowed sizes lie, 0..1; other_colors: how many scenes, 0..1, have colours on the way to
+    those of other pictures. Raises ValueError for a shape in its background's colour.
     """
     shape = shape or str(rng.choice(SHAPES))
     motion = motion or str(rng.choice(MOTIONS))
@@ -98,7 +115,10 @@ def sample_scene(
     turn = _around(rng, 0.89, 0.91, spread) * math.radians(NUM_FRAMES - 1) if motion == "spins" else 0.0
     tilt = 1 if motion == "spins" else 6
     jitter = rng.uniform(-color_jitter, color_jitter, size=(2, 3))
-    rgb = np.clip(np.array([COLORS[color], BACKGROUNDS[background]]) + jitter, 0, 255)
+    own = np.array([COLORS[color], BACKGROUNDS[background]])
+    others = np.array([_OTHER_COLORS[color], _OTHER_COLORS[background]])
+    share = rng.random((2, 1)) if rng.random() < other_colors else 0.0
+    rgb = np.clip(own + share * (others - own) + jitter, 0, 255)
     return Scene(
         color=color,
         shape=shape,
@@ -125,10 +145,10 @@ def _sample_radii(rng: np.random.Generator, shape: str, motion: str, spread: flo
     unit = _RELATIVE_RADIUS[shape]
     if motion == "grows":
         start = _around(rng, 17, 28, spread, size) * unit
-        return start, min(start * _around(rng, 1.65, 2.1, spread), 52 * unit, _MAX_RADIUS)
+        return start, min(start * _around(rng, 1.6, 2.0, spread), 50 * unit, _MAX_RADIUS)
     if motion == "shrinks":
-        start = min(_around(rng, 30, 50, spread, size) * unit, _MAX_RADIUS)
-        return start, max(start / _around(rng, 1.65, 2.1, spread), 15 * unit)
+        start = min(_around(rng, 29, 46, spread, size) * unit, _MAX_RADIUS)
+        return start, max(start / _around(rng, 1.6, 2.0, spread), 15 * unit)
     # Between the angles at which a shape looks like itself, small ones are more than so few latents can tell.
     radius = _around(rng, 18, 40 if motion == "spins" else 33, spread, size) * unit
     return radius, radius
@@ -142,7 +162,7 @@ def _sample_path(
     if motion not in _DIRECTIONS:
         return (x, y), (x, y)
     dx, dy = _DIRECTIONS[motion]
-    distance = _around(rng, 34, min(58.0, high - low), spread)
+    distance = _around(rng, 30, max(30.0, min(54.0, high - low)), spread)
     first = _around(rng, low, high - distance, spread)
     near, far = (first, first + distance) if dx + dy > 0 else (first + distance, first)
     return ((near, y), (far, y)) if dx else ((x, near), (x, far))
@@ -206,6 +226,19 @@ def area(shape: str) -> float:
     return num_corners * inner * math.sin(math.pi / num_corners)
 
 
+def corner_angles(shape: str) -> list[float]:
+    """Where an upright shape's corners point, radians clockwise from the right; a circle has none."""
+    if shape == "circle":
+        return []
+    num_corners, _ = _CORNERS[shape]
+    return [_upright(shape) + 2 * math.pi * corner / num_corners for corner in range(num_corners)]
+
+
+def _upright(shape: str) -> float:
+    """Where the first corner of an upright shape points."""
+    return math.pi / 4 if shape == "square" else -math.pi / 2
+
+
 def _between(start: float, end: float, progress: Tensor) -> Tensor:
     return start + (end - start) * progress
 
@@ -219,8 +252,7 @@ def signed_distance(shape: str, x: Tensor, y: Tensor, radius: Tensor, angle: Ten
         return torch.sqrt(x * x + y * y) - radius
     num_corners, inner = _CORNERS[shape]
     sector = 2 * math.pi / num_corners
-    upright = math.pi / 4 if shape == "square" else -math.pi / 2
-    direction = torch.atan2(y, x) - upright - angle
+    direction = torch.atan2(y, x) - _upright(shape) - angle
     folded = (torch.remainder(direction + sector / 2, sector) - sector / 2).abs_()
     distance = torch.sqrt(x * x + y * y)
     # The edge runs from the corner (R, 0) to (inner R cos, inner R sin) at half a sector.
@@ -256,6 +288,10 @@ _WHERE = {
     "moves down": ("down", "downwards", "downward", "to the bottom", "from top to bottom", "towards the bottom"),
 }
 _DOES: dict[str, tuple[tuple[str, str], ...]] = {
+    "moves right": (),
+    "moves left": (),
+    "moves up": (("rises", "rising"), ("ascends", "ascending"), ("climbs", "climbing")),
+    "moves down": (("falls", "falling"), ("descends", "descending"), ("drops", "dropping"), ("sinks", "sinking")),
     "stays still": (
         ("stays still", "staying still"),
         ("stands still", "standing still"),
@@ -263,52 +299,17 @@ _DOES: dict[str, tuple[tuple[str, str], ...]] = {
         ("is still", "still"),
         ("is motionless", "motionless"),
         ("stays in place", "staying in place"),
+        ("remains still", "remaining still"),
+        ("is stationary", "stationary"),
+        ("is static", "static"),
+        ("holds still", "holding still"),
+        ("stays put", "staying put"),
     ),
     "grows": (
         ("grows", "growing"),
         ("gets bigger", "getting bigger"),
         ("gets larger", "getting larger"),
         ("expands", "expanding"),
-    ),
-    "spins": (
-        ("spins", "spinning"),
-        ("rotates", "rotating"),
-        ("turns", "turning"),
-        ("spins around", "spinning around"),
-    ),
-}
-_SENTENCES = (
-    "a {color} {shape} {does} on a {background} background",
-    "a {color} {shape} {doing} on a {background} background",
-    "{color} {shape} {doing}, {background} background",
-    "{color} {shape} {does} on {background}",
-    "the {color} {shape} {does} against a {background} backdrop",
-    "{color} {shape} {doing}, {background} backdrop",
-    "a {color} {shape} that {does}, on a {background} background",
-    "on a {background} background, a {color} {shape} {does}",
-    "{background} background, {color} {shape} {doing}",
-    "moves right": (),
-    "moves left": (),
-    "moves up": (("rises", "rising"), ("ascends", "ascending"), ("climbs", "climbing")),
-    "moves down": (("falls", "falling"), ("descends", "descending"), ("drops", "dropping"), ("sinks", "sinking")),
-    "a {shape} {does}, it is {color}, the background is {background}",
-    "a video of a {color} {shape} {doing} over a {background} background",
-    "{color} {shape}, {doing}, {background}",
-)
-
-
-def plain_prompt(scene: Scene) -> str:
-        ("remains still", "remaining still"),
-        ("is stationary", "stationary"),
-        ("is static", "static"),
-        ("holds still", "holding still"),
-        ("stays put", "staying put"),
-    """The scene in the plainest words, e.g. "a red circle moves right on a black background"."""
-    article = "an" if scene.color == "orange" else "a"
-    return f"{article} {scene.color} {scene.shape} {scene.motion} on a {scene.background} background"
-
-
-def sample_prompt(scene: Scene, rng: np.random.Generator) -> str:
         ("becomes bigger", "becoming bigger"),
         ("becomes larger", "becoming larger"),
         ("grows larger", "growing larger"),
@@ -323,6 +324,48 @@ def sample_prompt(scene: Scene, rng: np.random.Generator) -> str:
         ("contracts", "contracting"),
         ("decreases in size", "decreasing in size"),
         ("grows smaller", "growing smaller"),
+    ),
+    "spins": (
+        ("spins", "spinning"),
+        ("rotates", "rotating"),
+        ("turns", "turning"),
+        ("spins around", "spinning around"),
+        ("turns around", "turning around"),
+        ("revolves", "revolving"),
+        ("rotates in place", "rotating in place"),
+        ("spins clockwise", "spinning clockwise"),
+        ("whirls", "whirling"),
+    ),
+}
+_SENTENCES = (
+    "a {color} {shape} {does} on a {background} background",
+    "a {color} {shape} {doing} on a {background} background",
+    "{color} {shape} {doing}, {background} background",
+    "{color} {shape} {does} on {background}",
+    "the {color} {shape} {does} against a {background} backdrop",
+    "{color} {shape} {doing}, {background} backdrop",
+    "a {color} {shape} that {does}, on a {background} background",
+    "on a {background} background, a {color} {shape} {does}",
+    "{background} background, {color} {shape} {doing}",
+    "a {shape} {does}, it is {color}, the background is {background}",
+    "a video of a {color} {shape} {doing} over a {background} background",
+    "{color} {shape}, {doing}, {background}",
+    "a {color} {shape} is {doing} on a {background} background",
+    "{doing} {color} {shape} on a {background} background",
+    "a {doing} {color} {shape} in front of a {background} background",
+    "show a {color} {shape} {doing} with a {background} backdrop",
+    "{background} screen with a {color} {shape} {doing}",
+    "an animation of one {shape} in {color} which {does}; behind it all is {background}",
+)
+
+
+def plain_prompt(scene: Scene) -> str:
+    """The scene in the plainest words, e.g. "a red circle moves right on a black background"."""
+    article = "an" if scene.color == "orange" else "a"
+    return f"{article} {scene.color} {scene.shape} {scene.motion} on a {scene.background} background"
+
+
+def sample_prompt(scene: Scene, rng: np.random.Generator) -> str:
     """The scene in random words; a third of the time in the plainest."""
     if rng.random() < 0.33:
         return plain_prompt(scene)
@@ -333,11 +376,6 @@ def sample_prompt(scene: Scene, rng: np.random.Generator) -> str:
     if scene.motion in _WHERE and (not words or rng.random() < 0.75):
         does, doing = _GO[0] if rng.random() < 0.5 else _GO[int(rng.integers(len(_GO)))]
         where = _pick(rng, _WHERE[scene.motion])
-        ("turns around", "turning around"),
-        ("revolves", "revolving"),
-        ("rotates in place", "rotating in place"),
-        ("spins clockwise", "spinning clockwise"),
-        ("whirls", "whirling"),
         does, doing = f"{does} {where}", f"{doing} {where}"
     else:
         does, doing = words[0] if rng.random() < 0.3 else words[int(rng.integers(len(words)))]
@@ -352,12 +390,6 @@ def sample_prompt(scene: Scene, rng: np.random.Generator) -> str:
     if rng.random() < 0.2:
         sentence = sentence[0].upper() + sentence[1:]
     return sentence + "." if rng.random() < 0.2 else sentence
-    "a {color} {shape} is {doing} on a {background} background",
-    "{doing} {color} {shape} on a {background} background",
-    "a {doing} {color} {shape} in front of a {background} background",
-    "show a {color} {shape} {doing} with a {background} backdrop",
-    "{background} screen with a {color} {shape} {doing}",
-    "an animation of one {shape} in {color} which {does}; behind it all is {background}",
 
 
 def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
