@@ -16,6 +16,7 @@ from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
 from tools.shapes.evaluate import Model, decode, default_settings, make_latents, vae_psnr
 from tools.shapes.export import psnr
 from tools.shapes.judge import Frames, agrees, judge, scenes_in_turn
+from tools.shapes.phrases import PHRASES
 from tools.shapes.scenes import Scene, plain_prompt, render, sample_scene
 from tools.shapes.stages import unit_errors
 from tools.shapes.train_transformer import start_from
@@ -84,6 +85,23 @@ def test_videos_have_the_shapes_of_their_prompts() -> None:
 
 def test_videos_move_as_their_prompts_say() -> None:
     assert num_right("motion") >= NUM_VIDEOS - 2  # by chance, one
+
+
+def test_videos_begin_as_a_persons_own_words_say() -> None:
+    rng = np.random.default_rng(0)
+    latents = make_latents(
+        model(),
+        [phrase.prompt for phrase in PHRASES],
+        range(len(PHRASES)),
+        settings=default_settings(model().able, has_image=False),
+        num_latent_frames=1,
+    )
+    right = [
+        agrees(judge(frames), phrase.scene(rng))
+        for phrase, frames in zip(PHRASES, decode(model(), latents), strict=True)
+    ]
+    for word in ("shape", "color", "background"):
+        assert sum(verdict[word] for verdict in right) >= len(PHRASES) - 2, word
 
 
 def test_without_history_units_do_not_go_on_from_each_other() -> None:

@@ -1,8 +1,8 @@
-"""Judge the model: `python -m tools.shapes.evaluate vae | videos | pictures | broken | speed`.
+"""Judge the model: `python -m tools.shapes.evaluate vae | videos | phrases | pictures | broken | speed`.
 
-vae: PSNR of held-out clips; videos: text to video over prompts in turn; pictures: image to video; broken: text to video
-with parts of the sampler broken on purpose, as the rows of a table; speed: seconds for one video of 121 frames, alone
-in this process.
+vae: PSNR of held-out clips; videos: text to video over prompts in turn; phrases: the same over a person's own words;
+pictures: image to video; broken: text to video with parts of the sampler broken on purpose, as the rows of a table;
+speed: seconds for one video of 121 frames, alone in this process.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
 from tools.shapes.export import psnr
 from tools.shapes.judge import Frames, Verdict, agrees, judge, scenes_in_turn
 from tools.shapes.latents import LATENT_SCALE
+from tools.shapes.phrases import PHRASES
 from tools.shapes.scenes import BACKGROUNDS, SIZE, Scene, plain_prompt, render, sample_prompt, to_pixels
 
 logger = logging.getLogger(__name__)
@@ -160,15 +161,21 @@ def judge_videos(
     broken: str = "nothing",
     with_pictures: bool = False,
     sheet: Path | None = None,
+    told: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Shares of right answers over the scenes, told in plain words and in others; videos have seeds from `seed` on."""
+    """Shares of right answers over the scenes; videos have seeds from `seed` on.
+
+    told: the scenes' prompts; without them, plain words for some and others for the rest.
+    """
+    if told is None:
+        told = [_prompt(scene, np.random.default_rng((seed + i, 3))) for i, scene in enumerate(scenes)]
     rows: list[dict[str, float]] = []
     misses: list[str] = []
     kept: list[Frames] = []
     for first in range(0, len(scenes), batch):
         part = scenes[first : first + batch]
         seeds = range(seed + first, seed + first + len(part))
-        prompts = [_prompt(scene, np.random.default_rng((own, 3))) for scene, own in zip(part, seeds, strict=True)]
+        prompts = told[first : first + batch]
         starts = [render(scene, num_frames=1)[0] for scene in part]
         latents = make_latents(
             model,
@@ -266,7 +273,7 @@ def measure_speed(model: Model, settings: SamplingSettings) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("vae", "videos", "pictures", "broken", "speed"))
+    parser.add_argument("what", choices=("vae", "videos", "phrases", "pictures", "broken", "speed"))
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--first", type=int, default=0, help="videos left out at the beginning, to share the work")
@@ -298,13 +305,17 @@ def main() -> None:
     if args.what == "speed":
         logger.info("%s", json.dumps(measure_speed(model, settings)))
         return
+    scenes, told = scenes_in_turn(args.first + args.count, args.seed)[args.first :], None
+    if args.what == "phrases":
+        rng = np.random.default_rng(args.seed)
+        scenes, told = [phrase.scene(rng) for phrase in PHRASES], [phrase.prompt for phrase in PHRASES]
     for broken in BROKEN if args.what == "broken" else BROKEN[:1]:
         sheet: Path | None = args.sheet
         if sheet is not None and args.what == "broken":
             sheet = sheet.with_stem(f"{sheet.stem}-{broken}")
         score = judge_videos(
             model,
-            scenes_in_turn(args.first + args.count, args.seed)[args.first :],
+            scenes,
             settings=settings,
             batch=args.batch,
             seed=args.seed + args.first,
@@ -312,6 +323,7 @@ def main() -> None:
             broken=broken,
             with_pictures=args.what == "pictures",
             sheet=sheet,
+            told=told,
         )
         logger.info("broken: %s %s", broken, json.dumps(score))
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tools.shapes.evaluate import CHECKPOINT
+from tools.shapes.phrases import PHRASES
 from tools.shapes.text import (
     TextEncoders,
     corpus,
@@ -125,6 +126,14 @@ def main() -> None:
     heads = fit_heads(old, num_steps=NUM_HEAD_STEPS, seed=args.seed)
     teach(old, new, heads, num_steps=NUM_STEPS, seed=args.seed + 1)
     new.save(args.out)
+    rng = np.random.default_rng(args.seed)
+    scenes, prompts = [phrase.scene(rng) for phrase in PHRASES], [phrase.prompt for phrase in PHRASES]
+    for name, encoders in (("old", old), ("new", new)):
+        with torch.no_grad():
+            _, share = mark(heads, encoders(prompts), scenes)
+        logger.info(
+            "words of a person's own prompts that are told right from the %s encoders: %.1f %%", name, 100 * share
+        )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Wear:
     other_share: float  # 0..1
     other_angle: float
     chipped_corner: int
-    chip: float  # how much of the length to that corner is gone, 0..1
+    chip: float  # how much of the length to that corner is gone at full strength
     growth: float  # logarithm of the size in the last frame over the true one, whatever the strength
     tilt: float
     softness: float  # pixels that an edge is wider by
