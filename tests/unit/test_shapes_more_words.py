@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tools.shapes import text
-from tools.shapes.more_words import away, copy_weights, fit_heads, is_known, teach
+from tools.shapes.more_words import copy_weights, fit_heads, is_known, measure_distance, teach
 from tools.shapes.scenes import plain_prompt, sample_scene
 from tools.shapes.text import (
     TextEncoders,
@@ -29,7 +29,7 @@ def encoders(folder: Path, prompts: list[str]) -> TextEncoders:
     return TextEncoders(folder)
 
 
-def test_a_prompt_is_known_where_each_of_its_words_is_a_token(tmp_path: Path) -> None:
+def test_a_prompt_is_known_where_each_of_its_words_is(tmp_path: Path) -> None:
     tokenizer = encoders(tmp_path, OLD).t5_tokenizer
     assert is_known("Blue circle moves right, white", tokenizer)
     assert not is_known("blue circle rises, white", tokenizer)
@@ -41,10 +41,10 @@ def test_what_was_known_is_encoded_as_before_when_weights_are_copied(tmp_path: P
     new = encoders(tmp_path / "new", [*OLD, *NEW])
     assert len(new.t5_tokenizer) > len(old.t5_tokenizer) and len(new.clip_tokenizer) > len(old.clip_tokenizer)
     with torch.no_grad():
-        assert float(away(old, new, OLD)) > 0.1
+        assert float(measure_distance(old, new, OLD)) > 0.1
     copy_weights(old, new)
     with torch.no_grad():
-        assert float(away(old, new, OLD)) < 1e-6
+        assert float(measure_distance(old, new, OLD)) < 1e-6
 
 
 def test_new_words_come_to_be_told_and_known_ones_stay_as_they_were(
@@ -71,4 +71,4 @@ def test_new_words_come_to_be_told_and_known_ones_stay_as_they_were(
     teach(old, new, heads, num_steps=40, seed=1)
     assert loss() < 0.5 * before
     with torch.no_grad():
-        assert float(away(old, new, plain[:40])) < 0.1
+        assert float(measure_distance(old, new, plain[:40])) < 0.1

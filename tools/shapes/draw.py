@@ -61,7 +61,7 @@ def chances_of(drawn: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
 
 def _weight(shape: str, motion: str) -> float:
     """Stars have the most corners; what shrinks comes to be made of few latents; what spins is at another angle in each
-    unit, and a square's corners show least. A circle that spins looks still.
+    unit, and loses its corners first, a star before all others. A circle that spins looks still.
     """
     if motion == "spins" and shape in SPIN_WEIGHTS:
         return SPIN_WEIGHTS[shape]

@@ -308,7 +308,8 @@ def main() -> None:
     scenes, told = scenes_in_turn(args.first + args.count, args.seed)[args.first :], None
     if args.what == "phrases":
         rng = np.random.default_rng(args.seed)
-        scenes, told = [phrase.scene(rng) for phrase in PHRASES], [phrase.prompt for phrase in PHRASES]
+        phrases = PHRASES[args.first : args.first + args.count]
+        scenes, told = [phrase.scene(rng) for phrase in phrases], [phrase.prompt for phrase in phrases]
     for broken in BROKEN if args.what == "broken" else BROKEN[:1]:
         sheet: Path | None = args.sheet
         if sheet is not None and args.what == "broken":

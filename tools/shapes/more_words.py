@@ -36,13 +36,13 @@ from tools.shapes.text import (
 
 logger = logging.getLogger(__name__)
 
-BATCH = 96
+NUM_PROMPTS = 192  # in a step
 NUM_HEAD_STEPS = 300
 NUM_STEPS = 800
 
 
 def is_known(prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether each word of a prompt is a token of its own to T5's tokenizer."""
+    """Whether each word of a prompt is in the vocabulary of T5's tokenizer."""
     vocabulary = tokenizer.get_vocab()
     return all(f"\u2581{word}" in vocabulary for word in re.findall(r"[a-z]+", prompt.lower()))
 
@@ -72,7 +72,7 @@ def fit_heads(encoders: TextEncoders, *, num_steps: int, seed: int) -> nn.Module
     heads = new_heads()
     optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-2, weight_decay=0.0)
     for step in range(num_steps):
-        prompts, scenes = sample_prompts(2 * BATCH, np.random.default_rng((seed, step)))
+        prompts, scenes = sample_prompts(NUM_PROMPTS, np.random.default_rng((seed, step)))
         known = [i for i, prompt in enumerate(prompts) if is_known(prompt, encoders.t5_tokenizer)]
         with torch.no_grad():
             encoded = encoders([prompts[i] for i in known])
@@ -84,8 +84,8 @@ def fit_heads(encoders: TextEncoders, *, num_steps: int, seed: int) -> nn.Module
     return heads.requires_grad_(False)
 
 
-def away(old: TextEncoders, new: TextEncoders, prompts: list[str]) -> Tensor:
-    """How far the new encoders are from the old ones, over the size of what the old ones give."""
+def measure_distance(old: TextEncoders, new: TextEncoders, prompts: list[str]) -> Tensor:
+    """Squared error of the new encoders over the variance of what the old ones give, added over T5's and CLIP's."""
     with torch.no_grad():
         embeds, mask, pooled = old(prompts)
     new_embeds, _, new_pooled = new(prompts)
@@ -95,12 +95,13 @@ def away(old: TextEncoders, new: TextEncoders, prompts: list[str]) -> Tensor:
 
 
 def teach(old: TextEncoders, new: TextEncoders, heads: nn.ModuleList, *, num_steps: int, seed: int) -> None:
+    """Have the heads tell all prompts' words from the new encoders, and known prompts be encoded as by the old ones."""
     optimizer = torch.optim.AdamW(new.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     for step in range(num_steps):
-        prompts, scenes = sample_prompts(2 * BATCH, np.random.default_rng((seed, step)))
+        prompts, scenes = sample_prompts(NUM_PROMPTS, np.random.default_rng((seed, step)))
         known = [prompt for prompt in prompts if is_known(prompt, old.t5_tokenizer)]
         loss, share = mark(heads, new(prompts), scenes)
-        distance = away(old, new, known)
+        distance = measure_distance(old, new, known)
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 20, 2 * (num_steps - step) / num_steps)
         optimizer.zero_grad()
@@ -113,7 +114,7 @@ def teach(old: TextEncoders, new: TextEncoders, heads: nn.ModuleList, *, num_ste
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for the checkpoint")
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -121,7 +122,7 @@ def main() -> None:
     shutil.copytree(args.checkpoint, args.out)
     write_clip_tokenizer(args.out / "tokenizer", corpus())
     write_t5_tokenizer(args.out / "tokenizer_2", corpus())
-    old, new = load_encoders(args.checkpoint, args.checkpoint), TextEncoders(args.out)
+    old, new = load_encoders(args.checkpoint), TextEncoders(args.out)
     copy_weights(old, new)
     heads = fit_heads(old, num_steps=NUM_HEAD_STEPS, seed=args.seed)
     teach(old, new, heads, num_steps=NUM_STEPS, seed=args.seed + 1)

@@ -1,4 +1,4 @@
-"""Prompts in a person's own words, not made from the sentences of `scenes.py`.
+"""Prompts in a person's own words, written without the sentences of `scenes.py` (two are one of them by chance).
 
 Some of their words are in the training's prompts, some ("flying", "unmoving", "canvas") are not.
 """

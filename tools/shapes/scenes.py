@@ -37,7 +37,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "gray": (128, 128, 128),
     "brown": (130, 68, 28),
 }
-# The same words in a person's own pictures: pure colours, and those of the web.
+# The same words in a person's own pictures: pure colours, or near to those of the web.
 _OTHER_COLORS: dict[str, tuple[int, int, int]] = {
     "red": (255, 0, 0),
     "green": (0, 190, 0),
@@ -162,7 +162,7 @@ def _sample_path(
     if motion not in _DIRECTIONS:
         return (x, y), (x, y)
     dx, dy = _DIRECTIONS[motion]
-    distance = _around(rng, 30, max(30.0, min(54.0, high - low)), spread)
+    distance = _around(rng, 30, min(54.0, high - low), spread)
     first = _around(rng, low, high - distance, spread)
     near, far = (first, first + distance) if dx + dy > 0 else (first + distance, first)
     return ((near, y), (far, y)) if dx else ((x, near), (x, far))

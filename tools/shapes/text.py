@@ -174,9 +174,9 @@ class TextEncoders(nn.Module):
             copy.save_pretrained(folder / name)
 
 
-def load_encoders(checkpoint: Path, tokenizers: Path) -> TextEncoders:
-    """Both encoders of a checkpoint in float32, with the tokenizers in `tokenizers`, which are the checkpoint's."""
-    encoders = TextEncoders(tokenizers)
+def load_encoders(checkpoint: Path) -> TextEncoders:
+    """Both encoders of a checkpoint, in float32, and their tokenizers."""
+    encoders = TextEncoders(checkpoint)
     clip = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
     t5 = T5EncoderModel.from_pretrained(checkpoint / "text_encoder_2", dtype=torch.float32)
     encoders.clip.load_state_dict(clip.state_dict())
@@ -192,9 +192,9 @@ def with_stray_word(prompt: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def sample_prompts(num: int, rng: np.random.Generator) -> tuple[list[str], list[Scene]]:
+def sample_prompts(num_prompts: int, rng: np.random.Generator) -> tuple[list[str], list[Scene]]:
     """Prompts in all words, some with one that nobody knows, and their scenes."""
-    scenes = [sample_scene(rng) for _ in range(num)]
+    scenes = [sample_scene(rng) for _ in range(num_prompts)]
     prompts = [sample_prompt(scene, rng) for scene in scenes]
     return [with_stray_word(prompt, rng) if rng.random() < STRAY_WORDS else prompt for prompt in prompts], scenes
 
@@ -209,12 +209,12 @@ def mark(heads: nn.ModuleList, encoded: tuple[Tensor, Tensor, Tensor], scenes: S
     embeds, mask, pooled = encoded
     mean = (embeds * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
     (clip_loss, clip_share), (t5_loss, t5_share) = (
-        _mark(head(vectors), scenes) for head, vectors in zip(heads, (pooled, mean), strict=True)
+        _mark_head(head(vectors), scenes) for head, vectors in zip(heads, (pooled, mean), strict=True)
     )
     return clip_loss + t5_loss, (clip_share + t5_share) / 2
 
 
-def _mark(logits: Tensor, scenes: Sequence[Scene]) -> tuple[Tensor, float]:
+def _mark_head(logits: Tensor, scenes: Sequence[Scene]) -> tuple[Tensor, float]:
     """Cross entropy of a head's answers (B, sum of words), added over the kinds of word; the share that is right."""
     losses, shares = [], []
     parts = logits.split([len(words) for words in _WORDS.values()], dim=1)

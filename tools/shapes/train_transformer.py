@@ -286,7 +286,7 @@ def start_from(checkpoint: Path, tokenizers: Path) -> TextToVideo:
         shutil.copytree(checkpoint / name, tokenizers / name, dirs_exist_ok=True)
     model = TextToVideo(tokenizers)
     model.flux.load_state_dict(cast(nn.Module, load_transformer(checkpoint)).state_dict())
-    model.text = load_encoders(checkpoint, tokenizers)
+    model.text = load_encoders(checkpoint)
     return model
 
 
