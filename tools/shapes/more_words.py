@@ -89,9 +89,9 @@ def measure_distance(old: TextEncoders, new: TextEncoders, prompts: list[str]) -
     with torch.no_grad():
         embeds, mask, pooled = old(prompts)
     new_embeds, _, new_pooled = new(prompts)
-    return (
-        F.mse_loss(new_embeds[mask], embeds[mask]) / embeds[mask].var() + F.mse_loss(new_pooled, pooled) / pooled.var()
-    )
+    pairs = ((new_embeds[mask], embeds[mask]), (new_pooled, pooled))
+    distance: Tensor = torch.stack([F.mse_loss(one, other) / other.var() for one, other in pairs]).sum()
+    return distance
 
 
 def teach(old: TextEncoders, new: TextEncoders, heads: nn.ModuleList, *, num_steps: int, seed: int) -> None:
