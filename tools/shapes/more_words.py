@@ -33,6 +33,7 @@ from tools.shapes.text import (
     write_clip_tokenizer,
     write_t5_tokenizer,
 )
+from tools.shapes.training import rate_at
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def teach(old: TextEncoders, new: TextEncoders, heads: nn.ModuleList, *, num_ste
         loss, share = mark(heads, new(prompts), scenes)
         distance = measure_distance(old, new, known)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 20, 2 * (num_steps - step) / num_steps)
+            group["lr"] = 1e-3 * rate_at(step, num_steps=num_steps, num_warmup=20, num_decay=num_steps // 2)
         optimizer.zero_grad()
         (loss + 10 * distance).backward()
         optimizer.step()

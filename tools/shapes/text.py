@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from tools.shapes.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scene, sample_prompt, sample_scene
+from tools.shapes.training import rate_at
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +239,7 @@ def teach_words(encoders: TextEncoders, *, num_steps: int, batch: int = 96, lr: 
         prompts, scenes = sample_prompts(batch, rng)
         loss, share = mark(heads, encoders(prompts), scenes)
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 20, 2 * (num_steps - step) / num_steps)
+            group["lr"] = lr * rate_at(step, num_steps=num_steps, num_warmup=20, num_decay=num_steps // 2)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
