@@ -290,6 +290,7 @@ class Engine(Generic[RequestT, ResponseT]):
 
     def _turn(self) -> None:
         try:
+            self.check()
             self._join_and_leave()
             pack = choose_pack(
                 self._slots,
@@ -302,6 +303,8 @@ class Engine(Generic[RequestT, ResponseT]):
             if pack:
                 self._advance(pack)
         except DeviceFailedError as error:
+            with self._lock:  # those that came while it failed, too
+                self._slots, self._joining = [*self._slots, *self._joining], []
             self._fail_all(error)
         except Exception as error:
             logger.exception("a turn failed outside of any forward: all slots fail")

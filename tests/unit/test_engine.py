@@ -419,17 +419,25 @@ async def test_a_hook_that_fails_hangs_nobody() -> None:
 
 async def test_a_device_that_failed_for_good_fails_all_units_and_takes_no_more() -> None:
     packs = []
+    is_running, may_fail = threading.Event(), threading.Event()
 
     def forward(requests: Sequence[Work]) -> list[str]:
         packs.append(len(requests))
+        is_running.set()
+        may_fail.wait(5)
         raise torch.AcceleratorError("an illegal memory access was encountered")
 
     engine = Engine(forward)
     engine.check()
-    units = (engine.run(unit(name, 2), submitted_at=0) for name in "ab")
-    results = await asyncio.gather(*units, return_exceptions=True)
+    first = asyncio.create_task(engine.run(unit("a", 2), submitted_at=0))
+    await asyncio.to_thread(is_running.wait, 5)
+    second = asyncio.create_task(engine.run(unit("b", 2), submitted_at=0))  # comes while the device fails
+    await asyncio.sleep(0)
+    assert engine.stats().num_present == 2
+    may_fail.set()
+    results = await asyncio.gather(first, second, return_exceptions=True)
     assert [type(result) for result in results] == [DeviceFailedError, DeviceFailedError]
-    assert len(packs) == 1
+    assert packs == [1]
     for work in (engine.run(unit("c", 1), submitted_at=0), engine.run_between_turns(lambda: None)):
         with pytest.raises(DeviceFailedError, match="illegal memory access"):
             await work
