@@ -22,6 +22,8 @@ from tools.shapes.draw import (
     latents_of,
     mixed,
     read_files,
+    sample_pictures,
+    sample_scenes,
 )
 from tools.shapes.evaluate import Model
 from tools.shapes.latents import transformer_latents
@@ -139,27 +141,38 @@ def test_a_misdrawn_unit_is_a_little_wrong_where_its_shape_is() -> None:
     assert corner.max() < 1e-3
 
 
-def test_stars_and_spins_and_shrinks_are_taken_more_often() -> None:
+def test_stars_and_spins_and_shrinks_are_drawn_more_often() -> None:
     drawn = [("star", "spins"), ("circle", "spins"), ("star", "stays still"), ("square", "spins")]
     drawn += [("circle", "shrinks")]
     chances = chances_of(drawn)
     weights = [SPIN_WEIGHTS["star"], 1, STAR_WEIGHT, SPIN_WEIGHTS["square"], SHRINK_WEIGHT]
     np.testing.assert_allclose(chances / chances[1], weights)
+    words = [(scene.shape, scene.motion) for scene in sample_scenes(4000, np.random.default_rng(0))]
+    of_squares = [sum(word == (shape, "spins") for word in words) for shape in ("square", "star")]
+    np.testing.assert_allclose(of_squares[1] / of_squares[0], SPIN_WEIGHTS["star"] / SPIN_WEIGHTS["square"], rtol=0.2)
 
 
-def test_rollouts_are_taken_alike_and_as_often_as_told() -> None:
+def test_half_of_the_clips_are_as_large_as_pictures_and_the_rest_of_any_size() -> None:
+    rng = np.random.default_rng(0)
+    clips = sample_scenes(4000, rng, motions=["stays still"])
+    small = np.array([scene.start_radius < 25.5 for scene in clips if scene.shape == "square"])  # of 18 to 33
+    assert small.mean() == pytest.approx(0.25, abs=0.05)
+    pictures = [scene for scene in sample_pictures(500, rng) if scene.shape == "square"]
+    assert min(scene.start_radius for scene in pictures if scene.motion == "stays still") > 25.5
+
+
+def test_rollouts_are_taken_as_often_as_told() -> None:
     def clips(drawn: list[tuple[str, str]], mark: float) -> LatentClips:
         latents = torch.full((len(drawn), 16, 1, 4, 4), mark)
-        return LatentClips(latents, latents + 1, [[shape] for shape, _ in drawn], drawn, chances_of(drawn))
+        chances = np.arange(1.0, len(drawn) + 1) / np.arange(1.0, len(drawn) + 1).sum()
+        return LatentClips(latents, latents + 1, [[shape] for shape, _ in drawn], drawn, chances)
 
     both = mixed(clips([("star", "spins"), ("circle", "grows")], 1), clips([("square", "grows")] * 2, 5), share=0.3)
     assert both.worn is not None
     assert both.latents[:, 0, 0, 0, 0].tolist() == [1, 1, 5, 5]
     assert both.worn[:, 0, 0, 0, 0].tolist() == [2, 2, 6, 6]
     assert both.prompts == [["star"], ["circle"], ["square"], ["square"]]
-    np.testing.assert_allclose(both.chances[2:], [0.15, 0.15])
-    np.testing.assert_allclose(both.chances[0] / both.chances[1], SPIN_WEIGHTS["star"])
-    np.testing.assert_allclose(both.chances.sum(), 1)
+    np.testing.assert_allclose(both.chances, [0.7 / 3, 0.7 * 2 / 3, 0.3 / 3, 0.3 * 2 / 3])
 
 
 def test_rollouts_are_put_right_every_few_units_or_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """Draw clips once, as latents, for the transformer's training: `python -m tools.shapes.draw --out DIR`.
 
-Writes files of clips' latents with several prompts each, the same clips with their shapes worn (`wear.py`), and single
-pictures' latents: those that the VAE is taught (see `latents.py`), so neither training waits for the other. Files that
-are there are kept, so it goes on where it was stopped.
+Writes files of clips' latents with several prompts each, more of what is hard, the same clips with their shapes worn
+(`wear.py`), and single pictures' latents: those that the VAE is taught (see `latents.py`), so neither training waits
+for the other. Files that are there are kept, so it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tools.shapes.latents import transformer_latents
-from tools.shapes.scenes import NUM_FRAMES, render, sample_prompt, sample_scene, to_pixels
+from tools.shapes.scenes import MOTIONS, NUM_FRAMES, SHAPES, Scene, render, sample_prompt, sample_scene, to_pixels
 from tools.shapes.training import load_state, save_state
 from tools.shapes.wear import render_worn, sample_wear
 
@@ -34,11 +34,14 @@ OTHER_COLORS = 0.15
 """A video may go on from another's picture, so some clips have other colours. With more of them the colours of all
 videos drift there. Pictures, which a video begins with from words, have the words' own."""
 STAR_WEIGHT = 3.0
-SPIN_WEIGHTS = {"square": 9.0, "triangle": 6.0, "star": 18.0}
+SPIN_WEIGHTS = {"square": 12.0, "triangle": 6.0, "star": 20.0}
 SHRINK_WEIGHT = 2.0
 PICTURE_SPREAD, PICTURE_SIZE = 0.35, 0.75
 """Where and how large the shapes of pictures are. They teach how a video begins, and that need not be anywhere; rather
 large, since a larger shape is made of more latents and keeps its corners more easily."""
+LARGE_CLIPS, LARGE_SPREAD = 0.5, 0.5
+"""How many of the clips are as large as pictures, and how far around: where clips were smaller on the mean, videos from
+words shrank toward that mean as they went on."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,11 @@ class LatentClips:
     worn: Tensor | None  # of pictures there are none
     prompts: list[list[str]]
     drawn: list[tuple[str, str]]  # shape and motion
-    chances: NDArray[np.float64]  # how often the training takes each clip (N,), 1 in all
+    chances: NDArray[np.float64]  # how often the training takes each (N,), 1 in all
 
 
 def chances_of(drawn: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-    """Chances (N,) of clips: what is hard to learn is taken more often than the rest."""
+    """Chances (N,) of shapes and motions to be drawn: what is hard to learn more often than the rest."""
     weights = np.array([_weight(shape, motion) for shape, motion in drawn])
     chances: NDArray[np.float64] = weights / weights.sum()
     return chances
@@ -68,19 +71,40 @@ def _weight(shape: str, motion: str) -> float:
     return (STAR_WEIGHT if shape == "star" else 1.0) * (SHRINK_WEIGHT if motion == "shrinks" else 1.0)
 
 
-def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> None:
-    rng = np.random.default_rng((seed, num_frames))
-    spread = PICTURE_SPREAD if num_frames == 1 else 1.0
-    scenes = [
+def sample_scenes(num_scenes: int, rng: np.random.Generator, *, motions: Sequence[str] = MOTIONS) -> list[Scene]:
+    """Scenes of clips, what is hard more often."""
+    return [
         sample_scene(
             rng,
-            color_jitter=COLOR_JITTER if num_frames == 1 else CLIP_COLOR_JITTER,
-            other_colors=0.0 if num_frames == 1 else OTHER_COLORS,
-            spread=spread,
+            shape=shape,
+            motion=motion,
+            color_jitter=CLIP_COLOR_JITTER,
+            other_colors=OTHER_COLORS,
             size=PICTURE_SIZE,
+            size_spread=LARGE_SPREAD if rng.random() < LARGE_CLIPS else 1.0,
         )
-        for _ in range(num_clips)
+        for shape, motion in _sample_words(num_scenes, rng, motions)
     ]
+
+
+def sample_pictures(num_scenes: int, rng: np.random.Generator) -> list[Scene]:
+    """Scenes of single pictures, what is hard more often."""
+    return [
+        sample_scene(
+            rng, shape=shape, motion=motion, color_jitter=COLOR_JITTER, spread=PICTURE_SPREAD, size=PICTURE_SIZE
+        )
+        for shape, motion in _sample_words(num_scenes, rng, MOTIONS)
+    ]
+
+
+def _sample_words(num: int, rng: np.random.Generator, motions: Sequence[str]) -> list[tuple[str, str]]:
+    words = [(shape, motion) for shape in SHAPES for motion in motions]
+    return [words[i] for i in rng.choice(len(words), size=num, p=chances_of(words))]
+
+
+def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> None:
+    rng = np.random.default_rng((seed, num_frames))
+    scenes = sample_pictures(num_clips, rng) if num_frames == 1 else sample_scenes(num_clips, rng)
     prompts = [[sample_prompt(scene, rng) for _ in range(PROMPTS_PER_CLIP)] for scene in scenes]
     state: dict[str, object] = {
         "latents": latents_of(render(scene, num_frames=num_frames) for scene in scenes),
@@ -101,7 +125,7 @@ def latents_of(clips: Iterable[Tensor]) -> Tensor:
 
 
 def read_files(folder: Path, kind: str) -> LatentClips:
-    """All files of `kind`: "clips", "pictures" or "rollouts" (which were taken by clips' chances, and are all alike).
+    """All files of `kind`: "clips", "pictures" or "rollouts".
 
     Raises ValueError where there are none, or none of worn clips.
     """
@@ -116,7 +140,7 @@ def read_files(folder: Path, kind: str) -> LatentClips:
         worn=None if kind == "pictures" else torch.cat([state["worn"] for state in states]),
         prompts=[prompts for state in states for prompts in state["prompts"]],
         drawn=drawn,
-        chances=np.full(len(drawn), 1 / len(drawn)) if kind == "rollouts" else chances_of(drawn),
+        chances=np.full(len(drawn), 1 / len(drawn)),
     )
 
 

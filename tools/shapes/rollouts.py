@@ -25,11 +25,11 @@ from torch import Tensor
 
 from pyramid_serve.pyramid_flow.sampler import SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import TEMPORAL_FACTOR
-from tools.shapes.draw import CLIP_COLOR_JITTER, OTHER_COLORS, PROMPTS_PER_CLIP, chances_of, latents_of
+from tools.shapes.draw import PROMPTS_PER_CLIP, latents_of, sample_scenes
 from tools.shapes.evaluate import CHECKPOINT, Model, default_settings, make_latents
 from tools.shapes.judge import FOLDS, corners
 from tools.shapes.latents import mean_frames
-from tools.shapes.scenes import MOTIONS, SHAPES, Scene, render, sample_prompt, sample_scene
+from tools.shapes.scenes import MOTIONS, Scene, render, sample_prompt
 from tools.shapes.training import save_state
 
 logger = logging.getLogger(__name__)
@@ -44,22 +44,6 @@ MEMORY = 0.25
 
 def settings_of(model: Model) -> SamplingSettings:
     return replace(default_settings(model.able, has_image=False), video_num_inference_steps=NUM_STEPS)
-
-
-def sample_scenes(num_scenes: int, motions: Sequence[str], rng: np.random.Generator) -> list[Scene]:
-    """Scenes as often as the training takes clips of their shape and motion."""
-    words = [(shape, motion) for shape in SHAPES for motion in motions]
-    chosen = rng.choice(len(words), size=num_scenes, p=chances_of(words))
-    return [
-        sample_scene(
-            rng,
-            shape=words[i][0],
-            motion=words[i][1],
-            color_jitter=CLIP_COLOR_JITTER,
-            other_colors=OTHER_COLORS,
-        )
-        for i in chosen
-    ]
 
 
 def roll_out(model: Model, clips: Tensor, prompts: Sequence[str], *, num_units: int, seed: int) -> Tensor:
@@ -155,7 +139,7 @@ def main() -> None:
         path = args.latents / f"rollouts_{index:03d}.pt"
         if not path.exists():
             seed = args.seed + 1000 * index
-            scenes = sample_scenes(args.clips, args.motions, np.random.default_rng((seed, 0)))
+            scenes = sample_scenes(args.clips, np.random.default_rng((seed, 0)), motions=args.motions)
             write_file(path, model, scenes, seed=seed)
             logger.info("wrote %s", path.name)
 

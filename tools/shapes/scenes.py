@@ -95,11 +95,13 @@ def sample_scene(
     other_colors: float = 0.0,
     spread: float = 1.0,
     size: float = 0.5,
+    size_spread: float | None = None,
 ) -> Scene:
     """A random scene, with any of its words given; `spread` narrows where, how large and how fast around the middle.
 
-    size: where in their range narrowed sizes lie, 0..1; other_colors: how many scenes, 0..1, have colours on the way to
-    those of other pictures. Raises ValueError for a shape in its background's colour.
+    size: where in their range narrowed sizes lie, 0..1; size_spread: how far those are narrowed, where not as the rest;
+    other_colors: how many scenes, 0..1, have colours on the way to those of other pictures. Raises ValueError for a
+    shape in its background's colour.
     """
     shape = shape or str(rng.choice(SHAPES))
     motion = motion or str(rng.choice(MOTIONS))
@@ -109,7 +111,7 @@ def sample_scene(
         color = str(rng.choice([name for name in COLORS if name != background]))
     if color == background:
         raise ValueError(f"color={color!r}: a shape must differ from its background")
-    start_radius, end_radius = _sample_radii(rng, shape, motion, spread, size)
+    start_radius, end_radius = _sample_radii(rng, shape, motion, spread if size_spread is None else size_spread, size)
     start, end = _sample_path(rng, motion, max(start_radius, end_radius), spread)
     # All spins are nearly one and the same: few angles to learn, and no speed to guess.
     turn = _around(rng, 0.89, 0.91, spread) * math.radians(NUM_FRAMES - 1) if motion == "spins" else 0.0
