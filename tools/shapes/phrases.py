@@ -1,4 +1,4 @@
-"""Prompts in a person's own words, written without the sentences of `scenes.py` (two are one of them by chance).
+"""Prompts in a person's own words, none of them a sentence of `scenes.py`.
 
 Some of their words are in the training's prompts, some ("flying", "unmoving", "canvas") are not.
 """
@@ -34,7 +34,7 @@ PHRASES = (
     Phrase("green circle shrinking down to a small dot, background white", "green", "circle", "shrinks", "white"),
     Phrase("on a brown wall, an orange square that stands still", "orange", "square", "stays still", "brown"),
     Phrase("cyan star flying left across a black sky", "cyan", "star", "moves left", "black"),
-    Phrase("white triangle falling, gray background", "white", "triangle", "moves down", "gray"),
+    Phrase("white triangle, falling down, with gray behind it", "white", "triangle", "moves down", "gray"),
     Phrase("I want to see a purple circle move down on white", "purple", "circle", "moves down", "white"),
     Phrase("video: a green star turning around, black", "green", "star", "spins", "black"),
     Phrase("a big yellow star slowly growing, brown background", "yellow", "star", "grows", "brown"),
@@ -57,7 +57,7 @@ PHRASES = (
     Phrase("Orange star does not move, on a black background!", "orange", "star", "stays still", "black"),
     Phrase("the circle is red, the backdrop is brown, and it goes to the left", "red", "circle", "moves left", "brown"),
     Phrase("blue triangle ascending on gray", "blue", "triangle", "moves up", "gray"),
-    Phrase("a yellow square gets smaller on a brown background", "yellow", "square", "shrinks", "brown"),
+    Phrase("yellow square, getting ever smaller, all of it on brown", "yellow", "square", "shrinks", "brown"),
     Phrase(
         "A cyan square moves from the left to the right on a white background", "cyan", "square", "moves right", "white"
     ),
