@@ -155,6 +155,7 @@ class Claims:
         self._orchestrators = orchestrators or OrchestratorHandles("Orchestrator")
         self._epoch = uuid4().hex
         self._records: dict[str, VideoRecord] = {}
+        self._accepting: set[str] = set()
         self._leases: dict[str, float] = {}
         self._saved_at: dict[str, float] = {}
         self._runs: dict[str, asyncio.Task[None]] = {}
@@ -285,14 +286,16 @@ class Claims:
         async with self._lock(video_id):
             await self._check_epoch()
             record = self._records.get(video_id)
-            if record is None or (record.owner is not None and self._leases.get(video_id, 0) > time.monotonic()):
+            if record is None or (record.owner is not None and self._is_leased(video_id)):
                 return None
-            return await self._change(
+            granted = await self._change(
                 record,
                 attempts=record.attempts + 1,
                 owner=owner,
                 lease_expires_at=self._renew(video_id),
             )
+            self._renew(video_id)  # the time of a slow write is not the owner's silence
+            return granted
 
     @to_its_end
     async def update(self, video_id: str, attempt: int, update: RunUpdate) -> bool:
@@ -313,6 +316,7 @@ class Claims:
             await self._change(
                 record, lease_expires_at=lease_expires_at, save=is_unit or "status" in fields or is_old, **fields
             )
+            self._renew(video_id)
             return True
 
     @to_its_end
@@ -370,12 +374,15 @@ class Claims:
             if record.id in self._records:
                 return self._records[record.id]
             self._check_queue()
-            await self._check_epoch()
+            self._accepting.add(record.id)
             try:
+                await self._check_epoch()
                 await self._in_thread(self._store.create, record, picture=picture)
+                self._adopt(record)
             except VideoExistsError:
                 return await self.get(record.id)
-            self._adopt(record)
+            finally:
+                self._accepting.discard(record.id)
         self._kicked.set()
         logger.info("accepted", extra={"video_id": record.id})
         return record
@@ -445,6 +452,9 @@ class Claims:
         self._leases[video_id] = time.monotonic() + self._config.lease_s
         return time.time() + self._config.lease_s
 
+    def _is_leased(self, video_id: str) -> bool:
+        return self._leases.get(video_id, 0) > time.monotonic()
+
     def _tell(self, video_id: str) -> None:
         change = self._changes.pop(video_id, None)
         if change is not None:
@@ -473,7 +483,7 @@ class Claims:
     # --- handing out ------------------------------------------------------------------------------------------------
 
     def _check_queue(self) -> None:
-        if len(self._waiting()) >= self._config.max_queued:
+        if len(self._waiting()) + len(self._accepting) >= self._config.max_queued:
             raise QueueFullError(self._config.max_queued, self._seconds_to_next())
 
     def _waiting(self) -> list[VideoRecord]:
@@ -500,19 +510,21 @@ class Claims:
         if time.monotonic() - self._scanned_at > self._config.rescan_interval_s:
             await self._scan()
         for record in [record for record in self._records.values() if record.owner is not None]:
-            if self._leases.get(record.id, 0) <= time.monotonic():
+            if not self._is_leased(record.id):
                 with suppress(VideoNotFoundError):
-                    await self._lose(record.id, record.attempts, f"its owner {record.owner} was not heard of")
+                    await self._lose(
+                        record.id, record.attempts, f"its owner {record.owner} was not heard of", unless_leased=True
+                    )
         self._hand_out()
         num_queued = len(self._waiting())
         self._queued.set(num_queued)
         self._running.set(len(self._records) - num_queued)
 
-    async def _lose(self, video_id: str, attempt: int, reason: str) -> None:
-        """The owner is gone: the next may try."""
+    async def _lose(self, video_id: str, attempt: int, reason: str, *, unless_leased: bool = False) -> None:
+        """The owner is gone: the next may try. unless_leased: not if it was heard of before its turn came here."""
         async with self._lock(video_id):
             record = self._owned(video_id, attempt)
-            if record is None:
+            if record is None or (unless_leased and self._is_leased(video_id)):
                 return
             logger.warning("owner lost: %s", reason, extra={"video_id": video_id})
             run = self._runs.get(video_id)
