@@ -198,7 +198,8 @@ async def create_video(
     video_request = await _read_request(request, door)
     key = _idempotency_key(request)
     try:
-        record, is_new = await door.videos.accept(video_request, idempotency_key=key)
+        accept = door.videos.accept_while_wanted if wait else door.videos.accept
+        record, is_new = await accept(video_request, idempotency_key=key)
     except QueueFullError as error:
         raise ApiError(429, str(error), headers={"Retry-After": str(error.retry_after_s)}) from None
     except UNREACHABLE:

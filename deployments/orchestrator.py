@@ -152,7 +152,7 @@ class Orchestrator:
 
         It is cancelled when the caller goes away, unless another call with the same key asked for it before.
         """
-        record, is_new = await self._videos.accept(request, idempotency_key=idempotency_key)
+        record, is_new = await self._videos.accept_while_wanted(request, idempotency_key=idempotency_key)
         try:
             return await self._videos.wait(record.id)
         except asyncio.CancelledError:
@@ -166,7 +166,9 @@ class Orchestrator:
         Call with ``stream=True``. The video is cancelled when the caller goes away before its end, unless another call
         with the same key asked for it before. Raises ``VideoFailedError``.
         """
-        record, is_new = await self._videos.accept(request, idempotency_key=idempotency_key, owner=self._replica)
+        record, is_new = await self._videos.accept_while_wanted(
+            request, idempotency_key=idempotency_key, owner=self._replica
+        )
         num_units = 0
         try:
             if is_new and record.owner == self._replica and record.attempts == 1:

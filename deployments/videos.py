@@ -5,6 +5,7 @@ video is kept in it, so any replica answers for every video, whoever makes it.
 """
 
 import asyncio
+import contextvars
 import io
 import logging
 from collections.abc import AsyncGenerator, Callable
@@ -16,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.calls import Latents
 from deployments.claims import QueuePlace, QueueState
 from deployments.lease import UNREACHABLE, ask_claims
+from deployments.tasks import apart
 from pyramid_serve.api import (
     RequestError,
     RequestLimits,
@@ -94,6 +96,24 @@ class Videos:
         asked = new_record(spec, idempotency_key=idempotency_key)
         record: VideoRecord = await ask_claims(lambda: self._claims.submit.remote(asked, picture, owner))
         return Accepted(record, is_new=record.id == asked.id)
+
+    async def accept_while_wanted(
+        self, request: VideoRequest, *, idempotency_key: str | None = None, owner: str | None = None
+    ) -> Accepted:
+        """``accept`` for a caller who stays until the video is over: it is cancelled if that one leaves meanwhile."""
+        accepting = asyncio.create_task(
+            self.accept(request, idempotency_key=idempotency_key, owner=owner), context=contextvars.Context()
+        )
+        try:
+            return await asyncio.shield(accepting)
+        except asyncio.CancelledError:
+            await apart(self._give_up(accepting))
+            raise
+
+    async def _give_up(self, accepting: asyncio.Task[Accepted]) -> None:
+        await asyncio.wait([accepting])
+        if accepting.exception() is None and accepting.result().is_new:
+            await self.cancel(accepting.result().record.id)
 
     async def get(self, video_id: str) -> VideoView:
         """A video as it stands now. Raises ``VideoNotFoundError``."""
