@@ -318,10 +318,10 @@ def download(arguments: argparse.Namespace) -> None:
 
 def _wait(server: "Server", video: "Video", arguments: argparse.Namespace) -> "Video":
     """The finished video, with a bar meanwhile. ``ValueError`` with its error where it fails."""
-    from tqdm import tqdm
-
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
     try:
+        from tqdm import tqdm  # slow enough to be interrupted in
+
         with tqdm(total=100, bar_format=bar_format, disable=None, leave=False) as bar:
 
             def show(now: "Video") -> None:

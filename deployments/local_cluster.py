@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ray
 from ray import serve
@@ -25,7 +25,9 @@ _FILE_KEYS = {"applications", "http_options", "proxy_location", "logging_config"
 _RUN_KEYS = {"name", "route_prefix", "import_path", "args"}
 _MIN_CPUS = 2
 _LOOK_S = 0.5
+_NUM_STARTS = 3
 
+Result = TypeVar("Result")
 Show = Callable[[Mapping[str, str]], None]
 """Called with the status of each deployment by name whenever one changes."""
 
@@ -91,13 +93,7 @@ def running(app: LocalApp, *, show: Show) -> Iterator[None]:
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        session: Any = ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, _MIN_CPUS),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        session = start_ray(_start_local_ray)
         http_options = {**app.http_options, "host": app.host, "port": app.port}
         serve.start(proxy_location=app.proxy_location, http_options=http_options, logging_config=app.logging_config)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -111,6 +107,34 @@ def running(app: LocalApp, *, show: Show) -> Iterator[None]:
     finally:
         with _undisturbed():
             ray.shutdown()
+
+
+def start_ray(start: Callable[[], Result]) -> Result:
+    """What ``start`` gives. Ray's own start now and then hangs until its 30 s are over; then it is started anew.
+
+    Where it fails, ``start`` leaves nothing behind.
+    """
+    for tries_left in reversed(range(_NUM_STARTS)):
+        try:
+            return start()
+        except Exception as error:  # Ray raises no narrower one
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _start_local_ray() -> Any:
+    try:
+        return ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, _MIN_CPUS),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception:
+        ray.shutdown()
+        raise
 
 
 def free_port(host: str = DEFAULT_HOST) -> int:

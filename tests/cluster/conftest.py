@@ -21,16 +21,18 @@ from ray.serve.context import _get_global_client
 
 from deployments.app import AppConfig, build
 from deployments.client import Client
+from deployments.local_cluster import start_ray
 from pyramid_serve.api import Stage, Status, VideoRecord, VideoRequest, VideoSpec
 from pyramid_serve.fragments import encode_fragment
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 from pyramid_serve.storage import VideoFile, VideoStore
-from tests.ray_start import start_ray
 
 ROOT = Path(__file__).parents[2]
 APP = "pyramid"
 STORE_BYTES = 80_000_000
 WIDTH, HEIGHT = 128, 64
+LEASE_S = 10.0
+"""Longer than any process here is silent without being dead."""
 
 Frames = NDArray[numpy.uint8]
 
@@ -103,7 +105,7 @@ def config_of(checkpoint: Path, storage: Path, *, num_replicas: int = 1, **optio
         "decoder": pool("decoder", num_replicas=num_replicas),
         "orchestrator": pool("front", num_replicas=num_replicas, settings={"heartbeat_s": 0.5}),
         "ingress": pool("front"),
-        "claims": pool("front", settings={"lease_s": 3.0, "sweep_interval_s": 0.5}),
+        "claims": pool("front", settings={"lease_s": LEASE_S, "sweep_interval_s": 0.5}),
     }
     model = {"source": str(checkpoint), "name": "mini"}
     return AppConfig.model_validate(
