@@ -26,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Clusters of several nodes come first, whatever the order that was asked for: then no other Ray runs yet."""
+    items.sort(key=lambda item: "cluster" not in item.path.parts)
+
+
 def golden_folders(config: pytest.Config) -> list[Path]:
     given = config.getoption("--golden") or [GOLDEN]
     folders = [

@@ -25,11 +25,11 @@ pytestmark = pytest.mark.asyncio
 async def test_a_cluster_taken_down_whole_finishes_what_it_had_accepted(
     miniflux: Path, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    config = config_of(miniflux, tmp_path, claims={"settings": {"lease_s": 2.0, "max_running": 2}})
+    config = config_of(miniflux, tmp_path, claims={"settings": {"lease_s": 5.0, "max_running": 2}})
     store = VideoStore(str(tmp_path))
     with cluster_of("denoiser", "decoder"):
         client = deploy(config)
-        records = [await client.submit(request_of(seed)) for seed in (21, 22, 23)]
+        records = [await client.submit(request_of(seed, seconds=2, steps=20)) for seed in (21, 22, 23)]
         await until_units_done(client, records[0].id, 2)
         for replica in replicas():
             kill(replica)
@@ -39,7 +39,7 @@ async def test_a_cluster_taken_down_whole_finishes_what_it_had_accepted(
     with cluster_of("denoiser", "decoder"):
         client = deploy(config)
         for record in records:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 check(await client.wait(record.id), store, undisturbed)
         first = store.read(records[0].id)
         assert first.attempts == 2

@@ -157,11 +157,13 @@ def test_ctrl_c_while_waiting_says_how_to_go_on(server: LocalServer, tmp_path: P
     while [video["prompt"] for video in server.client.get("/v1/videos?limit=1").json()["data"]] != ["hold"]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.5)
+    video_id = server.client.get("/v1/videos?limit=1").json()["data"][0]["id"]
+    while video_id not in server.app.state.door.views._looks:  # asked for by its id: the command waits
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    video_id = server.client.get("/v1/videos?limit=1").json()["data"][0]["id"]
     assert f"pyramid-serve cancel {video_id} --url {server.url}" in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
@@ -181,6 +183,7 @@ def test_the_client_comes_again_when_the_server_was_away(tmp_path: Path) -> None
         video_id = server.submit()
         server.finish(video_id)
         door = server.app.state.door
+        door.views.forget(video_id)
         get, door.videos.get = door.videos.get, _away
         threading.Timer(0.5, lambda: setattr(door.videos, "get", get)).start()
         assert Server(server.url).get(video_id)["status"] == "completed"
@@ -216,10 +219,12 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_demo_draws_over_its_progress_and_ends_with_the_chart(server: LocalServer, tmp_path: Path) -> None:
+def test_the_demo_draws_over_its_progress_and_ends_with_the_chart(tmp_path: Path) -> None:
     terminal, file = Terminal(), io.StringIO()
+    with serve_locally(str(tmp_path / "storage"), unit_seconds=0.2) as server:
+        for out in (terminal, file):
+            make(Server(server.url), "a ball", tmp_path / "demo.mp4", out=out)
     for out in (terminal, file):
-        make(Server(server.url), "a ball", tmp_path / "demo.mp4", out=out)
         assert "demo.mp4: 25 frames of 128x64, 24 fps" in out.getvalue()
         assert "\ndenoiser  " in out.getvalue()
         assert "% of the decoding" in out.getvalue()
@@ -295,10 +300,13 @@ def test_ctrl_c_ends_the_demo_at_any_moment(tmp_path: Path, moment: str) -> None
     said = ""
     if moment == "ServeReplica":
         while not any("ServeReplica" in line for line in processes_of(command.mark).values()):
+            assert command.process.poll() is None
             time.sleep(0.2)
     else:
         while moment not in said:
-            said += command.process.stdout.readline()
+            line = command.process.stdout.readline()
+            assert line, said
+            said += line
         time.sleep(2)
     command.interrupt()
     out, _ = command.process.communicate(timeout=60)

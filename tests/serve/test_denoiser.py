@@ -103,11 +103,11 @@ async def test_eight_units_at_once_share_forwards_and_come_out_as_alone(
     denoiser: Handle, transformer: Transformer
 ) -> None:
     before: ReplicaStats = await denoiser.stats.remote()
-    jobs = [job_of(seed, unit=seed % 4, num_steps=10) for seed in range(8)]
+    jobs = [job_of(seed, unit=seed % 4, num_steps=40) for seed in range(8)]
     results = await asyncio.gather(*(result_of(denoiser, job) for job in jobs))
     after: ReplicaStats = await denoiser.stats.remote()
     mean_pack = (after.num_slots - before.num_slots) / (after.num_forwards - before.num_forwards)
-    assert after.num_slots - before.num_slots == 8 * 30
+    assert after.num_slots - before.num_slots == 8 * 120
     assert mean_pack >= 4
     for job, result in zip(jobs, results, strict=True):
         assert result.mean_slots > 1
@@ -144,10 +144,8 @@ async def test_a_caller_that_leaves_frees_its_slot(denoiser: Handle) -> None:
 async def test_a_replica_answers_while_it_computes(denoiser: Handle) -> None:
     response = denoiser.options(stream=True).denoise_unit.remote(job_of(1, num_steps=1000))
     await anext(response)
-    started = time.monotonic()
-    for _ in range(10):
-        await denoiser.stats.remote()
-    assert time.monotonic() - started < 2
+    stats: list[ReplicaStats] = [await denoiser.stats.remote() for _ in range(10)]
+    assert all(one.num_present == 1 for one in stats)  # a loop that is held up answers when the unit is done
     response.cancel()
 
 

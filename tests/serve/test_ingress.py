@@ -307,14 +307,17 @@ def expected_stream(num_units: int) -> bytes:
     return b"".join(fragment(128, 64, unit) for unit in range(num_units))
 
 
-def test_the_stream_begins_before_a_third_of_the_units_is_made(server: LocalServer) -> None:
-    video_id = server.submit(seconds="5")
-    with server.client.stream("GET", f"/v1/videos/{video_id}/stream") as answer:
-        assert answer.headers["content-type"] == "video/mp4"
-        chunks = answer.iter_raw()
-        first = next(chunks)
-        num_done = server.client.get(f"/v1/videos/{video_id}").json()["num_units_done"]
-        streamed = first + b"".join(chunks)
+def test_the_stream_begins_before_a_third_of_the_units_is_made(tmp_path: Path) -> None:
+    with serve_locally(str(tmp_path), unit_seconds=0.2) as server:
+        video_id = server.submit(seconds="5")
+        with server.client.stream("GET", f"/v1/videos/{video_id}/stream") as answer:
+            assert answer.headers["content-type"] == "video/mp4"
+            chunks = answer.iter_raw()
+            first = next(chunks)
+            num_done = server.client.get(f"/v1/videos/{video_id}").json()["num_units_done"]
+            while len(first) < 32768:  # the network may cut anywhere
+                first += next(chunks)
+            streamed = first + b"".join(chunks)
     assert num_done < 16 / 3
     assert without_padding(streamed) == expected_stream(16)
     assert len(first) % 32768 == 0, "browsers play whole blocks only"
@@ -370,7 +373,7 @@ def events(server: LocalServer, video_id: str, **headers: str) -> Iterator[tuple
 
 
 def test_events_tell_each_change_until_the_end(server: LocalServer) -> None:
-    video_id = server.submit(seconds="1")
+    video_id = server.submit(seconds="5")
     told = list(events(server, video_id))
     assert {kind for kind, _ in told} == {"video"}
     videos = [video for _, video in told]
@@ -428,15 +431,22 @@ def test_a_waiting_request_answers_with_the_finished_video(server: LocalServer) 
 
 
 def test_a_client_that_leaves_a_waiting_request_cancels_the_video(server: LocalServer) -> None:
+    def newest() -> str:
+        return str(server.client.get("/v1/videos?limit=1").json()["data"][0]["id"])
+
+    before = server.submit(seconds="0.4")
     with pytest.raises(httpx.ReadTimeout):
         server.client.post("/v1/videos?wait=true", json={"prompt": "hold"}, timeout=0.5)
-    video_id = server.client.get("/v1/videos?limit=1").json()["data"][0]["id"]
+    deadline = time.monotonic() + 30
+    while (video_id := newest()) == before:  # it may be accepted a moment after its client left
+        assert time.monotonic() < deadline
     assert server.finish(video_id)["error"]["code"] == "cancelled"
 
 
 def test_one_who_waits_for_the_video_of_another_does_not_cancel_it(server: LocalServer) -> None:
     headers = {"Idempotency-Key": "waited for twice"}
     video_id = server.client.post("/v1/videos", json={"prompt": "hold"}, headers=headers).json()["id"]
+    server.until(video_id, lambda video: video["status"] == "in_progress")
     with pytest.raises(httpx.ReadTimeout):
         server.client.post("/v1/videos?wait=true", json={"prompt": "hold"}, headers=headers, timeout=0.5)
     time.sleep(0.2)
@@ -539,6 +549,9 @@ def test_the_openapi_document_has_every_route_with_examples(server: LocalServer)
 def test_200_requests_at_once_are_each_finished_or_told_to_come_again(tmp_path: Path) -> None:
     claims = ClaimsConfig(max_running=8, max_queued=60)
     with serve_locally(str(tmp_path), unit_seconds=0.02, claims=claims) as server:
+        holding = [server.submit("hold") for _ in range(8)]  # so no place comes free meanwhile
+        for video_id in holding:
+            server.until(video_id, lambda video: video["status"] == "in_progress")
 
         def post_four(_: int) -> list[httpx.Response]:
             with httpx.Client(base_url=server.url, timeout=60) as client:
@@ -548,6 +561,8 @@ def test_200_requests_at_once_are_each_finished_or_told_to_come_again(tmp_path: 
             answers = [answer for four in clients.map(post_four, range(50)) for answer in four]
         accepted = [answer.json()["id"] for answer in answers if answer.status_code == 200]
         refused = [answer for answer in answers if answer.status_code == 429]
-        assert len(accepted) + len(refused) == 200
-        assert refused and all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+        assert (len(accepted), len(refused)) == (60, 140)
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+        for video_id in holding:
+            server.client.delete(f"/v1/videos/{video_id}")
         assert {server.finish(video_id, timeout_s=60)["status"] for video_id in accepted} == {"completed"}

@@ -244,8 +244,18 @@ def forward_within(num_tokens: int) -> Callable[[Sequence[Work]], list[str]]:
 
 @pytest.mark.parametrize("token_budget", [None, 1000])
 async def test_out_of_memory_halves_the_budget_and_goes_on(token_budget: int | None) -> None:
-    engine = Engine(forward_within(30), token_budget=token_budget)
-    results = await asyncio.gather(*(engine.run(unit("a", 5, num_tokens=10), submitted_at=0) for _ in range(8)))
+    are_all_there = threading.Event()
+    forward = forward_within(30)
+
+    def waiting_forward(requests: Sequence[Work]) -> list[str]:
+        are_all_there.wait(5)
+        return forward(requests)
+
+    engine = Engine(waiting_forward, token_budget=token_budget)
+    units = [asyncio.create_task(engine.run(unit("a", 5, num_tokens=10), submitted_at=0)) for _ in range(8)]
+    await asyncio.sleep(0)
+    are_all_there.set()
+    results = await asyncio.gather(*units)
     assert all(result == ["a0", "a1", "a2", "a3", "a4"] for result in results)
     budget = engine.stats().token_budget
     assert budget is not None
@@ -302,9 +312,10 @@ async def test_a_unit_that_timed_out_leaves() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await engine.run(unit("a", 10_000), submitted_at=0)
-    await asyncio.sleep(0.05)
+    await engine.run_between_turns(lambda: None)  # the forward that was under way has ended
     before = engine.stats()
-    await asyncio.sleep(0.05)
+    for _ in range(3):
+        await engine.run_between_turns(lambda: None)
     assert engine.stats().num_forwards == before.num_forwards
     assert before.num_present == 0
 

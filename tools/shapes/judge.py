@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -73,9 +74,9 @@ def judge(frames: Frames) -> Verdict:
         nothing = _nearest(background, BACKGROUNDS)
         return Verdict("none", "none", nothing, "none", False, 0.0, 0.0, 1.0, 0.0)
     kinds = [_kind(look.folds) for look in seen]
-    shape = max(set(kinds), key=kinds.count)
+    shape = Counter(kinds).most_common(1)[0][0]
     colors = [_nearest(look.color, COLORS) for look in seen]
-    color = max(set(colors), key=colors.count)
+    color = Counter(colors).most_common(1)[0][0]
     shift_x, shift_y = (_course(np.array([getattr(look, axis) for look in seen])) for axis in ("x", "y"))
     growth = math.exp(_course(np.log([look.size for look in seen])))
     turn = 0.0
