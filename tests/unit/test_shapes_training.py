@@ -141,6 +141,17 @@ def test_a_misdrawn_unit_is_a_little_wrong_where_its_shape_is() -> None:
     assert corner.max() < 1e-3
 
 
+def test_the_same_prompts_make_the_same_tokenizers(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_clip_tokenizer(tmp_path / name / "tokenizer", corpus(1000))
+        write_t5_tokenizer(tmp_path / name / "tokenizer_2", corpus(1000))
+    first, second = (
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("first", "second")
+    )
+    assert len(first) > 4 and first == second
+
+
 def test_stars_and_spins_and_shrinks_are_drawn_more_often() -> None:
     drawn = [("star", "spins"), ("circle", "spins"), ("star", "stays still"), ("square", "spins")]
     drawn += [("circle", "shrinks")]

@@ -94,7 +94,8 @@ def write_clip_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=1600,
         initial_alphabet=alphabet,
-        special_tokens=[],
+        # Known from the start: else their ids, by which ties between merges are broken, are others each time.
+        special_tokens=[f"{character}</w>" for character in alphabet],
         end_of_word_suffix="</w>",
         show_progress=False,
     )
