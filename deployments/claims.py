@@ -9,8 +9,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 from uuid import uuid4
@@ -196,9 +196,9 @@ class Claims:
                     return await self.get(known)
                 except VideoNotFoundError:
                     logger.info("the key's video is gone", extra={"video_id": known})
-            self._check_queue()
-            await self._in_thread(self._store.bind_key, record.idempotency_key, record.id)
-            return await self._accept(record, picture)
+            with self._place_for(record.id):
+                await self._in_thread(self._store.bind_key, record.idempotency_key, record.id)
+                return await self._accept(record, picture)
 
     async def get(self, video_id: str) -> VideoRecord:
         """The record as it is now. Raises ``VideoNotFoundError``."""
@@ -373,16 +373,13 @@ class Claims:
         async with self._lock(record.id):
             if record.id in self._records:
                 return self._records[record.id]
-            self._check_queue()
-            self._accepting.add(record.id)
-            try:
+            with self._place_for(record.id):
                 await self._check_epoch()
-                await self._in_thread(self._store.create, record, picture=picture)
+                try:
+                    await self._in_thread(self._store.create, record, picture=picture)
+                except VideoExistsError:
+                    return await self.get(record.id)
                 self._adopt(record)
-            except VideoExistsError:
-                return await self.get(record.id)
-            finally:
-                self._accepting.discard(record.id)
         self._kicked.set()
         logger.info("accepted", extra={"video_id": record.id})
         return record
@@ -482,9 +479,16 @@ class Claims:
 
     # --- handing out ------------------------------------------------------------------------------------------------
 
-    def _check_queue(self) -> None:
-        if len(self._waiting()) + len(self._accepting) >= self._config.max_queued:
+    @contextmanager
+    def _place_for(self, video_id: str) -> Iterator[None]:
+        """A place in the queue while a video is being accepted. Raises ``QueueFullError``."""
+        if len(self._waiting()) + len(self._accepting - {video_id}) >= self._config.max_queued:
             raise QueueFullError(self._config.max_queued, self._seconds_to_next())
+        self._accepting.add(video_id)
+        try:
+            yield
+        finally:
+            self._accepting.discard(video_id)
 
     def _waiting(self) -> list[VideoRecord]:
         return [record for record in self._records.values() if record.status is Status.QUEUED]
@@ -510,32 +514,42 @@ class Claims:
         if time.monotonic() - self._scanned_at > self._config.rescan_interval_s:
             await self._scan()
         for record in [record for record in self._records.values() if record.owner is not None]:
-            if not self._is_leased(record.id):
+            lock = self._locks.get(record.id)
+            is_in_work = lock is not None and lock.locked()  # its owner is being heard of, perhaps
+            if not is_in_work and not self._is_leased(record.id):
                 with suppress(VideoNotFoundError):
-                    await self._lose(
-                        record.id, record.attempts, f"its owner {record.owner} was not heard of", unless_leased=True
-                    )
+                    await self._lose_if_silent(record)
         self._hand_out()
         num_queued = len(self._waiting())
         self._queued.set(num_queued)
         self._running.set(len(self._records) - num_queued)
 
-    async def _lose(self, video_id: str, attempt: int, reason: str, *, unless_leased: bool = False) -> None:
-        """The owner is gone: the next may try. unless_leased: not if it was heard of before its turn came here."""
+    async def _lose_if_silent(self, record: VideoRecord) -> None:
+        """As ``_lose``, unless the owner was heard of while this waited for the record."""
+        async with self._lock(record.id):
+            if not self._is_leased(record.id):
+                await self._lose_held(record.id, record.attempts, f"its owner {record.owner} was not heard of")
+
+    async def _lose(self, video_id: str, attempt: int, reason: str) -> None:
+        """The owner is gone: the next may try."""
         async with self._lock(video_id):
-            record = self._owned(video_id, attempt)
-            if record is None or (unless_leased and self._is_leased(video_id)):
-                return
-            logger.warning("owner lost: %s", reason, extra={"video_id": video_id})
-            run = self._runs.get(video_id)
-            if run is not None and run is not asyncio.current_task():
-                del self._runs[video_id]  # it may hang as long as it likes
-                run.cancel()
-            num_losses = record.num_losses + 1
-            if num_losses >= self._config.max_losses:
-                await self._give_up(record, f"{num_losses} orchestrators were lost, the last: {reason}")
-            else:
-                await self._free(record, num_losses=num_losses)
+            await self._lose_held(video_id, attempt, reason)
+
+    async def _lose_held(self, video_id: str, attempt: int, reason: str) -> None:
+        """Takes the record's lock held."""
+        record = self._owned(video_id, attempt)
+        if record is None:
+            return
+        logger.warning("owner lost: %s", reason, extra={"video_id": video_id})
+        run = self._runs.get(video_id)
+        if run is not None and run is not asyncio.current_task():
+            del self._runs[video_id]  # it may hang as long as it likes
+            run.cancel()
+        num_losses = record.num_losses + 1
+        if num_losses >= self._config.max_losses:
+            await self._give_up(record, f"{num_losses} orchestrators were lost, the last: {reason}")
+        else:
+            await self._free(record, num_losses=num_losses)
 
     def _hand_out(self) -> None:
         now = time.time()

@@ -320,7 +320,7 @@ def _wait(server: "Server", video: "Video", arguments: argparse.Namespace) -> "V
     """The finished video, with a bar meanwhile. ``ValueError`` with its error where it fails."""
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
     try:
-        from tqdm import tqdm  # slow enough to be interrupted in
+        from tqdm import tqdm  # here, for Ctrl-C during this slow import is answered too
 
         with tqdm(total=100, bar_format=bar_format, disable=None, leave=False) as bar:
 

@@ -143,6 +143,8 @@ class Slot:
         except StopIteration as finished:
             self.has_left = True
             self._tell(self._resolve, finished.value, None)
+        except torch.AcceleratorError:
+            raise  # it is not this unit alone that fails
         except Exception as error:
             logger.exception("a unit failed between forwards")
             self.fail(error)
@@ -254,11 +256,15 @@ class Engine(Generic[RequestT, ResponseT]):
 
     async def run_between_turns(self, function: Callable[[], ResultT]) -> ResultT:
         """``function()``, run on the compute thread between two turns. Raises ``DeviceFailedError`` as ``run`` does."""
-        self.check()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function)
-        except torch.AcceleratorError as error:
-            raise self._device_failed(error) from None
+
+        def run() -> ResultT:
+            self.check()
+            try:
+                return function()
+            except torch.AcceleratorError as error:
+                raise self._device_failed(error) from None
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     def stats(self) -> EngineStats:
         with self._lock:
@@ -302,8 +308,11 @@ class Engine(Generic[RequestT, ResponseT]):
                 slot.missed_turns += 1
             if pack:
                 self._advance(pack)
+        except torch.AcceleratorError as error:
+            logger.exception("the device failed")
+            self._fail_all(self._device_failed(error))
         except DeviceFailedError as error:
-            with self._lock:  # those that came while it failed, too
+            with self._lock:  # those that came while it failed
                 self._slots, self._joining = [*self._slots, *self._joining], []
             self._fail_all(error)
         except Exception as error:
@@ -317,11 +326,12 @@ class Engine(Generic[RequestT, ResponseT]):
     def _join_and_leave(self) -> None:
         with self._lock:
             joining, self._joining = self._joining, []
+            self._slots = [*self._slots, *joining]
         for slot in joining:
             if not slot.has_left:
                 slot.begin()
         present = []
-        for slot in (*self._slots, *joining):
+        for slot in self._slots:
             if slot.has_left:
                 slot.close()
             else:
@@ -340,9 +350,8 @@ class Engine(Generic[RequestT, ResponseT]):
         is_out_of_memory = False
         try:
             responses = self._respond(pack)
-        except torch.AcceleratorError as error:
-            logger.exception("the device failed: %d slots, %d tokens", len(pack), num_tokens)
-            raise self._device_failed(error) from None
+        except torch.AcceleratorError:
+            raise
         except Exception as error:
             # Handled below, for until the end of this block the error holds what the forward had allocated.
             responses = None

@@ -1,4 +1,4 @@
-"""A Ray of our own on this machine with the app on it, for ``pyramid-serve up`` and ``demo``."""
+"""A Ray of our own on this machine with the app on it, for ``pyramid-serve up``, ``demo`` and ``bench``."""
 
 import logging
 import os
@@ -16,6 +16,8 @@ from ray import serve
 from ray.exceptions import RayError
 
 from deployments.app import IMPORT_PATH, AppConfig, app_config, build, load_config
+
+logger = logging.getLogger(__name__)
 
 APP_NAME = "pyramid-serve"
 DEFAULT_HOST = "127.0.0.1"
@@ -112,7 +114,7 @@ def running(app: LocalApp, *, show: Show) -> Iterator[None]:
 def start_ray(start: Callable[[], Result]) -> Result:
     """What ``start`` gives. Ray's own start now and then hangs until its 30 s are over; then it is started anew.
 
-    Where it fails, ``start`` leaves nothing behind.
+    What had hung lasts until this process ends: Ray gives no hold on it.
     """
     for tries_left in reversed(range(_NUM_STARTS)):
         try:
@@ -120,21 +122,18 @@ def start_ray(start: Callable[[], Result]) -> Result:
         except Exception as error:  # Ray raises no narrower one
             if not tries_left or "timed out during startup" not in str(error):
                 raise
+            logger.warning("Ray did not start in time, starting it anew")
     raise AssertionError("unreachable")
 
 
 def _start_local_ray() -> Any:
-    try:
-        return ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, _MIN_CPUS),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except Exception:
-        ray.shutdown()
-        raise
+    return ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, _MIN_CPUS),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def free_port(host: str = DEFAULT_HOST) -> int:

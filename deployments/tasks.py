@@ -13,15 +13,20 @@ _apart: set[asyncio.Task[Any]] = set()
 """The loop itself holds its tasks but weakly."""
 
 
-async def apart(work: Coroutine[Any, Any, Result]) -> Result:
-    """Do some work outside of the request that this is part of, as on leaving it when it was cancelled.
+def begin_apart(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+    """Begin some work outside of the request that this is part of, as on leaving it when it was cancelled.
 
     Serve cancels every call that belongs to a cancelled request, those too that are made after.
     """
     task = asyncio.create_task(work, context=contextvars.Context())
     _apart.add(task)
     task.add_done_callback(_apart.discard)
-    return await asyncio.shield(task)
+    return task
+
+
+async def apart(work: Coroutine[Any, Any, Result]) -> Result:
+    """Do some work outside of the request that this is part of, and wait for it; cancelling this does not cancel it."""
+    return await asyncio.shield(begin_apart(work))
 
 
 def to_its_end(method: Callable[P, Coroutine[Any, Any, Result]]) -> Callable[P, Awaitable[Result]]:

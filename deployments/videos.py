@@ -5,7 +5,6 @@ video is kept in it, so any replica answers for every video, whoever makes it.
 """
 
 import asyncio
-import contextvars
 import io
 import logging
 from collections.abc import AsyncGenerator, Callable
@@ -17,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.calls import Latents
 from deployments.claims import QueuePlace, QueueState
 from deployments.lease import UNREACHABLE, ask_claims
-from deployments.tasks import apart
+from deployments.tasks import begin_apart
 from pyramid_serve.api import (
     RequestError,
     RequestLimits,
@@ -28,7 +27,7 @@ from pyramid_serve.api import (
     resolve,
 )
 from pyramid_serve.checkpoints import Capabilities
-from pyramid_serve.storage import VideoStore
+from pyramid_serve.storage import VideoNotFoundError, VideoStore
 from pyramid_serve.video import fit_picture, read_picture
 
 logger = logging.getLogger(__name__)
@@ -87,33 +86,49 @@ class Videos:
         With a key that was used before the record is that of the video made then. owner: the orchestrator that makes
         it, where that is known. Raises ``RequestError`` for what cannot be made and ``claims.QueueFullError``.
         """
+        asked, picture = await self._prepare(request, idempotency_key)
+        return await self._submit(asked, picture, owner)
+
+    async def accept_while_wanted(
+        self, request: VideoRequest, *, idempotency_key: str | None = None, owner: str | None = None
+    ) -> Accepted:
+        """``accept`` for a caller who waits until the video is over.
+
+        Where the caller leaves before it is accepted, the video is cancelled once it is.
+        """
+        asked, picture = await self._prepare(request, idempotency_key)
+        # Claims accepts it whether it is waited for or not, so only the answer tells whether there is one to cancel.
+        submitting = begin_apart(self._submit(asked, picture, owner))
+        try:
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            begin_apart(self._give_up(submitting))
+            raise
+
+    async def _prepare(self, request: VideoRequest, key: str | None) -> tuple[VideoRecord, bytes | None]:
+        """The record to be accepted, and the picture as PNG."""
         spec = resolve(request, self.model.capabilities, self.model.name, limits=self.model.limits)
         picture = None
         if request.input_reference is not None:
             picture = await asyncio.to_thread(
                 _to_png, request.input_reference, spec, max_pixels=self.model.limits.max_picture_pixels
             )
-        asked = new_record(spec, idempotency_key=idempotency_key)
+        return new_record(spec, idempotency_key=key), picture
+
+    async def _submit(self, asked: VideoRecord, picture: bytes | None, owner: str | None) -> Accepted:
         record: VideoRecord = await ask_claims(lambda: self._claims.submit.remote(asked, picture, owner))
         return Accepted(record, is_new=record.id == asked.id)
 
-    async def accept_while_wanted(
-        self, request: VideoRequest, *, idempotency_key: str | None = None, owner: str | None = None
-    ) -> Accepted:
-        """``accept`` for a caller who stays until the video is over: it is cancelled if that one leaves meanwhile."""
-        accepting = asyncio.create_task(
-            self.accept(request, idempotency_key=idempotency_key, owner=owner), context=contextvars.Context()
-        )
+    async def _give_up(self, submitting: asyncio.Task[Accepted]) -> None:
+        await asyncio.wait([submitting])
+        if submitting.exception() is not None or not submitting.result().is_new:
+            return
+        video_id = submitting.result().record.id
+        logger.info("cancelled, its caller has left", extra={"video_id": video_id})
         try:
-            return await asyncio.shield(accepting)
-        except asyncio.CancelledError:
-            await apart(self._give_up(accepting))
-            raise
-
-    async def _give_up(self, accepting: asyncio.Task[Accepted]) -> None:
-        await asyncio.wait([accepting])
-        if accepting.exception() is None and accepting.result().is_new:
-            await self.cancel(accepting.result().record.id)
+            await self.cancel(video_id)
+        except VideoNotFoundError:
+            logger.info("deleted meanwhile", extra={"video_id": video_id})
 
     async def get(self, video_id: str) -> VideoView:
         """A video as it stands now. Raises ``VideoNotFoundError``."""

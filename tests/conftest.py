@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Clusters of several nodes come first, whatever the order that was asked for: then no other Ray runs yet."""
-    items.sort(key=lambda item: "cluster" not in item.path.parts)
+    items.sort(key=lambda item: not item.path.is_relative_to(TESTS / "cluster"))
 
 
 def golden_folders(config: pytest.Config) -> list[Path]:

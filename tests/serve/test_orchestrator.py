@@ -260,7 +260,7 @@ async def test_a_caller_who_leaves_a_generate_or_a_stream_cancels_the_video(hand
 
     async def is_accepted() -> bool:
         views, _ = await handle.list.remote(limit=1)
-        return bool(views[0].record.spec.seed == 9)
+        return any(view.record.spec.seed == 9 for view in views)
 
     await eventually(is_accepted)
     generate.cancel()
@@ -289,7 +289,11 @@ async def test_a_viewer_who_leaves_stops_nothing(handle: Handle) -> None:
 
 async def test_a_deleted_video_is_gone_while_it_is_made(handle: Handle, store: VideoStore) -> None:
     record = await handle.submit.remote(request_of(12, seconds=5, steps=50))
-    await asyncio.sleep(1.0)
+
+    async def is_made() -> bool:
+        return bool((await handle.get.remote(record.id)).record.num_units_done)
+
+    await eventually(is_made)
     await handle.delete.remote(record.id)
     with pytest.raises(VideoNotFoundError):
         await handle.get.remote(record.id)

@@ -2,7 +2,7 @@ import asyncio
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -131,28 +131,44 @@ async def test_a_silent_owner_loses_the_video_and_its_late_updates_count_for_not
 
 
 async def test_an_owner_that_is_heard_of_keeps_the_video(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
-    async with claims_of(tmp_path, orchestrators, lease_s=1.0) as claims:
+    async with claims_of(tmp_path, orchestrators) as claims:
         record = await claimed(claims, (await submitted(claims)).id)
-        for _ in range(15):
-            await asyncio.sleep(0.1)
+        for _ in range(3):
+            lease = claims._leases[record.id]
             assert await claims.update(record.id, record.attempts, RunUpdate())
+            assert claims._leases[record.id] > lease
 
 
 async def test_the_time_that_a_slow_storage_takes_is_not_the_owners_silence(
     tmp_path: Path, orchestrators: FakeOrchestrators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with claims_of(tmp_path, orchestrators, lease_s=0.5) as claims:
-        record = await claimed(claims, (await submitted(claims)).id)
-        update = VideoStore.update
+    async with claims_of(tmp_path, orchestrators) as claims:
+        record = await submitted(claims)
+        is_writing, may_write, update = threading.Event(), threading.Event(), VideoStore.update
 
         def slow_update(self: VideoStore, changed: VideoRecord) -> None:
-            time.sleep(1.0)
+            is_writing.set()
+            may_write.wait(5)
             update(self, changed)
 
+        async def write_slowly(call: Coroutine[Any, Any, Any]) -> Any:
+            is_writing.clear()
+            may_write.clear()
+            writing = asyncio.create_task(call)
+            await asyncio.to_thread(is_writing.wait, 5)
+            end_lease(claims, record.id)
+            other = await submitted(claims)
+            await eventually(lambda: other.id in orchestrators.given)  # the others are not held up
+            may_write.set()
+            return await writing
+
         monkeypatch.setattr(VideoStore, "update", slow_update)
-        assert await claims.update(record.id, record.attempts, RunUpdate(has_started=True))
-        await asyncio.sleep(0.1)  # whoever waited for the record has it now
-        assert await claims.update(record.id, record.attempts, RunUpdate())
+        granted = await write_slowly(claims.claim(record.id, "a"))  # type: ignore[arg-type]
+        assert claims._is_leased(record.id)
+        news = RunUpdate(has_started=True)
+        assert await write_slowly(claims.update(record.id, granted.attempts, news))  # type: ignore[arg-type]
+        assert claims._is_leased(record.id)
+        assert await claims.update(record.id, granted.attempts, RunUpdate())
 
 
 async def test_the_death_of_an_orchestrator_is_answered_before_the_lease_runs_out(
@@ -372,9 +388,10 @@ async def test_an_owner_whose_call_hangs_holds_no_video(tmp_path: Path, orchestr
         record = await submitted(claims)
         await eventually(lambda: record.id in orchestrators.ends)
         await claimed(claims, record.id)
+        hanging = orchestrators.ends[record.id]
         end_lease(claims, record.id)
         await eventually(lambda: orchestrators.given.count(record.id) == 2)
-        assert orchestrators.ends[record.id].done() is False
+        assert hanging.cancelled()
         assert (await claimed(claims, record.id, "b")).attempts == 2
 
 

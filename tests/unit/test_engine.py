@@ -456,16 +456,47 @@ async def test_a_device_that_failed_for_good_fails_all_units_and_takes_no_more()
         engine.check()
 
 
-async def test_a_device_that_fails_between_turns_is_told_by_check() -> None:
-    engine = Engine(answer)
+def fail() -> None:
+    raise torch.AcceleratorError("an illegal memory access was encountered")
 
-    def fail() -> None:
-        raise torch.AcceleratorError("an illegal memory access was encountered")
 
-    with pytest.raises(DeviceFailedError):
-        await engine.run_between_turns(fail)
+async def test_a_device_that_fails_between_turns_is_used_no_more() -> None:
+    gate = Gate()
+    engine = Engine(gate)
+    running = asyncio.create_task(engine.run(unit("a", 3), submitted_at=0))
+    await gate.wait()
+    done: list[None] = []
+    waiting = [
+        asyncio.create_task(engine.run_between_turns(function)) for function in (fail, lambda: done.append(None))
+    ]
+    await asyncio.sleep(0)
+    gate.let(3)
+    for failed in (*waiting, running):
+        with pytest.raises(DeviceFailedError, match="illegal memory access"):
+            await failed
+    assert gate.packs == ["a"] and done == []
     with pytest.raises(DeviceFailedError):
         engine.check()
+
+
+@pytest.mark.parametrize("num_steps", [0, 1])
+async def test_a_device_that_fails_between_forwards_fails_all_units(num_steps: int) -> None:
+    def failing() -> Steps:
+        yield from unit("b", num_steps)
+        fail()
+        return []
+
+    gate = Gate()
+    engine = Engine(gate)
+    a = asyncio.create_task(engine.run(unit("a", 9), submitted_at=0))
+    await gate.wait()
+    b = asyncio.create_task(engine.run(failing(), submitted_at=1))
+    await asyncio.sleep(0)
+    gate.let(9)
+    for failed in (a, b):
+        with pytest.raises(DeviceFailedError, match="illegal memory access"):
+            await failed
+    assert gate.packs == ["a", "ab"][: 1 + num_steps]
 
 
 async def test_a_limit_below_one_is_refused() -> None:

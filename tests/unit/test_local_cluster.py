@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from deployments.app import IMPORT_PATH, ConfigError
-from deployments.local_cluster import read_app
+from deployments.local_cluster import read_app, start_ray
 
 
 def file_of(folder: Path, **content: Any) -> Path:
@@ -43,3 +43,28 @@ def test_a_file_has_one_application_and_that_is_ours(tmp_path: Path, paths: list
     ]
     with pytest.raises(ValueError, match="must have one application"):
         read_app(file_of(tmp_path, applications=applications))
+
+
+@pytest.mark.parametrize("num_hangs", [0, 1, 2])
+def test_ray_is_started_anew_where_its_start_hangs(num_hangs: int) -> None:
+    errors = [RuntimeError("The node timed out during startup")] * num_hangs
+
+    def start() -> str:
+        if errors:
+            raise errors.pop()
+        return "started"
+
+    assert start_ray(start) == "started"
+
+
+@pytest.mark.parametrize(("message", "num_tries"), [("The node timed out during startup", 3), ("no such address", 1)])
+def test_a_start_that_fails_otherwise_or_again_and_again_is_an_error(message: str, num_tries: int) -> None:
+    tries = []
+
+    def start() -> None:
+        tries.append(None)
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match=message):
+        start_ray(start)
+    assert len(tries) == num_tries

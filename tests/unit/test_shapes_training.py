@@ -176,7 +176,7 @@ def test_rollouts_are_taken_as_often_as_told() -> None:
     def clips(drawn: list[tuple[str, str]], mark: float) -> LatentClips:
         latents = torch.full((len(drawn), 16, 1, 4, 4), mark)
         chances = np.arange(1.0, len(drawn) + 1) / np.arange(1.0, len(drawn) + 1).sum()
-        return LatentClips(latents, latents + 1, [[shape] for shape, _ in drawn], drawn, chances)
+        return LatentClips(latents, latents + 1, [[shape] for shape, _ in drawn], chances)
 
     both = mixed(clips([("star", "spins"), ("circle", "grows")], 1), clips([("square", "grows")] * 2, 5), share=0.3)
     assert both.worn is not None
@@ -212,7 +212,7 @@ def test_rollouts_are_put_right_every_few_units_or_left_alone(tmp_path: Path, mo
     rollouts.write_file(tmp_path / "rollouts_000.pt", cast(Model, None), scenes, seed=1)
 
     found = read_files(tmp_path, "rollouts")
-    assert found.worn is not None and found.drawn == words
+    assert found.worn is not None
     clips = latents_of(map(render, scenes))
     assert torch.equal(found.latents[:2], clips[:2])
     assert found.worn[0, 0, 1:].diff(dim=0).abs().amax((1, 2)).gt(0).nonzero().flatten().tolist() == [3, 7, 11]

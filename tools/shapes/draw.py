@@ -2,7 +2,8 @@
 
 Writes files of clips' latents with several prompts each, more of what is hard, the same clips with their shapes worn
 (`wear.py`), and single pictures' latents: those that the VAE is taught (see `latents.py`), so neither training waits
-for the other. Files that are there are kept, so it goes on where it was stopped.
+for the other. Files that are there are kept, so it goes on where it was stopped; after a change of what is drawn, begin
+in a new folder.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ PICTURE_SPREAD, PICTURE_SIZE = 0.35, 0.75
 """Where and how large the shapes of pictures are. They teach how a video begins, and that need not be anywhere; rather
 large, since a larger shape is made of more latents and keeps its corners more easily."""
 LARGE_CLIPS, LARGE_SPREAD = 0.5, 0.5
-"""How many of the clips are as large as pictures, and how far around: where clips were smaller on the mean, videos from
-words shrank toward that mean as they went on."""
+"""How many of the clips are as large as pictures, and over how much of the range their sizes are spread. With half of
+all clips smaller than any picture, videos from words shrank toward the mean as they went on."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,12 @@ class LatentClips:
     latents: Tensor
     worn: Tensor | None  # of pictures there are none
     prompts: list[list[str]]
-    drawn: list[tuple[str, str]]  # shape and motion
     chances: NDArray[np.float64]  # how often the training takes each (N,), 1 in all
 
 
-def chances_of(drawn: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+def chances_of(words: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
     """Chances (N,) of shapes and motions to be drawn: what is hard to learn more often than the rest."""
-    weights = np.array([_weight(shape, motion) for shape, motion in drawn])
+    weights = np.array([_weight(shape, motion) for shape, motion in words])
     chances: NDArray[np.float64] = weights / weights.sum()
     return chances
 
@@ -109,7 +109,6 @@ def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> Non
     state: dict[str, object] = {
         "latents": latents_of(render(scene, num_frames=num_frames) for scene in scenes),
         "prompts": prompts,
-        "drawn": [(scene.shape, scene.motion) for scene in scenes],
     }
     if num_frames > 1:
         wear_rng = np.random.default_rng((seed, num_frames, 1))
@@ -134,13 +133,12 @@ def read_files(folder: Path, kind: str) -> LatentClips:
         raise ValueError(f"{folder}: no {kind}_*.pt; run tools.shapes.draw")
     if kind != "pictures" and not all("worn" in state for state in states):
         raise ValueError(f"{folder}: clips without worn ones beside them; remove them and run tools.shapes.draw")
-    drawn = [words for state in states for words in state["drawn"]]
+    num_clips = sum(len(state["prompts"]) for state in states)
     return LatentClips(
         latents=torch.cat([state["latents"] for state in states]),
         worn=None if kind == "pictures" else torch.cat([state["worn"] for state in states]),
         prompts=[prompts for state in states for prompts in state["prompts"]],
-        drawn=drawn,
-        chances=np.full(len(drawn), 1 / len(drawn)),
+        chances=np.full(num_clips, 1 / num_clips),
     )
 
 
@@ -151,7 +149,6 @@ def mixed(clips: LatentClips, rollouts: LatentClips, share: float) -> LatentClip
         latents=torch.cat([clips.latents, rollouts.latents]),
         worn=torch.cat([clips.worn, rollouts.worn]),
         prompts=clips.prompts + rollouts.prompts,
-        drawn=clips.drawn + rollouts.drawn,
         chances=np.concatenate([(1 - share) * clips.chances, share * rollouts.chances]),
     )
 

@@ -117,7 +117,6 @@ def write_file(path: Path, model: Model, scenes: Sequence[Scene], *, seed: int) 
         "latents": clips.half(),
         "worn": made.half(),
         "prompts": prompts,
-        "drawn": [(scene.shape, scene.motion) for scene in scenes],
     }
     save_state(path, state)
 
