@@ -120,7 +120,7 @@ def start_ray(start: Callable[[], Result]) -> Result:
         try:
             return start()
         except Exception as error:  # Ray raises no narrower one
-            if not tries_left or "timed out during startup" not in str(error):
+            if not tries_left or "timed out" not in str(error).lower():
                 raise
             logger.warning("Ray did not start in time, starting it anew")
     raise AssertionError("unreachable")

@@ -45,9 +45,12 @@ def test_a_file_has_one_application_and_that_is_ours(tmp_path: Path, paths: list
         read_app(file_of(tmp_path, applications=applications))
 
 
+HANGS = [RuntimeError("The node timed out during startup"), RuntimeError("Timed out waiting for file port")]
+
+
 @pytest.mark.parametrize("num_hangs", [0, 1, 2])
 def test_ray_is_started_anew_where_its_start_hangs(num_hangs: int) -> None:
-    errors = [RuntimeError("The node timed out during startup")] * num_hangs
+    errors = HANGS[:num_hangs]
 
     def start() -> str:
         if errors:
