@@ -288,14 +288,7 @@ class Claims:
             record = self._records.get(video_id)
             if record is None or (record.owner is not None and self._is_leased(video_id)):
                 return None
-            granted = await self._change(
-                record,
-                attempts=record.attempts + 1,
-                owner=owner,
-                lease_expires_at=self._renew(video_id),
-            )
-            self._renew(video_id)  # the time of a slow write is not the owner's silence
-            return granted
+            return await self._change_and_renew(record, attempts=record.attempts + 1, owner=owner)
 
     @to_its_end
     async def update(self, video_id: str, attempt: int, update: RunUpdate) -> bool:
@@ -304,7 +297,7 @@ class Claims:
             record = self._owned(video_id, attempt)
             if record is None:
                 return False
-            lease_expires_at = self._renew(video_id)
+            self._renew(video_id)
             self._count_steps(max(update.num_steps_done - record.num_steps_done, 0))
             fields = _merge(record, update)
             if not fields:
@@ -313,10 +306,7 @@ class Claims:
             if is_unit:
                 fields |= {"num_failures": 0, "num_losses": 0}
             is_old = time.monotonic() - self._saved_at.get(video_id, 0) > _PERSIST_PROGRESS_S
-            await self._change(
-                record, lease_expires_at=lease_expires_at, save=is_unit or "status" in fields or is_old, **fields
-            )
-            self._renew(video_id)
+            await self._change_and_renew(record, save=is_unit or "status" in fields or is_old, **fields)
             return True
 
     @to_its_end
@@ -397,6 +387,12 @@ class Claims:
         self._records[record.id] = record
         self._tell(record.id)
         return record
+
+    async def _change_and_renew(self, record: VideoRecord, *, save: bool = True, **fields: Any) -> VideoRecord:
+        """``_change`` by the owner, who has a whole lease after it: the time of a slow write is not its silence."""
+        changed = await self._change(record, save=save, lease_expires_at=self._renew(record.id), **fields)
+        self._renew(record.id)
+        return changed
 
     async def _end(self, record: VideoRecord, *, outcome: str, **fields: Any) -> VideoRecord:
         now = time.time()

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,7 @@ from deployments.http_errors import ApiError, add_error_handlers, not_found
 from deployments.http_schema import error_answers, file_answer
 from deployments.http_views import Views
 from deployments.lease import UNREACHABLE
+from deployments.tasks import begin_apart
 from deployments.videos import Videos, VideoView
 from pyramid_serve.api import (
     Status,
@@ -72,8 +72,6 @@ class Door:
     views: Views
     config: HttpConfig
     started_at: float = field(default_factory=time.time)
-    farewells: set[asyncio.Task[Any]] = field(default_factory=set)
-    """Cancellations for clients that have left, which nobody waits for."""
 
 
 def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
@@ -289,23 +287,12 @@ async def _until_over(request: Request, door: Door, record: VideoRecord, *, canc
         finished.cancel()
         left.cancel()
         if has_left and cancel:
-            logger.info("cancelled, its client has left", extra={"video_id": record.id})
-            # In a context of its own, for this call must not be cancelled with them.
-            farewell = asyncio.create_task(_cancel(door, record.id), context=Context())
-            door.farewells.add(farewell)
-            farewell.add_done_callback(door.farewells.discard)
+            begin_apart(door.videos.cancel_unwanted(record.id))
 
 
 async def _until_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _cancel(door: Door, video_id: str) -> None:
-    try:
-        await door.videos.cancel(video_id)
-    except VideoNotFoundError:
-        logger.info("deleted meanwhile", extra={"video_id": video_id})
 
 
 @_videos.get(

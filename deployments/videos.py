@@ -121,14 +121,8 @@ class Videos:
 
     async def _give_up(self, submitting: asyncio.Task[Accepted]) -> None:
         await asyncio.wait([submitting])
-        if submitting.exception() is not None or not submitting.result().is_new:
-            return
-        video_id = submitting.result().record.id
-        logger.info("cancelled, its caller has left", extra={"video_id": video_id})
-        try:
-            await self.cancel(video_id)
-        except VideoNotFoundError:
-            logger.info("deleted meanwhile", extra={"video_id": video_id})
+        if submitting.exception() is None and submitting.result().is_new:
+            await self.cancel_unwanted(submitting.result().record.id)
 
     async def get(self, video_id: str) -> VideoView:
         """A video as it stands now. Raises ``VideoNotFoundError``."""
@@ -155,6 +149,14 @@ class Videos:
     async def cancel(self, video_id: str) -> VideoRecord:
         """End a video now; one that is over stays as it is. Raises ``VideoNotFoundError``."""
         return await ask_claims(lambda: self._claims.cancel.remote(video_id))
+
+    async def cancel_unwanted(self, video_id: str) -> None:
+        """``cancel`` for a caller who has left. One that was deleted meanwhile is no error."""
+        logger.info("cancelled, its caller has left", extra={"video_id": video_id})
+        try:
+            await self.cancel(video_id)
+        except VideoNotFoundError:
+            logger.info("deleted meanwhile", extra={"video_id": video_id})
 
     async def delete(self, video_id: str) -> None:
         """Cancel a video if it is unfinished, and remove it. Raises ``VideoNotFoundError``."""

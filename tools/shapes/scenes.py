@@ -100,9 +100,8 @@ def sample_scene(
     """A random scene, with any of its words given; `spread` narrows where, how large and how fast around the middle.
 
     size: where in their range narrowed sizes lie, 0..1; size_spread: how far sizes and their change are narrowed, where
-    not as the rest;
-    other_colors: how many scenes, 0..1, have colours on the way to those of other pictures. Raises ValueError for a
-    shape in its background's colour.
+    not as the rest; other_colors: how many scenes, 0..1, have colours on the way to those of other pictures. Raises
+    ValueError for a shape in its background's colour.
     """
     shape = shape or str(rng.choice(SHAPES))
     motion = motion or str(rng.choice(MOTIONS))
