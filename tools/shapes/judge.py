@@ -1,4 +1,4 @@
-"""The judge: watches a video and says its shape, colour, background and motion: `python -m tools.shapes.judge a.mp4`.
+"""The judge: watches a video and says its shape, colour, background and motion: `python -m tools.shapes.judge a.gif`.
 
 It measures each frame by itself: the background is the colour of the border, the shape is what differs from it. The
 outline as a function of the angle tells the shape by its 3-, 4- or 5-fold part and the turn by that part's phase. The
