@@ -22,13 +22,14 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.calls import RETRIED, call
-from deployments.tasks import apart
+from deployments.tasks import apart, begin_apart
 from deployments.videos import VideoView
 from pyramid_serve.api import VideoRecord, VideoRequest
 
 Frames = NDArray[numpy.uint8]
 
 _MAX_RETRIES = 20
+_PAUSE_S = 0.5
 
 
 class Client:
@@ -46,11 +47,11 @@ class Client:
 
     async def generate(self, request: VideoRequest) -> VideoRecord:
         """The record of a video when it is over; failed ones too. Cancelled when this is."""
-        record = await self.submit(request)
+        submitting = begin_apart(self.submit(request))
         try:
-            return await self.wait(record.id)
+            return await self.wait((await asyncio.shield(submitting)).id)
         except asyncio.CancelledError:
-            await apart(self.cancel(record.id))
+            await apart(self._give_up(submitting))
             raise
 
     async def stream(self, request: VideoRequest) -> AsyncGenerator[Frames, None]:
@@ -59,26 +60,33 @@ class Client:
         The video is cancelled when this is left before its end.
         """
         key, num_units = uuid4().hex, 0
-        record: VideoRecord | None = None
+        submitting: asyncio.Task[VideoRecord] | None = None  # once the replica is lost that would cancel it
         stream: Any = self._streams.stream.remote(request, key)
-        for num_failed in range(_MAX_RETRIES + 1):
-            try:
-                async for frames in stream:
-                    yield frames
-                    num_units += 1
-                return
-            except RETRIED:
-                if num_failed == _MAX_RETRIES:
-                    raise
-                await asyncio.sleep(0.5)
-            except (asyncio.CancelledError, GeneratorExit):
-                if record is not None:  # since its first replica was lost, none sees to it
-                    await apart(self.cancel(record.id))
-                raise
-            finally:
-                stream.cancel()
-            record = await self.submit(request, idempotency_key=key)
-            stream = self._streams.frames.remote(record.id, num_units)
+        try:
+            for num_failed in range(_MAX_RETRIES + 1):
+                try:
+                    async for frames in stream:
+                        yield frames
+                        num_units += 1
+                    return
+                except RETRIED:
+                    if num_failed == _MAX_RETRIES:
+                        raise
+                finally:
+                    stream.cancel()
+                submitting = submitting or begin_apart(self.submit(request, idempotency_key=key))
+                await asyncio.sleep(_PAUSE_S)
+                stream = self._streams.frames.remote((await asyncio.shield(submitting)).id, num_units)
+        except (asyncio.CancelledError, GeneratorExit):
+            if submitting is not None:
+                await apart(self._give_up(submitting))
+            raise
+
+    async def _give_up(self, submitting: "asyncio.Task[VideoRecord]") -> None:
+        """Cancel a video whose caller has left, which may not be accepted yet."""
+        await asyncio.wait([submitting])
+        if not submitting.cancelled() and submitting.exception() is None:
+            await self.cancel(submitting.result().id)
 
     async def submit(self, request: VideoRequest, *, idempotency_key: str | None = None) -> VideoRecord:
         key = idempotency_key or uuid4().hex

@@ -1,0 +1,136 @@
+"""Callers of the Ray-handle client who leave."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import numpy
+import pytest
+
+from deployments import client as client_module
+from deployments.client import Client, Frames
+from pyramid_serve.api import VideoRecord, VideoRequest, new_record, resolve
+from tests.serve.local_server import MODEL
+
+pytestmark = pytest.mark.asyncio
+
+REQUEST = VideoRequest(prompt="a ball", seed=1)
+
+
+class Response:
+    """Like ``DeploymentResponse`` and its generator: runs by itself, can be cancelled, awaited or gone through."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def __await__(self) -> Any:
+        return self._work.__await__()
+
+    def __aiter__(self) -> AsyncGenerator[Frames, None]:
+        frames: AsyncGenerator[Frames, None] = self._work
+        return frames
+
+    def cancel(self) -> None:
+        pass
+
+
+class Method:
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+
+    def remote(self, *arguments: Any) -> Response:
+        return Response(self._method(*arguments))
+
+
+class Orchestrators:
+    """One that accepts a video only when it is let to, and streams of which the first is lost after a unit."""
+
+    def __init__(self) -> None:
+        self.is_asked, self.may_accept = asyncio.Event(), asyncio.Event()
+        self.keys: list[str] = []
+        self.accepted: list[str] = []
+        self.cancelled: list[str] = []
+
+    def options(self, *, stream: bool) -> "Orchestrators":
+        assert stream
+        return self
+
+    def __getattribute__(self, name: str) -> Any:
+        found = object.__getattribute__(self, name)
+        is_remote = name in ("submit", "wait", "cancel", "stream", "frames")
+        return Method(found) if is_remote else found
+
+    async def submit(self, request: VideoRequest, key: str) -> VideoRecord:
+        self.keys.append(key)
+        self.is_asked.set()
+        await self.may_accept.wait()
+        record = new_record(resolve(request, MODEL.capabilities, MODEL.name, limits=MODEL.limits))
+        self.accepted.append(record.id)
+        return record
+
+    async def wait(self, video_id: str) -> None:
+        await asyncio.Event().wait()
+
+    async def cancel(self, video_id: str) -> None:
+        self.cancelled.append(video_id)
+
+    async def stream(self, request: VideoRequest, key: str) -> AsyncGenerator[Frames, None]:
+        self.keys.append(key)
+        yield numpy.zeros((1, 8, 8, 3), numpy.uint8)
+        raise TimeoutError
+
+    async def frames(self, video_id: str, first_unit: int) -> AsyncGenerator[Frames, None]:
+        for _ in range(first_unit, 3):
+            yield numpy.ones((8, 8, 8, 3), numpy.uint8)
+
+
+def client_of(orchestrators: Orchestrators) -> Client:
+    return Client(orchestrators)  # type: ignore[arg-type]
+
+
+async def leave(task: "asyncio.Task[Any]", orchestrators: Orchestrators) -> None:
+    """Cancel a task while its video is being accepted, and accept it."""
+    await orchestrators.is_asked.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done() and orchestrators.accepted == []
+    orchestrators.may_accept.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_video_is_cancelled_that_is_accepted_after_its_caller_left() -> None:
+    orchestrators = Orchestrators()
+    await leave(asyncio.create_task(client_of(orchestrators).generate(REQUEST)), orchestrators)
+    assert len(orchestrators.accepted) == 1 and orchestrators.cancelled == orchestrators.accepted
+
+
+async def test_a_video_is_cancelled_whose_caller_leaves_while_it_is_waited_for() -> None:
+    orchestrators = Orchestrators()
+    orchestrators.may_accept.set()
+    task = asyncio.create_task(client_of(orchestrators).generate(REQUEST))
+    while not orchestrators.accepted:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert orchestrators.cancelled == orchestrators.accepted
+
+
+async def test_a_stream_that_is_left_after_its_replica_was_lost_cancels_its_video() -> None:
+    orchestrators = Orchestrators()
+
+    async def collect() -> int:
+        return len([frames async for frames in client_of(orchestrators).stream(REQUEST)])
+
+    await leave(asyncio.create_task(collect()), orchestrators)
+    assert len(orchestrators.accepted) == 1 and orchestrators.cancelled == orchestrators.accepted
+    assert len(set(orchestrators.keys)) == 1  # it is the same video
+
+
+async def test_a_stream_goes_on_where_its_replica_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_PAUSE_S", 0)
+    orchestrators = Orchestrators()
+    orchestrators.may_accept.set()
+    units = [int(frames.max()) async for frames in client_of(orchestrators).stream(REQUEST)]
+    assert units == [0, 1, 1] and orchestrators.cancelled == []
