@@ -1,13 +1,15 @@
 """The judge of moving shapes, on real clips and on broken ones."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tools.shapes.judge import Frames, agrees, judge, scenes_in_turn
+from pyramid_serve.video import write_video
+from tools.shapes.judge import Frames, agrees, judge, read_frames, scenes_in_turn
 from tools.shapes.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scene, render, sample_scene
 
 
@@ -31,6 +33,19 @@ def test_the_judge_is_right_on_soft_and_noisy_pictures() -> None:
         noisy = soft + 8 * torch.randn(soft.shape, generator=generator)
         verdict = judge(noisy.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
         assert all(agrees(verdict, scene).values()), (scene, verdict)
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "video.gif", "frames"])
+def test_files_are_judged_as_the_frames_that_they_are_made_of(name: str, tmp_path: Path) -> None:
+    for scene in scenes_in_turn(8, seed=4):
+        frames = render(scene, num_frames=17).permute(0, 2, 3, 1)
+        path = tmp_path / f"{scene.shape}-{scene.motion}-{name}"
+        write_video(frames, path)
+        read = read_frames(path)
+        assert read.shape == frames.shape
+        seen, verdict = judge(read), judge(frames.numpy())
+        words = ("shape", "color", "background", "motion", "is_whole")
+        assert [getattr(seen, word) for word in words] == [getattr(verdict, word) for word in words], scene
 
 
 def test_a_spinning_circle_counts_as_still() -> None:

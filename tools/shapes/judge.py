@@ -1,4 +1,4 @@
-"""The judge: watches a video and says its shape, colour, background and motion: `python -m tools.shapes.judge a.gif`.
+"""The judge: watches a video and says its shape, colour, background and motion: `python -m tools.shapes.judge a.mp4`.
 
 It measures each frame by itself: the background is the colour of the border, the shape is what differs from it. The
 outline as a function of the angle tells the shape by its 3-, 4- or 5-fold part and the turn by that part's phase. The
@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -244,9 +245,13 @@ def scenes_in_turn(num_scenes: int, seed: int) -> list[Scene]:
 
 
 def read_frames(path: Path) -> Frames:
-    """Frames of a GIF or of a folder of PNG pictures."""
+    """Frames of an MP4, a GIF or a folder of PNG pictures."""
     if path.is_dir():
         return np.stack([np.asarray(Image.open(name).convert("RGB")) for name in sorted(path.glob("*.png"))])
+    if path.suffix.lower() == ".mp4":
+        video = imageio_ffmpeg.read_frames(str(path))
+        width, height = next(video)["size"]
+        return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in video])
     with Image.open(path) as picture:
         frames = []
         for index in range(getattr(picture, "n_frames", 1)):
@@ -258,7 +263,7 @@ def read_frames(path: Path) -> Frames:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "videos", nargs="*", type=Path, help="GIFs or folders of PNG frames; none: test the judge itself"
+        "videos", nargs="*", type=Path, help="MP4s, GIFs or folders of PNG frames; none: test the judge itself"
     )
     parser.add_argument("--clips", type=int, default=512, help="real clips to test the judge on")
     parser.add_argument("--seed", type=int, default=1)
