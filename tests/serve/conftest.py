@@ -40,11 +40,7 @@ def local_ray() -> Iterator[None]:
 
 
 def _start_local_ray() -> None:
-    try:
-        ray.init(address="local", include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
-    except Exception:
-        ray.shutdown()
-        raise
+    ray.init(address="local", include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
 
 
 @contextmanager
