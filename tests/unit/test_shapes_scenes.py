@@ -8,6 +8,7 @@ from tools.shapes.scenes import (
     BACKGROUNDS,
     COLORS,
     MOTIONS,
+    MOVING_MARGIN,
     SHAPES,
     SIZE,
     Scene,
@@ -30,6 +31,15 @@ def test_a_shape_is_whole_in_view_from_the_first_frame_to_the_last() -> None:
             border = torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], dim=1)
             assert torch.equal(border, picture[:, :1, :1].squeeze(2).expand_as(border)), (scene, frame)
             assert (picture != picture[:, :1, :1]).any()
+
+
+def test_a_shape_that_moves_keeps_further_from_the_border() -> None:
+    for scene in scenes(256):
+        if scene.motion.startswith("moves"):
+            centers, radius = np.array([scene.start, scene.end]), scene.start_radius
+            assert (centers - radius).min() >= MOVING_MARGIN - 1e-6, scene
+            assert (centers + radius).max() <= SIZE - MOVING_MARGIN + 1e-6, scene
+            assert 28 <= np.abs(centers[1] - centers[0]).max() <= 46, scene
 
 
 def test_a_shape_never_has_the_color_of_its_background() -> None:

@@ -17,6 +17,7 @@ from tools.shapes.draw import (
     SHRINK_WEIGHT,
     SPIN_WEIGHTS,
     STAR_WEIGHT,
+    STILL_WEIGHT,
     LatentClips,
     chances_of,
     latents_of,
@@ -152,11 +153,11 @@ def test_the_same_prompts_make_the_same_tokenizers(tmp_path: Path) -> None:
     assert len(first) > 4 and first == second
 
 
-def test_stars_and_spins_and_shrinks_are_drawn_more_often() -> None:
+def test_what_is_hard_is_drawn_more_often() -> None:
     drawn = [("star", "spins"), ("circle", "spins"), ("star", "stays still"), ("square", "spins")]
     drawn += [("circle", "shrinks")]
     chances = chances_of(drawn)
-    weights = [SPIN_WEIGHTS["star"], 1, STAR_WEIGHT, SPIN_WEIGHTS["square"], SHRINK_WEIGHT]
+    weights = [SPIN_WEIGHTS["star"], 1, STAR_WEIGHT * STILL_WEIGHT, SPIN_WEIGHTS["square"], SHRINK_WEIGHT]
     np.testing.assert_allclose(chances / chances[1], weights)
     words = [(scene.shape, scene.motion) for scene in sample_scenes(4000, np.random.default_rng(0))]
     of_squares = [sum(word == (shape, "spins") for word in words) for shape in ("square", "star")]

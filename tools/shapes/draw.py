@@ -37,6 +37,7 @@ videos drift there. Pictures, which a video begins with from words, have the wor
 STAR_WEIGHT = 3.0
 SPIN_WEIGHTS = {"square": 12.0, "triangle": 6.0, "star": 20.0}
 SHRINK_WEIGHT = 2.0
+STILL_WEIGHT = 2.0
 PICTURE_SPREAD, PICTURE_SIZE = 0.35, 0.75
 """Where and how large the shapes of pictures are. They teach how a video begins, and that need not be anywhere; rather
 large, since a larger shape is made of more latents and keeps its corners more easily."""
@@ -63,12 +64,14 @@ def chances_of(words: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
 
 
 def _weight(shape: str, motion: str) -> float:
-    """Stars have the most corners; what shrinks comes to be made of few latents; what spins is at another angle in each
-    unit, and loses its corners first, a star before all others. A circle that spins looks still.
+    """Stars have the most corners; what shrinks comes to be made of few latents; what stays still has only itself to
+    keep its size by; what spins is at another angle in each unit, and loses its corners first, a star before all
+    others. A circle that spins looks still.
     """
     if motion == "spins" and shape in SPIN_WEIGHTS:
         return SPIN_WEIGHTS[shape]
-    return (STAR_WEIGHT if shape == "star" else 1.0) * (SHRINK_WEIGHT if motion == "shrinks" else 1.0)
+    of_motion = {"shrinks": SHRINK_WEIGHT, "stays still": STILL_WEIGHT}.get(motion, 1.0)
+    return (STAR_WEIGHT if shape == "star" else 1.0) * of_motion
 
 
 def sample_scenes(num_scenes: int, rng: np.random.Generator, *, motions: Sequence[str] = MOTIONS) -> list[Scene]:

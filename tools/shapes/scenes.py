@@ -20,6 +20,8 @@ SIZE = 128
 NUM_FRAMES = 121
 MARGIN = 5.0
 """Pixels to the border: a model's own places are a few off, and a shape must not be cut."""
+MOVING_MARGIN = 9.0
+"""The same of a shape that moves, whose speed is off as well."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (230, 25, 25),
@@ -152,19 +154,21 @@ def _sample_radii(rng: np.random.Generator, shape: str, motion: str, spread: flo
         start = min(_around(rng, 29, 46, spread, size) * unit, _MAX_RADIUS)
         return start, max(start / _around(rng, 1.6, 2.0, spread), 15 * unit)
     # Between the angles at which a shape looks like itself, small ones are more than so few latents can tell.
-    radius = _around(rng, 18, 40 if motion == "spins" else 33, spread, size) * unit
+    largest = 40 if motion == "spins" else 30 if motion in _DIRECTIONS else 33
+    radius = _around(rng, 18, largest, spread, size) * unit
     return radius, radius
 
 
 def _sample_path(
     rng: np.random.Generator, motion: str, radius: float, spread: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    low, high = radius + MARGIN, SIZE - radius - MARGIN
+    margin = MOVING_MARGIN if motion in _DIRECTIONS else MARGIN
+    low, high = radius + margin, SIZE - radius - margin
     x, y = (_around(rng, low, high, spread) for _ in range(2))
     if motion not in _DIRECTIONS:
         return (x, y), (x, y)
     dx, dy = _DIRECTIONS[motion]
-    distance = _around(rng, 30, min(54.0, high - low), spread)
+    distance = _around(rng, 28, min(46.0, high - low), spread)
     first = _around(rng, low, high - distance, spread)
     near, far = (first, first + distance) if dx + dy > 0 else (first + distance, first)
     return ((near, y), (far, y)) if dx else ((x, near), (x, far))
