@@ -12,6 +12,7 @@ raises ``RayActorError`` where this asks again.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 from uuid import uuid4
@@ -22,14 +23,18 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.calls import RETRIED, call
-from deployments.tasks import apart, begin_apart
+from deployments.tasks import begin_apart
 from deployments.videos import VideoView
 from pyramid_serve.api import VideoRecord, VideoRequest
+from pyramid_serve.storage import VideoNotFoundError
+
+logger = logging.getLogger(__name__)
 
 Frames = NDArray[numpy.uint8]
 
 _MAX_RETRIES = 20
 _PAUSE_S = 0.5
+_LEAVE_S = 5.0
 
 
 class Client:
@@ -46,21 +51,24 @@ class Client:
         return cls(serve.get_deployment_handle("Orchestrator", app))
 
     async def generate(self, request: VideoRequest) -> VideoRecord:
-        """The record of a video when it is over; failed ones too. Cancelled when this is."""
+        """The record of a video when it is over; failed ones too. Cancelled when this is.
+
+        One that is being accepted just then is cancelled once it is, for which this waits five seconds at most.
+        """
         submitting = begin_apart(self.submit(request))
         try:
             return await self.wait((await asyncio.shield(submitting)).id)
         except asyncio.CancelledError:
-            await apart(self._give_up(submitting))
+            await self._leave(submitting)
             raise
 
     async def stream(self, request: VideoRequest) -> AsyncGenerator[Frames, None]:
         """The frames (1 or 8, H, W, 3) of each unit as it is decoded. Raises ``VideoFailedError``.
 
-        The video is cancelled when this is left before its end.
+        The video is cancelled when this is left before its end, as in ``generate``.
         """
         key, num_units = uuid4().hex, 0
-        submitting: asyncio.Task[VideoRecord] | None = None  # once the replica is lost that would cancel it
+        submitting: asyncio.Task[VideoRecord] | None = None
         stream: Any = self._streams.stream.remote(request, key)
         try:
             for num_failed in range(_MAX_RETRIES + 1):
@@ -74,19 +82,28 @@ class Client:
                         raise
                 finally:
                     stream.cancel()
+                # Before the pause: who leaves in it has a video to cancel, of which the lost replica knew.
                 submitting = submitting or begin_apart(self.submit(request, idempotency_key=key))
                 await asyncio.sleep(_PAUSE_S)
                 stream = self._streams.frames.remote((await asyncio.shield(submitting)).id, num_units)
         except (asyncio.CancelledError, GeneratorExit):
             if submitting is not None:
-                await apart(self._give_up(submitting))
+                await self._leave(submitting)
             raise
 
-    async def _give_up(self, submitting: "asyncio.Task[VideoRecord]") -> None:
+    async def _leave(self, submitting: asyncio.Task[VideoRecord]) -> None:
+        # Waited for, since the caller's loop may be about to close; not for long, since the cluster may be gone.
+        await asyncio.wait([begin_apart(self._give_up(submitting))], timeout=_LEAVE_S)
+
+    async def _give_up(self, submitting: asyncio.Task[VideoRecord]) -> None:
         """Cancel a video whose caller has left, which may not be accepted yet."""
         await asyncio.wait([submitting])
-        if not submitting.cancelled() and submitting.exception() is None:
+        if submitting.cancelled() or submitting.exception() is not None:
+            return
+        try:
             await self.cancel(submitting.result().id)
+        except (VideoNotFoundError, *RETRIED) as error:
+            logger.warning("not cancelled: %s", error, extra={"video_id": submitting.result().id})
 
     async def submit(self, request: VideoRequest, *, idempotency_key: str | None = None) -> VideoRecord:
         key = idempotency_key or uuid4().hex
