@@ -38,12 +38,13 @@ def test_the_judge_is_right_on_soft_and_noisy_pictures() -> None:
 @pytest.mark.parametrize("name", ["video.mp4", "video.gif", "frames"])
 def test_files_are_judged_as_the_frames_that_they_are_made_of(name: str, tmp_path: Path) -> None:
     for scene in scenes_in_turn(8, seed=4):
-        frames = render(scene, num_frames=17).permute(0, 2, 3, 1)
+        frames = render(scene)[::8].permute(0, 2, 3, 1)
         path = tmp_path / f"{scene.shape}-{scene.motion}-{name}"
         write_video(frames, path)
         read = read_frames(path)
         assert read.shape == frames.shape
         seen, verdict = judge(read), judge(frames.numpy())
+        assert verdict.motion == scene.motion or scene.shape == "circle"
         words = ("shape", "color", "background", "motion", "is_whole")
         assert [getattr(seen, word) for word in words] == [getattr(verdict, word) for word in words], scene
 

@@ -21,7 +21,7 @@ NUM_FRAMES = 121
 MARGIN = 5.0
 """Pixels to the border: a model's own places are a few off, and a shape must not be cut."""
 MOVING_MARGIN = 9.0
-"""The same of a shape that moves, whose speed is off as well."""
+"""The same for a shape that moves, whose speed is off as well."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (230, 25, 25),
@@ -153,8 +153,9 @@ def _sample_radii(rng: np.random.Generator, shape: str, motion: str, spread: flo
     if motion == "shrinks":
         start = min(_around(rng, 29, 46, spread, size) * unit, _MAX_RADIUS)
         return start, max(start / _around(rng, 1.6, 2.0, spread), 15 * unit)
-    # Between the angles at which a shape looks like itself, small ones are more than so few latents can tell.
-    largest = 40 if motion == "spins" else 30 if motion in _DIRECTIONS else 33
+    # Between the angles at which a shape looks like itself, small ones are more than so few latents can tell. What
+    # moves needs its way within the margins: 35 pixels for the largest star.
+    largest = {"spins": 40, **dict.fromkeys(_DIRECTIONS, 30)}.get(motion, 33)
     radius = _around(rng, 18, largest, spread, size) * unit
     return radius, radius
 
