@@ -42,6 +42,18 @@ class Method:
         return Response(self._method(*arguments))
 
 
+class Handle:
+    def __init__(self, deployment: object) -> None:
+        self._deployment = deployment
+
+    def options(self, *, stream: bool) -> "Handle":
+        assert stream
+        return self
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(getattr(self._deployment, name))
+
+
 class Orchestrators:
     """One that accepts a video only when it is let to, and streams of which the first is lost after a unit."""
 
@@ -51,15 +63,6 @@ class Orchestrators:
         self.keys: list[str] = []
         self.accepted: list[str] = []
         self.cancelled: list[str] = []
-
-    def options(self, *, stream: bool) -> "Orchestrators":
-        assert stream
-        return self
-
-    def __getattribute__(self, name: str) -> Any:
-        found = object.__getattribute__(self, name)
-        is_remote = name in ("submit", "wait", "cancel", "stream", "frames")
-        return Method(found) if is_remote else found
 
     async def submit(self, request: VideoRequest, key: str) -> VideoRecord:
         self.keys.append(key)
@@ -89,7 +92,7 @@ class Orchestrators:
 
 
 def client_of(orchestrators: Orchestrators) -> Client:
-    return Client(orchestrators)  # type: ignore[arg-type]
+    return Client(Handle(orchestrators))  # type: ignore[arg-type]
 
 
 async def leave(task: "asyncio.Task[Any]", orchestrators: Orchestrators) -> None:
