@@ -157,7 +157,7 @@ class Orchestrator:
             return await self._videos.wait(record.id)
         except asyncio.CancelledError:
             if is_new:
-                await apart(self._videos.cancel(record.id))
+                await apart(self._videos.cancel_unwanted(record.id))
             raise
 
     async def stream(self, request: VideoRequest, idempotency_key: str | None = None) -> AsyncGenerator[Frames, None]:
@@ -180,7 +180,7 @@ class Orchestrator:
                 yield frames
         except (asyncio.CancelledError, GeneratorExit):
             if is_new:
-                await apart(self._videos.cancel(record.id))
+                await apart(self._videos.cancel_unwanted(record.id))
             raise
 
     async def frames(self, video_id: str, first_unit: int = 0) -> AsyncGenerator[Frames, None]:
