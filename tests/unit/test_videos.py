@@ -7,7 +7,7 @@ import pytest
 from deployments import tasks
 from deployments.videos import Videos
 from pyramid_serve.api import VideoRecord, VideoRequest, new_record, resolve
-from pyramid_serve.storage import VideoStore
+from pyramid_serve.storage import VideoNotFoundError, VideoStore
 from tests.serve.local_server import MODEL, LocalHandle
 
 pytestmark = pytest.mark.asyncio
@@ -64,3 +64,14 @@ async def test_a_video_that_another_asked_for_is_not_cancelled(tmp_path: Path) -
     claims = SlowClaims(known)
     await leave_meanwhile(claims, tmp_path)
     assert claims.accepted == [known.id] and claims.cancelled == []
+
+
+async def test_a_video_that_was_deleted_before_its_caller_left_is_no_error(tmp_path: Path) -> None:
+    class Emptied:
+        async def cancel(self, video_id: str) -> None:
+            raise VideoNotFoundError(video_id)
+
+    videos = Videos(VideoStore(str(tmp_path)), LocalHandle(Emptied()), MODEL)  # type: ignore[arg-type]
+    with pytest.raises(VideoNotFoundError):
+        await videos.cancel("gone")
+    await videos.cancel_unwanted("gone")
