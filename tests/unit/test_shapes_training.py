@@ -12,7 +12,7 @@ from pyramid_serve.pyramid_flow import flux, schedule
 from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.shapes import NUM_STAGES
-from tools.shapes import rollouts
+from tools.shapes import draw, rollouts
 from tools.shapes.draw import (
     SHRINK_WEIGHT,
     SPIN_WEIGHTS,
@@ -98,12 +98,12 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
         options = Options(out, 8, 4, muon_lr=1e-2, adam_lr=1e-2, seed=0, num_threads=1)
         training = Training(model, lambda name, param: param.ndim == 2, options, average=0.9)
 
-        def take(step: int) -> list[float]:
+        def take(step: int) -> list[torch.Tensor]:
             if step == stop:
                 raise KeyboardInterrupt
             loss = (model(torch.arange(6.0) + step) - 1).square().mean()
             loss.backward()
-            return [float(loss.detach())]
+            return [loss.detach()]
 
         training.run(take, num_warmup=1, log_every=100, save_every=2)
         return torch.cat([values.flatten() for values in training.averaged.values.values()])
@@ -111,6 +111,53 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "stopped.pt", stop=5)
     torch.testing.assert_close(train(tmp_path / "stopped.pt"), train(tmp_path / "whole.pt"))
+
+
+def test_a_training_by_the_clock_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, rates = [0.0], list[float]()
+    monkeypatch.setattr("tools.shapes.training.time.monotonic", lambda: now[0])
+
+    def new_training() -> Training:
+        model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+        return Training(model, lambda name, param: name == "0.weight", options, average=0.9)
+
+    options = Options(tmp_path / "state.pt", 10, 5, muon_lr=1e-2, adam_lr=1.0, seed=0, num_threads=1, seconds=100.0)
+    training = new_training()
+
+    def take(step: int) -> list[torch.Tensor]:
+        now[0] += 4.0 if step < 10 else 6.0  # something else came to run beside it
+        loss = training.module(torch.ones(3)).square().mean()
+        loss.backward()
+        return [loss.detach()]
+
+    monkeypatch.setattr(training.optimizers, "step", rates.append)
+    training.run(take, num_warmup=2, log_every=100, save_every=100)
+    # 10 steps of 4 s, 10 of 6 s; the rate falls over the last 50.
+    assert training.step == 20
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    np.testing.assert_allclose(rates[12:], [left / 50 for left in (48, 42, 36, 30, 24, 18, 12, 6)])
+    again = new_training()
+    again.run(take, num_warmup=2, log_every=100, save_every=100)
+    assert again.step == 20
+
+
+def test_files_are_drawn_whole_or_in_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "CLIPS_PER_FILE", 1)
+    monkeypatch.setattr(draw, "PICTURES_PER_FILE", 2)
+
+    def drawn(name: str, *more: str) -> dict[str, LatentClips]:
+        monkeypatch.setattr("sys.argv", ["draw", "--out", str(tmp_path / name), "--clips=3", "--pictures=4", *more])
+        draw.main()
+        return {kind: read_files(tmp_path / name, kind) for kind in ("clips", "pictures")}
+
+    whole = drawn("whole")
+    assert [len(whole[kind].prompts) for kind in ("clips", "pictures")] == [3, 4]
+    drawn("shares", "--files", "0", "2")
+    assert {path.name for path in (tmp_path / "shares").iterdir()} == {"clips_000.pt", "pictures_000.pt"}
+    shares = drawn("shares", "--files", "2", "9")
+    for kind in whole:
+        assert torch.equal(whole[kind].latents, shares[kind].latents)
+        assert whole[kind].prompts == shares[kind].prompts
 
 
 def test_the_flow_leads_to_the_clean_unit_whatever_the_lower_stage_left() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,10 @@ class LatentClips:
     worn: Tensor | None  # of pictures there are none
     prompts: list[list[str]]
     chances: NDArray[np.float64]  # how often the training takes each (N,), 1 in all
+
+    def to(self, device: str) -> LatentClips:
+        """The same, its latents there."""
+        return replace(self, latents=self.latents.to(device), worn=None if self.worn is None else self.worn.to(device))
 
 
 def chances_of(words: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
@@ -123,7 +127,7 @@ def write_file(path: Path, *, num_clips: int, num_frames: int, seed: int) -> Non
 
 def latents_of(clips: Iterable[Tensor]) -> Tensor:
     """(N, 16, T, h, w) float16 of clips (F, 3, H, W) uint8."""
-    return torch.cat([transformer_latents(to_pixels(clip.transpose(0, 1)[None])).half() for clip in clips])
+    return torch.cat([transformer_latents(to_pixels(clip.transpose(0, 1)[None])).half() for clip in clips]).cpu()
 
 
 def read_files(folder: Path, kind: str) -> LatentClips:
@@ -162,13 +166,24 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8192)
     parser.add_argument("--pictures", type=int, default=16384)
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument(
+        "--files",
+        type=int,
+        nargs=2,
+        default=(None, None),
+        help="of all in the order of writing, the first and the one after the last: to share the work",
+    )
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
+    torch.set_default_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     pictures = [(f"pictures_{i:03d}.pt", PICTURES_PER_FILE, 1, i) for i in range(args.pictures // PICTURES_PER_FILE)]
     clips = [(f"clips_{i:03d}.pt", CLIPS_PER_FILE, NUM_FRAMES, i) for i in range(args.clips // CLIPS_PER_FILE)]
-    for name, num_clips, num_frames, index in [*pictures[:1], *clips[:2], *pictures[1:], *clips[2:]]:
+    for name, num_clips, num_frames, index in [*pictures[:1], *clips[:2], *pictures[1:], *clips[2:]][
+        slice(*args.files)
+    ]:
         path = args.out / name
         if not path.exists():
             write_file(path, num_clips=num_clips, num_frames=num_frames, seed=args.seed + 1000 * index)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyramid_serve.checkpoints import Capabilities, capabilities
 from pyramid_serve.pyramid_flow import sampler, schedule
-from pyramid_serve.pyramid_flow.attention import block_attention
+from pyramid_serve.pyramid_flow.attention import attention_by_name
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence
@@ -57,17 +57,22 @@ class Model:
     able: Capabilities
 
     @classmethod
-    def load(cls, checkpoint: Path, dtype: torch.dtype) -> Model:
+    def load(cls, checkpoint: Path, dtype: torch.dtype, *, device: torch.device | str = "cpu") -> Model:
         return cls(
-            TextEncoder.from_pretrained(checkpoint, dtype=dtype),
-            load_transformer(checkpoint, dtype=dtype),
-            load_vae(checkpoint, dtype=dtype),
+            TextEncoder.from_pretrained(checkpoint, dtype=dtype, device=device),
+            load_transformer(checkpoint, dtype=dtype, device=device),
+            load_vae(checkpoint, dtype=dtype, device=device),
             capabilities(checkpoint),
         )
 
+    @property
+    def device(self) -> torch.device:
+        return self.text_encoder.device
+
     def predict(self, sequences: Sequence[ClipSequence]) -> list[Tensor]:
         """What the transformer predicts for the last clip of each sequence."""
-        return self.transformer(sequences, attention=block_attention)
+        name = "flex" if self.device.type == "cuda" else "blocks"
+        return self.transformer(sequences, attention=attention_by_name(name))
 
 
 def default_settings(able: Capabilities, *, has_image: bool) -> SamplingSettings:
@@ -90,11 +95,15 @@ def make_latents(
     histories: Sequence[Tensor] | None = None,
     broken: str = "nothing",
 ) -> Tensor:
-    """Latents (B, 16, T, h, w) of videos made side by side. histories: what each goes on from, (16, t, h, w)."""
+    """Latents (B, 16, T, h, w) of videos made side by side, on the model's device.
+
+    histories: what each goes on from, (16, t, h, w).
+    """
     shape = LatentShape.of_pixels(height=SIZE, width=SIZE, num_latent_frames=num_latent_frames)
     *positive, negative = model.text_encoder.encode([*prompts, model.able.negative_prompt])
     if histories is None:
         histories = [torch.zeros(LATENT_CHANNELS, 0, *shape.size_at(2)) for _ in prompts]
+    histories = [history.to(model.device) for history in histories]
 
     def predict(sequences: Sequence[ClipSequence]) -> list[Tensor]:
         if broken == "history":
@@ -134,7 +143,7 @@ def decode(model: Model, latents: Tensor) -> list[Frames]:
     frames = []
     for unit in latents.split(1, dim=2):
         made, memory = decode_unit(model.vae, LATENT_SCALE, unit, memory)
-        frames.append(made)
+        frames.append(made.cpu())
     return list(torch.cat(frames, dim=1).numpy())
 
 
@@ -144,8 +153,8 @@ def vae_psnr(vae: CausalVideoVAE, num_clips: int, seed: int) -> list[float]:
     values = []
     for scene in scenes_in_turn(num_clips, seed):
         clip = render(scene)
-        moments = vae.encode(to_pixels(clip.transpose(0, 1).unsqueeze(0)))
-        decoded = vae.decode(moments.mean)[0].transpose(0, 1).float()
+        moments = vae.encode(to_pixels(clip.transpose(0, 1).unsqueeze(0)).to(next(vae.parameters()).device))
+        decoded = vae.decode(moments.mean)[0].transpose(0, 1).float().cpu()
         values.append(psnr((decoded * 127.5 + 127.5).clamp(0, 255), clip))
     return values
 
@@ -183,7 +192,7 @@ def judge_videos(
             seeds,
             settings=settings,
             num_latent_frames=num_latent_frames,
-            histories=[encode_picture(model.vae, LATENT_SCALE, to_pixels(start)) for start in starts]
+            histories=[encode_picture(model.vae, LATENT_SCALE, to_pixels(start).to(model.device)) for start in starts]
             if with_pictures
             else None,
             broken=broken,
@@ -266,6 +275,7 @@ def measure_speed(model: Model, settings: SamplingSettings) -> dict[str, float]:
     first = time.perf_counter() - began
     began = time.perf_counter()
     latents = make_latents(model, [prompt], [1], settings=settings)
+    float(latents.sum())  # a GPU is waited for
     denoised = time.perf_counter() - began
     decode(model, latents)
     return {"first frame": first, "denoising": denoised, "all frames": time.perf_counter() - began}
@@ -286,14 +296,15 @@ def main() -> None:
     parser.add_argument("--video-guidance", type=float)
     parser.add_argument("--sheet", type=Path, help="a PNG of the first 8 videos; broken: one for each, named after it")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dtype = torch.bfloat16 if args.dtype == "bfloat16" else torch.float32
     if args.what == "vae":
-        values = vae_psnr(load_vae(args.checkpoint, dtype=dtype), args.count, args.seed)
+        values = vae_psnr(load_vae(args.checkpoint, dtype=dtype, device=args.device), args.count, args.seed)
         logger.info("mean %.2f dB, worst %.2f dB over %d clips", np.mean(values), min(values), len(values))
         return
-    model = Model.load(args.checkpoint, dtype)
+    model = Model.load(args.checkpoint, dtype, device=args.device)
     settings = default_settings(model.able, has_image=args.what == "pictures")
     settings = replace(
         settings,

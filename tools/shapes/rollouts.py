@@ -61,7 +61,7 @@ def roll_out(model: Model, clips: Tensor, prompts: Sequence[str], *, num_units: 
             num_latent_frames=last,
             histories=list(clips[:, :, :first].unbind()),
         )
-        made = torch.cat([made, gone_on[:, :, first:]], dim=2)
+        made = torch.cat([made, gone_on[:, :, first:].to(made)], dim=2)
     return made
 
 
@@ -130,10 +130,11 @@ def main() -> None:
     parser.add_argument("--motions", nargs="+", choices=MOTIONS, default=MOTIONS, metavar="MOTION")
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    model = Model.load(args.checkpoint, torch.bfloat16)
+    model = Model.load(args.checkpoint, torch.bfloat16, device=args.device)
     for index in range(*args.files):
         path = args.latents / f"rollouts_{index:03d}.pt"
         if not path.exists():

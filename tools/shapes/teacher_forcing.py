@@ -53,7 +53,12 @@ class Layout:
 
 @lru_cache(maxsize=512)
 def layout_of(
-    stage: int, units: tuple[int, ...], num_text: int, size: tuple[int, int], axes_dims: tuple[int, ...]
+    stage: int,
+    units: tuple[int, ...],
+    num_text: int,
+    size: tuple[int, int],
+    axes_dims: tuple[int, ...],
+    device: torch.device,
 ) -> Layout:
     """`size` is the full latent size (h, w)."""
     sees = {Segment(unit, NOISY): _seen_by_unit(unit, stage) for unit in units}
@@ -91,9 +96,9 @@ def layout_of(
         clean=clean,
         units=units,
         stage=stage,
-        mask=table[owner][:, owner],
-        rope=rope_table(torch.cat(positions), axes_dims),
-        is_text=torch.arange(num_text).repeat(len(texts)),
+        mask=table[owner][:, owner].to(device),
+        rope=rope_table(torch.cat(positions), axes_dims).to(device),
+        is_text=torch.arange(num_text).repeat(len(texts)).to(device),
     )
 
 
@@ -153,16 +158,15 @@ def forward(
     prompt_embeds (B, Lt, D), their mask (B, Lt), and pooled (B, P).
     """
     size = (noisy.shape[3] * 2 ** (NUM_STAGES - 1 - stage), noisy.shape[4] * 2 ** (NUM_STAGES - 1 - stage))
-    layout = layout_of(stage, tuple(units), prompt_embeds.shape[1], size, flux.config.axes_dims)
+    layout = layout_of(stage, tuple(units), prompt_embeds.shape[1], size, flux.config.axes_dims, noisy.device)
     frames = [history[s.stage][:, :, s.frame] for s in layout.clean] + list(noisy.unbind(2))
     tokens = torch.cat([_patchify(frame) for frame in frames], dim=1)
     image = flux.x_embedder(tokens).float()
     text = flux.context_embedder(prompt_embeds).float().repeat(1, len(layout.texts), 1)
     valid = F.pad(prompt_mask[:, layout.is_text], (0, image.shape[1]), value=True)
     mask = (layout.mask & valid[:, None, :])[:, None]  # (B, 1, L, L)
-    mask = torch.zeros(
-        mask.shape, dtype=torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
-    ).masked_fill_(~mask, float("-inf"))
+    dtype = torch.bfloat16 if torch.is_autocast_enabled(noisy.device.type) else torch.float32
+    mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
     conditioning = flux.time_text_embed(timesteps, pooled)
     cos, sin = (part.squeeze(-1).unsqueeze(0) for part in layout.rope.split(1, dim=-1))  # (1, L, 1, d/2)
     for module in flux.transformer_blocks:
@@ -207,7 +211,8 @@ def _rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
     """(B, L, N, d) three times -> (B, L, N d)."""
-    # Written out: at these short lengths it is faster on the CPU than the fused kernel, backwards above all.
+    # Written out: at these short lengths it is faster on the CPU than the fused kernel, backwards above all; on a GPU
+    # that kernel's backward pass read what was not its own under such masks (torch 2.11).
     q, k, v = (x.transpose(1, 2) for x in (_rope(q, rope) * q.shape[-1] ** -0.5, _rope(k, rope), v))
     weights = torch.softmax(torch.matmul(q, k.transpose(-1, -2)) + mask, dim=-1)
     return torch.matmul(weights.to(v.dtype), v).transpose(1, 2).flatten(2)

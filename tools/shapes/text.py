@@ -12,6 +12,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import cast
@@ -121,6 +122,39 @@ def write_clip_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts as both encoders read them: CLIP's ids (B, Lc), T5's ids (B, L) and which of these are the prompt's."""
+
+    clip: Tensor
+    t5: Tensor
+    t5_mask: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Tokens:
+        return Tokens(self.clip[rows], self.t5[rows], self.t5_mask[rows])
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[Tokens]) -> Tokens:
+        """All rows, made as long as the longest by repeating their last tokens, an end or a padding."""
+        num_clip, num_t5 = (max(x.shape[1] for x in xs) for xs in ([p.clip for p in parts], [p.t5 for p in parts]))
+        return cls(
+            torch.cat([_lengthened(part.clip, num_clip) for part in parts]),
+            torch.cat([_lengthened(part.t5, num_t5) for part in parts]),
+            torch.cat([F.pad(part.t5_mask, (0, num_t5 - part.t5_mask.shape[1])) for part in parts]),
+        )
+
+    def shortened(self, length: int) -> Tokens:
+        """With no more of T5's tokens than that."""
+        return Tokens(self.clip, self.t5[:, :length], self.t5_mask[:, :length])
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.clip.to(device), self.t5.to(device), self.t5_mask.to(device))
+
+
+def _lengthened(ids: Tensor, length: int) -> Tensor:
+    return torch.cat([ids, ids[:, -1:].expand(-1, length - ids.shape[1])], dim=1)
+
+
 class TextEncoders(nn.Module):
     """Both encoders and their tokenizers."""
 
@@ -161,13 +195,22 @@ class TextEncoders(nn.Module):
             )
         )
 
-    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """T5's hidden states (B, L, D), their mask (B, L) and CLIP's pooled vectors (B, D)."""
+    def tokenize(self, prompts: Sequence[str]) -> Tokens:
         clip = self.clip_tokenizer(list(prompts), padding=True, truncation=True, max_length=77, return_tensors="pt")
         t5 = self.t5_tokenizer(list(prompts), padding=True, truncation=True, max_length=128, return_tensors="pt")
-        pooled: Tensor = self.clip(input_ids=clip["input_ids"]).pooler_output
-        embeds: Tensor = self.t5(input_ids=t5["input_ids"], attention_mask=t5["attention_mask"]).last_hidden_state
-        return embeds, t5["attention_mask"].bool(), pooled
+        return Tokens(clip["input_ids"], t5["input_ids"], t5["attention_mask"].bool())
+
+    def encode(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """T5's hidden states (B, L, D) and CLIP's pooled vectors (B, D)."""
+        pooled: Tensor = self.clip(input_ids=tokens.clip).pooler_output
+        embeds: Tensor = self.t5(input_ids=tokens.t5, attention_mask=tokens.t5_mask.long()).last_hidden_state
+        return embeds, pooled
+
+    def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """T5's hidden states (B, L, D), their mask (B, L) and CLIP's pooled vectors (B, D)."""
+        tokens = self.tokenize(prompts).to(self.t5.device)
+        embeds, pooled = self.encode(tokens)
+        return embeds, tokens.t5_mask, pooled
 
     def save(self, folder: Path) -> None:
         """Write `text_encoder` and `text_encoder_2` in bfloat16, as transformers saves them."""

@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import accumulate
 from pathlib import Path
@@ -30,20 +30,19 @@ from pyramid_serve.pyramid_flow import flux
 from pyramid_serve.pyramid_flow.parts import load_transformer
 from pyramid_serve.pyramid_flow.schedule import LAST_SIGMA, stage
 from tools.shapes import teacher_forcing
-from tools.shapes.draw import LatentClips, mixed, read_files
+from tools.shapes.draw import LatentClips
 from tools.shapes.teacher_forcing import forward, pyramid
 from tools.shapes.text import (
-    STRAY_WORDS,
     WIDTH,
     TextEncoders,
     corpus,
     load_encoders,
     teach_words,
-    with_stray_word,
     write_clip_tokenizer,
     write_t5_tokenizer,
 )
 from tools.shapes.training import Options, Training
+from tools.shapes.training_set import TrainingSet
 
 CONFIG: dict[str, Any] = {
     "_class_name": "PyramidFluxTransformer",
@@ -64,17 +63,15 @@ CONFIG: dict[str, Any] = {
 MAX_CORRUPTION = 1 / 3
 WORN_HISTORIES = 0.9
 WORN_STARTS = 0.6
-ROLLOUTS = 0.4
-"""Of the clips of a step, where there are any (see `rollouts.py`)."""
 START_SHIFT = 2.5 / 64
 """Usual shift of what the lower stage left, where it is wrong most, over half the picture."""
 START_GROWTH = 0.08  # logarithm
 START_TURN = 0.15  # radians
-DROPPED_PROMPTS = 0.1
 MEAN_CONTRASTS = (0.09, 0.17, 0.33)
 """Variance over the picture of latents at each stage, the mean of channels and clips."""
 NUM_WORD_STEPS = 400
 NUM_COMPILING_STEPS = 10
+REFRESH_EVERY = 100
 
 
 class Units(Enum):
@@ -146,7 +143,7 @@ def noised(
     the stage's own noise level (B, 1, 1, 1, 1), 1 at its start.
     """
     at = stage(index)
-    noise = torch.randn(clean.shape, generator=generator)
+    noise = torch.randn(clean.shape, generator=generator, device=generator.device)
     left = torch.zeros_like(clean) if below is None else F.interpolate(below, scale_factor=(1, 2, 2), mode="nearest")
     start = at.start * noise + (1 - at.start) * left
     end = at.end * noise + (1 - at.end) * clean
@@ -161,11 +158,12 @@ def misdrawn(units: Tensor, worn: Tensor, generator: torch.Generator) -> Tensor:
     """
     num_clips, _, num_units, height, width = units.shape
     num = num_clips * num_units
-    share = torch.rand(num_clips, 1, num_units, 1, 1, generator=generator)
-    share = share * (torch.rand(share.shape, generator=generator) < WORN_STARTS)
+    device = generator.device
+    share = torch.rand(num_clips, 1, num_units, 1, 1, generator=generator, device=device)
+    share = share * (torch.rand(share.shape, generator=generator, device=device) < WORN_STARTS)
     pictures = rearrange(units + share * (worn - units), "b c u h w -> (b u) c h w")
-    strength = torch.rand(num, 1, generator=generator)
-    growth, turn, right, down = (strength * torch.randn(num, 4, generator=generator)).unbind(1)
+    strength = torch.rand(num, 1, generator=generator, device=device)
+    growth, turn, right, down = (strength * torch.randn(num, 4, generator=generator, device=device)).unbind(1)
     scale, turn = (-START_GROWTH * growth).exp(), START_TURN * turn
     across, along = scale * turn.cos(), scale * turn.sin()
     places = torch.stack([across, -along, START_SHIFT * right, along, across, START_SHIFT * down], dim=1).view(
@@ -184,16 +182,21 @@ def choose_units(group: Group, num_frames: int, rng: np.random.Generator) -> lis
 
 def choose_sigmas(num: int, generator: torch.Generator) -> Tensor:
     """Noise levels (num,) of a stage. Nine in ten are above 0.1: below it a sampler of few steps takes but one."""
-    least = torch.where(torch.rand(num, generator=generator) < 0.1, 0.0, 0.1)
-    return least + (1 - least) * torch.rand(num, generator=generator)
+    low, share = torch.rand(2, num, generator=generator, device=generator.device)
+    least = torch.where(low < 0.1, 0.0, 0.1)
+    sigmas: Tensor = least + (1 - least) * share
+    return sigmas
 
 
 def corrupted_history(latents: Tensor, worn: Tensor, generator: torch.Generator) -> list[Tensor]:
     """What units see of the clips (B, C, T, H, W) before them, at all stages: worn in most, and with noise."""
-    is_worn = torch.rand(len(latents), 1, 1, 1, 1, generator=generator) < WORN_HISTORIES
-    latents = torch.where(is_worn, worn, latents)
-    corruption = MAX_CORRUPTION * torch.rand(len(latents), 1, 1, 1, 1, generator=generator).square()
-    return [level + corruption * torch.randn(level.shape, generator=generator) for level in pyramid(latents)]
+    device = generator.device
+    wear, strength = torch.rand(2, len(latents), 1, 1, 1, 1, generator=generator, device=device)
+    latents = torch.where(wear < WORN_HISTORIES, worn, latents)
+    corruption = MAX_CORRUPTION * strength.square()
+    return [
+        level + corruption * torch.randn(level.shape, generator=generator, device=device) for level in pyramid(latents)
+    ]
 
 
 def group_loss(
@@ -201,7 +204,7 @@ def group_loss(
     group: Group,
     clips: LatentClips,
     text: tuple[Tensor, Tensor, Tensor],
-    chosen: list[int],
+    chosen: Tensor,
     rng: np.random.Generator,
     generator: torch.Generator,
 ) -> Tensor:
@@ -222,7 +225,7 @@ def group_loss(
     share = (sigma.flatten() - LAST_SIGMA) / (1 - LAST_SIGMA)
     timesteps = at.last_timestep + (at.first_timestep - at.last_timestep) * share.clamp(min=0)
     history = [] if worn is None else corrupted_history(latents, worn, generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(latents.device.type, torch.bfloat16):
         prediction = forward(
             model.flux,
             stage=group.stage,
@@ -242,42 +245,35 @@ def group_loss(
 
 def train_step(
     model: TextToVideo,
-    clips: LatentClips,
-    pictures: LatentClips,
+    groups: Sequence[Group],
+    training_set: TrainingSet,
     *,
-    run: Callable[..., Iterable[float]],
+    run: Callable[..., Iterable[Tensor]],
     seed: int,
     step: int,
-) -> list[float]:
+) -> list[Tensor]:
     """Gradients of one step; the losses of its groups. `run` is `map`, or a pool's."""
     rng = np.random.default_rng((seed, step))
-    sources = [pictures if group.is_picture else clips for group in GROUPS]
-    chosen: list[list[int]] = []
-    prompts: list[str] = []
-    for group, source in zip(GROUPS, sources, strict=True):
-        picked = rng.choice(len(source.prompts), size=group.num_clips, p=source.chances).tolist()
-        chosen.append(picked)
-        for index in picked:
-            of_clip = source.prompts[index]
-            prompt = of_clip[int(rng.integers(len(of_clip)))]
-            prompt = with_stray_word(prompt, rng) if rng.random() < STRAY_WORDS else prompt
-            prompts.append("" if rng.random() < DROPPED_PROMPTS else prompt)
+    sources = [training_set.pictures if group.is_picture else training_set.clips for group in groups]
+    picked, rows = training_set.sample_rows(sources, [group.num_clips for group in groups], rng)
+    chosen = [training_set.on_device(indices) for indices in picked]
+    tokens = training_set.tokens[training_set.on_device(rows)].shortened(int(training_set.lengths[rows].max()))
     with torch.no_grad():
-        embeds, mask, pooled = model.text(prompts)
-    firsts = list(accumulate((group.num_clips for group in GROUPS), initial=0))
+        embeds, pooled = model.text.encode(tokens)
+    firsts = list(accumulate((group.num_clips for group in groups), initial=0))
 
-    def take_group(index: int) -> float:
+    def take_group(index: int) -> Tensor:
         part = slice(firsts[index], firsts[index + 1])
-        length = int(mask[part].sum(1).max())
-        text = (embeds[part, :length], mask[part, :length], pooled[part])
+        length = int(training_set.lengths[rows[part]].max())
+        text = (embeds[part, :length], tokens.t5_mask[part, :length], pooled[part])
         own_rng = np.random.default_rng((seed, step, index))
-        own_generator = torch.Generator().manual_seed(int(own_rng.integers(2**63)))
-        loss = group_loss(model, GROUPS[index], sources[index], text, chosen[index], own_rng, own_generator)
+        own_generator = torch.Generator(tokens.t5.device).manual_seed(int(own_rng.integers(2**63)))
+        loss = group_loss(model, groups[index], sources[index].shown, text, chosen[index], own_rng, own_generator)
         loss.backward()
-        return float(loss.detach())
+        return loss.detach()
 
     # Groups side by side, one thread each: far less waiting than threads inside of each small operation.
-    return list(run(take_group, range(len(GROUPS))))
+    return list(run(take_group, range(len(groups))))
 
 
 def start_from(checkpoint: Path, tokenizers: Path) -> TextToVideo:
@@ -300,10 +296,10 @@ def start_anew(tokenizers: Path) -> TextToVideo:
     return model
 
 
-def train(options: Options, *, latents: Path, checkpoint: Path | None, compiled: bool) -> None:
-    """Train up to the last step, from the state in `out` if there is one, else from a checkpoint, else from nothing.
+def train(options: Options, *, latents: Path, checkpoint: Path | None, compiled: bool, batch: int) -> None:
+    """Train to the end, from the state in `out` if there is one, else from a checkpoint, else from nothing.
 
-    Logs each group's loss.
+    Every group has `batch` times its clips. Logs each group's loss.
     """
     torch.manual_seed(options.seed)
     torch.set_flush_denormal(True)
@@ -315,20 +311,23 @@ def train(options: Options, *, latents: Path, checkpoint: Path | None, compiled:
         model = start_anew(tokenizers) if checkpoint is None else start_from(checkpoint, tokenizers)
     if compiled:
         teacher_forcing.compile_blocks()
-    pool = ThreadPoolExecutor(options.num_threads)
-    training = Training(model, is_hidden, options, average=0.995, run=pool.map)
-    clips, pictures = read_files(latents, "clips"), read_files(latents, "pictures")
-    if any(latents.glob("rollouts_*.pt")):
-        clips = mixed(clips, read_files(latents, "rollouts"), ROLLOUTS)
-    last_alone = training.step + NUM_COMPILING_STEPS if compiled else 0
+    # A GPU takes one thing after the other anyway.
+    is_parallel = not options.device.startswith("cuda")
+    side_by_side = ThreadPoolExecutor(options.num_threads).map if is_parallel else map
+    training = Training(model, is_hidden, options, average=0.995, run=side_by_side)
+    training_set = TrainingSet(latents, model.text, seed=options.seed, device=options.device)
+    groups = [replace(group, num_clips=group.num_clips * batch) for group in GROUPS]
+    last_alone = training.step + NUM_COMPILING_STEPS if compiled and is_parallel else 0
 
-    def take(step: int) -> list[float]:
-        if step == last_alone:
+    def take(step: int) -> list[Tensor]:
+        if step == last_alone > 0:
             torch.compiler.set_stance("eager_on_recompile")  # two threads that compile wait for each other forever
-        run = map if step < last_alone else pool.map
-        return train_step(model, clips, pictures, run=run, seed=options.seed, step=step)
+        if step % REFRESH_EVERY == 0:
+            training_set.refresh()
+        run = map if step < last_alone else side_by_side
+        return train_step(model, groups, training_set, run=run, seed=options.seed, step=step)
 
-    training.run(take, num_warmup=50, log_every=25, save_every=50)
+    training.run(take, num_warmup=50, log_every=25, save_every=50 if is_parallel else 200)
 
 
 def main() -> None:
@@ -337,9 +336,18 @@ def main() -> None:
     parser.add_argument("--latents", type=Path, required=True)
     parser.add_argument("--start-from", type=Path, help="a checkpoint that export wrote, e.g. the one in the package")
     parser.add_argument("--compile", action="store_true", help="two minutes first, then steps of two thirds the time")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, help="end after so long; the rate still falls over the same share")
+    parser.add_argument("--batch", type=int, default=1, help="times as many clips in a step; 16 for a GPU")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(Options.of(args), latents=args.latents, checkpoint=args.start_from, compiled=args.compile)
+    train(
+        Options.of(args, device=args.device, seconds=args.seconds),
+        latents=args.latents,
+        checkpoint=args.start_from,
+        compiled=args.compile,
+        batch=args.batch,
+    )
 
 
 if __name__ == "__main__":

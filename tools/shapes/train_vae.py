@@ -116,7 +116,7 @@ def initialize(vae: CausalVideoVAE) -> None:
             weight[:, :, -1, weight.shape[3] // 2, weight.shape[4] // 2] += centre.repeat_interleave(repeats, dim=0)
 
 
-def losses_of(vae: CausalVideoVAE, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, float, float]:
+def losses_of(vae: CausalVideoVAE, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, the encoder's error over the latents' size, and the decoder's PSNR in dB."""
     latents = vae_latents(pixels)
     strength = NOISE * torch.rand(latents.shape[0], 1, 1, 1, 1, generator=generator)
@@ -126,7 +126,7 @@ def losses_of(vae: CausalVideoVAE, pixels: Tensor, generator: torch.Generator) -
         error = decode(vae, noisy) - pixels
     square = error.square().mean()
     loss = square + 0.2 * error.abs().mean() + missed.square().mean()
-    return loss, float(missed.detach().square().mean().sqrt()), float(10 * torch.log10(4 / square.detach()))
+    return loss, missed.detach().square().mean().sqrt(), 10 * torch.log10(4 / square.detach())
 
 
 def is_hidden(name: str, param: nn.Parameter) -> bool:
@@ -143,7 +143,7 @@ def train(options: Options) -> None:
     initialize(vae)
     training = Training(vae, is_hidden, options, average=0.998)
 
-    def take(step: int) -> tuple[float, float]:
+    def take(step: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((options.seed, step))
         pixels = training_clips(rng, *batch_at(step, options.num_steps))
         loss, missed, psnr = losses_of(vae, pixels, torch.Generator().manual_seed(int(rng.integers(2**63))))

@@ -11,13 +11,13 @@ import argparse
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -117,7 +117,12 @@ class Optimizers:
 
 def rate_at(step: int, *, num_steps: int, num_warmup: int, num_decay: int) -> float:
     """Warm up, hold, decay linearly to nothing over the last `num_decay` steps: 0..1."""
-    return max(0.0, min(1.0, (step + 1) / num_warmup, (num_steps - step) / num_decay))
+    return rate_of(1 - step / num_steps, step, num_warmup=num_warmup, decay_share=num_decay / num_steps)
+
+
+def rate_of(left: float, step: int, *, num_warmup: int, decay_share: float) -> float:
+    """The same, by what is left of the training and over how much of it the rate falls."""
+    return max(0.0, min(1.0, (step + 1) / num_warmup, left / decay_share))
 
 
 class Averaged:
@@ -144,6 +149,14 @@ class Options:
     adam_lr: float
     seed: int
     num_threads: int
+    device: str = "cpu"
+    seconds: float | None = None
+    """Train for so long, over all runs, instead of up to the last step; the rates fall over the same share of it."""
+
+    @property
+    def decay_share(self) -> float:
+        """Over how much of the training, at its end, the learning rates fall to nothing, 0..1."""
+        return self.num_decay_steps / self.num_steps
 
     @staticmethod
     def add_to(parser: argparse.ArgumentParser, **defaults: float) -> None:
@@ -156,8 +169,18 @@ class Options:
         parser.add_argument("--threads", type=int, default=2)
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Options:
-        return cls(args.out, args.steps, args.decay_steps, args.muon_lr, args.adam_lr, args.seed, args.threads)
+    def of(cls, args: argparse.Namespace, *, device: str = "cpu", seconds: float | None = None) -> Options:
+        return cls(
+            out=args.out,
+            num_steps=args.steps,
+            num_decay_steps=args.decay_steps,
+            muon_lr=args.muon_lr,
+            adam_lr=args.adam_lr,
+            seed=args.seed,
+            num_threads=args.threads,
+            device=device,
+            seconds=seconds,
+        )
 
 
 class Training:
@@ -172,39 +195,54 @@ class Training:
         average: float,
         run: Callable[..., Any] = map,
     ) -> None:
-        """`hidden` tells which parameters Muon steps; `average` is the averaged weights' decay a step."""
-        self.module, self.options = module, options
+        """`hidden` tells which parameters Muon steps; `average` is the averaged weights' decay a step.
+
+        Moves the module to the options' device.
+        """
+        self.module, self.options = module.to(options.device), options
         self.params = dict(module.named_parameters())
         names = {name for name, param in self.params.items() if hidden(name, param)}
         self.optimizers = Optimizers(self.params, names, muon_lr=options.muon_lr, adam_lr=options.adam_lr, run=run)
         self.averaged = Averaged(self.params, decay=average)
         self.step = 0
+        self.seconds = 0.0  # that were trained for
         if options.out.exists():
             state = load_state(options.out)
             module.load_state_dict(state["weights"])
             self.optimizers.load_state_dict(state["optimizers"])
-            self.averaged.values = state["averaged"]
-            self.step = state["step"]
+            self.averaged.values = {name: value.to(options.device) for name, value in state["averaged"].items()}
+            self.step, self.seconds = state["step"], state.get("seconds", 0.0)
         sizes = {name: param.numel() / 1e6 for name, param in self.params.items()}
         by_muon = sum(sizes[name] for name in names)
         logger.info("%.2f million parameters, %.2f of them by Muon", sum(sizes.values()), by_muon)
 
-    def run(self, take: Callable[[int], Sequence[float]], *, num_warmup: int, log_every: int, save_every: int) -> None:
-        """Go on to the last step. `take` computes a step's gradients and returns figures to log."""
-        options, began, first, figures = self.options, time.monotonic(), self.step, []
-        for step in range(first, options.num_steps):
-            figures.append(take(step))
+    def run(self, take: Callable[[int], Sequence[Tensor]], *, num_warmup: int, log_every: int, save_every: int) -> None:
+        """Go on to the end. `take` computes a step's gradients and returns figures to log, of no axes."""
+        first, first_seconds = self.step, self.seconds
+        began = time.monotonic() - first_seconds
+        # Left where they are: on a GPU, reading one waits for all that was asked of it.
+        figures: deque[Tensor] = deque(maxlen=log_every)
+        while (left := self._left()) > 0:
+            step = self.step
+            figures.append(torch.stack(list(take(step))))
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-            rate = rate_at(step, num_steps=options.num_steps, num_warmup=num_warmup, num_decay=options.num_decay_steps)
-            self.optimizers.step(rate)
+            self.optimizers.step(rate_of(left, step, num_warmup=num_warmup, decay_share=self.options.decay_share))
             self.averaged.update(self.params, step)
-            self.step = step + 1
+            self.step, self.seconds = step + 1, time.monotonic() - began
             if self.step % log_every == 0:
-                pace = (time.monotonic() - began) / (self.step - first)
-                means = " ".join(f"{value:.4f}" for value in np.mean(figures[-log_every:], axis=0))
+                pace = (self.seconds - first_seconds) / (self.step - first)
+                means = " ".join(f"{value:.4f}" for value in torch.stack(list(figures)).mean(0).tolist())
                 logger.info("step %d: %s, %.2f s a step", self.step, means, pace)
-            if self.step % save_every == 0 or self.step == options.num_steps:
+            if self.step % save_every == 0:
                 self.save()
+        if self.step % save_every != 0:
+            self.save()
+
+    def _left(self) -> float:
+        """What is left of the whole training, 0..1."""
+        if self.options.seconds is None:
+            return 1 - self.step / self.options.num_steps
+        return 1 - self.seconds / self.options.seconds
 
     def save(self) -> None:
         save_state(
@@ -214,6 +252,7 @@ class Training:
                 "averaged": self.averaged.values,
                 "optimizers": self.optimizers.state_dict(),
                 "step": self.step,
+                "seconds": self.seconds,
             },
         )
 
