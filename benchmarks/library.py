@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -192,8 +192,8 @@ def decode_flops(size: tuple[int, int]) -> tuple[float, float]:
 # --- published sizes on a GPU ---------------------------------------------------------------------------------------
 
 
-def measure_gpu(family: str, device: str) -> Iterator[dict[str, Any]]:
-    """Parity and speed of one transformer with random bfloat16 weights, and of the VAE."""
+def measure_gpu(family: str, sizes: Sequence[str], device: str) -> Iterator[dict[str, Any]]:
+    """Parity and speed of one transformer with random bfloat16 weights, and of the VAE, at some of ``SHAPES``."""
     rate = matrix_rate(device)
     yield {"part": "matrix product", "tflops": rate / 1e12}
     with torch.device(device):
@@ -206,7 +206,8 @@ def measure_gpu(family: str, device: str) -> Iterator[dict[str, Any]]:
         current = torch.randn(LATENT_CHANNELS, 1, *shape.size_at(stage), device=device)
         return ClipSequence(prompt, (*history_clips(random_history(shape, unit, device), stage), current), 500.0)
 
-    for name, shape in SHAPES.items():
+    for name in sizes:
+        shape = SHAPES[name]
         forget_peak(device)
         for unit in (0, 8, 15, 30):
             if unit >= shape.num_latent_frames:
@@ -283,6 +284,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--units", type=int, default=16)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SIZE", help="gpu: which")
     arguments = parser.parse_args()
     known = TRANSFORMERS if arguments.what == "gpu" else ("mmdit", "miniflux")  # published sizes, or golden ones
     if arguments.what != "flops" and arguments.family not in known:
@@ -301,8 +303,8 @@ def main() -> None:
                 row = {"model": f"{family} {name}", "transformer": transformer / 1e15, "decoder": decoder / 1e15}
                 print(json.dumps({**row, "known": known}))
         case "gpu":
-            for row in measure_gpu(arguments.family, arguments.device):
-                print(json.dumps(row))
+            for row in measure_gpu(arguments.family, arguments.sizes, arguments.device):
+                print(json.dumps(row), flush=True)
         case "one-video":
             make_one_video(arguments.family, arguments.units)
 
