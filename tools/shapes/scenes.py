@@ -169,7 +169,7 @@ def _sample_path(
     if motion not in _DIRECTIONS:
         return (x, y), (x, y)
     dx, dy = _DIRECTIONS[motion]
-    distance = _around(rng, 28, min(46.0, high - low), spread)
+    distance = _around(rng, 30, min(42.0, high - low), spread)
     first = _around(rng, low, high - distance, spread)
     near, far = (first, first + distance) if dx + dy > 0 else (first + distance, first)
     return ((near, y), (far, y)) if dx else ((x, near), (x, far))
