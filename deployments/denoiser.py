@@ -15,7 +15,7 @@ from deployments.measures import CallMetrics, ForwardMetrics, replica_name, repl
 from deployments.model_config import ModelConfig
 from deployments.wire import ReplicaStats, UnitJob, UnitProgress, UnitResult, from_wire, prompt_from_wire, to_wire
 from pyramid_serve.checkpoints import read_config, transformer_folder
-from pyramid_serve.pyramid_flow.attention import AttentionName, attention_by_name
+from pyramid_serve.pyramid_flow.attention import AttentionName, attention_by_name, fastest_on
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.parts import load_transformer
@@ -37,7 +37,7 @@ class DenoiserConfig(ModelConfig):
 
     @property
     def attention_name(self) -> AttentionName:
-        return self.attention or ("flex" if self.torch_device.type == "cuda" else "blocks")
+        return self.attention or fastest_on(self.torch_device)
 
 
 @serve.deployment

@@ -42,6 +42,11 @@ def attention_by_name(name: str) -> Attention:
     return table[name]
 
 
+def fastest_on(device: torch.device) -> AttentionName:
+    """Which way to choose on a device where none is asked for."""
+    return "flex" if device.type == "cuda" else "blocks"
+
+
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
     """The definition: one mask over the whole pack, quadratic in it. To test the others against."""
     same = layout.sequence[:, None] == layout.sequence[None, :]

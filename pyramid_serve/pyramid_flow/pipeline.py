@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyramid_serve import checkpoints
 from pyramid_serve.checkpoints import Capabilities, Source, choose_variant
-from pyramid_serve.pyramid_flow.attention import AttentionName, attention_by_name
+from pyramid_serve.pyramid_flow.attention import AttentionName, attention_by_name, fastest_on
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory, Tiling
 from pyramid_serve.pyramid_flow.noise import NoiseSource, SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
@@ -211,7 +211,7 @@ class PyramidFlow:
             latent_scale=latent_scale_of(source, variant),
             capabilities=capabilities,
             device=device,
-            attention=attention or ("flex" if device.type == "cuda" else "blocks"),
+            attention=attention or fastest_on(device),
             offload=offload,
         )
 

@@ -9,6 +9,7 @@ from pyramid_serve.pyramid_flow.attention import (
     attention_by_name,
     block_attention,
     dense_attention,
+    fastest_on,
     reference_flex_attention,
 )
 from pyramid_serve.pyramid_flow.pack import PackLayout, SequenceShape, layout_of
@@ -117,3 +118,8 @@ def visited(counts: torch.Tensor | None, indices: torch.Tensor | None, row: int)
     assert counts is not None
     assert indices is not None
     return set(indices[0, 0, row, : int(counts[0, 0, row])].tolist())
+
+
+@pytest.mark.parametrize(("device", "name"), [("cuda:1", "flex"), ("cpu", "blocks"), ("meta", "blocks")])
+def test_flex_is_taken_on_cuda_alone(device: str, name: str) -> None:
+    assert fastest_on(torch.device(device)) == name

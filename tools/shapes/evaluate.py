@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyramid_serve.checkpoints import Capabilities, capabilities
 from pyramid_serve.pyramid_flow import sampler, schedule
-from pyramid_serve.pyramid_flow.attention import attention_by_name
+from pyramid_serve.pyramid_flow.attention import attention_by_name, fastest_on
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence
@@ -71,8 +71,7 @@ class Model:
 
     def predict(self, sequences: Sequence[ClipSequence]) -> list[Tensor]:
         """What the transformer predicts for the last clip of each sequence."""
-        name = "flex" if self.device.type == "cuda" else "blocks"
-        return self.transformer(sequences, attention=attention_by_name(name))
+        return self.transformer(sequences, attention=attention_by_name(fastest_on(self.device)))
 
 
 def default_settings(able: Capabilities, *, has_image: bool) -> SamplingSettings:
