@@ -36,7 +36,7 @@ def words_of(training_set: TrainingSet, text: TextEncoders, row: int) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("tools.shapes.training_set.STRAY_WORDS", 0.0)
+    monkeypatch.setattr("tools.shapes.text.STRAY_WORDS", 0.0)
     write(tmp_path, "clips", 10)
     write(tmp_path, "pictures", 50)
     return tmp_path

@@ -181,9 +181,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     pictures = [(f"pictures_{i:03d}.pt", PICTURES_PER_FILE, 1, i) for i in range(args.pictures // PICTURES_PER_FILE)]
     clips = [(f"clips_{i:03d}.pt", CLIPS_PER_FILE, NUM_FRAMES, i) for i in range(args.clips // CLIPS_PER_FILE)]
-    for name, num_clips, num_frames, index in [*pictures[:1], *clips[:2], *pictures[1:], *clips[2:]][
-        slice(*args.files)
-    ]:
+    files = [*pictures[:1], *clips[:2], *pictures[1:], *clips[2:]]
+    for name, num_clips, num_frames, index in files[slice(*args.files)]:
         path = args.out / name
         if not path.exists():
             write_file(path, num_clips=num_clips, num_frames=num_frames, seed=args.seed + 1000 * index)

@@ -212,7 +212,7 @@ def _rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
     """(B, L, N, d) three times -> (B, L, N d)."""
     # Written out: at these short lengths it is faster on the CPU than the fused kernel, backwards above all; on a GPU
-    # that kernel's backward pass read what was not its own under such masks (torch 2.11).
+    # the steps failed with that kernel under such masks (torch 2.11, illegal memory access in the backward pass).
     q, k, v = (x.transpose(1, 2) for x in (_rope(q, rope) * q.shape[-1] ** -0.5, _rope(k, rope), v))
     weights = torch.softmax(torch.matmul(q, k.transpose(-1, -2)) + mask, dim=-1)
     return torch.matmul(weights.to(v.dtype), v).transpose(1, 2).flatten(2)

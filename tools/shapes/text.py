@@ -10,7 +10,7 @@ import logging
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
@@ -237,11 +237,16 @@ def with_stray_word(prompt: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
+def with_stray_words(prompts: Iterable[str], rng: np.random.Generator) -> list[str]:
+    """The prompts, one in ten of them with a word in it that nobody knows."""
+    return [with_stray_word(prompt, rng) if rng.random() < STRAY_WORDS else prompt for prompt in prompts]
+
+
 def sample_prompts(num_prompts: int, rng: np.random.Generator) -> tuple[list[str], list[Scene]]:
     """Prompts in all words, some with one that nobody knows, and their scenes."""
     scenes = [sample_scene(rng) for _ in range(num_prompts)]
     prompts = [sample_prompt(scene, rng) for scene in scenes]
-    return [with_stray_word(prompt, rng) if rng.random() < STRAY_WORDS else prompt for prompt in prompts], scenes
+    return with_stray_words(prompts, rng), scenes
 
 
 def new_heads() -> nn.ModuleList:

@@ -342,7 +342,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(
-        Options.of(args, device=args.device, seconds=args.seconds),
+        replace(Options.of(args), device=args.device, seconds=args.seconds),
         latents=args.latents,
         checkpoint=args.start_from,
         compiled=args.compile,

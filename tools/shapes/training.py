@@ -169,18 +169,8 @@ class Options:
         parser.add_argument("--threads", type=int, default=2)
 
     @classmethod
-    def of(cls, args: argparse.Namespace, *, device: str = "cpu", seconds: float | None = None) -> Options:
-        return cls(
-            out=args.out,
-            num_steps=args.steps,
-            num_decay_steps=args.decay_steps,
-            muon_lr=args.muon_lr,
-            adam_lr=args.adam_lr,
-            seed=args.seed,
-            num_threads=args.threads,
-            device=device,
-            seconds=seconds,
-        )
+    def of(cls, args: argparse.Namespace) -> Options:
+        return cls(args.out, args.steps, args.decay_steps, args.muon_lr, args.adam_lr, args.seed, args.threads)
 
 
 class Training:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tools.shapes.draw import LatentClips, mixed, read_files
-from tools.shapes.text import STRAY_WORDS, TextEncoders, Tokens, with_stray_word
+from tools.shapes.text import TextEncoders, Tokens, with_stray_words
 
 logger = logging.getLogger(__name__)
 
@@ -57,28 +58,34 @@ class TrainingSet:
         Raises ValueError where there are no clips, no worn ones beside them, or no pictures.
         """
         self._folder, self._text, self._seed, self._device = folder, text, seed, device
-        self._drawn, pictures = (read_files(folder, kind).to(device) for kind in ("clips", "pictures"))
+        self._drawn, self._pictures = (read_files(folder, kind).to(device) for kind in ("clips", "pictures"))
         self._drawn_tokens = self._tokenize(self._drawn.prompts, 0)
-        self._picture_tokens = self._tokenize([*pictures.prompts, [""]], 1)
-        self._rollouts: list[Path] = []
-        self._put_together(self._drawn, self._drawn_tokens, pictures)
+        self._other_tokens = Tokens.concatenated(
+            [self._tokenize(self._pictures.prompts, 1), text.tokenize([""]).to(device)]
+        )
+        self._rollouts: list[Path] | None = None
         self.refresh()
 
     def refresh(self) -> None:
         """Take in rollouts that were written since."""
         found = sorted(self._folder.glob("rollouts_*.pt"))
-        if not found or found == self._rollouts:
+        if found == self._rollouts:
             return
         self._rollouts = found
-        rollouts = read_files(self._folder, "rollouts").to(self._device)
-        logger.info("%d clips, %d rollouts", len(self._drawn.prompts), len(rollouts.prompts))
-        tokens = Tokens.concatenated([self._drawn_tokens, self._tokenize(rollouts.prompts, 2)])
-        both = mixed(self._drawn, rollouts, ROLLOUTS)
-        num_drawn = len(self._drawn.prompts)
-        # Parts of both, so that the clips are kept once.
-        worn = None if both.worn is None else both.worn[:num_drawn]
-        self._drawn = replace(self._drawn, latents=both.latents[:num_drawn], worn=worn)
-        self._put_together(both, tokens, self.pictures.shown)
+        clips, tokens = self._drawn, [self._drawn_tokens]
+        if found:
+            rollouts = read_files(self._folder, "rollouts").to(self._device)
+            clips = mixed(self._drawn, rollouts, ROLLOUTS)
+            tokens.append(self._tokenize(rollouts.prompts, 2))
+            num_drawn = len(self._drawn.prompts)
+            logger.info("%d clips, %d rollouts", num_drawn, len(rollouts.prompts))
+            # Parts of both, so that the clips are kept once.
+            worn = None if clips.worn is None else clips.worn[:num_drawn]
+            self._drawn = replace(self._drawn, latents=clips.latents[:num_drawn], worn=worn)
+        self.tokens = Tokens.concatenated([*tokens, self._other_tokens])
+        self.lengths = self.tokens.t5_mask.sum(1).cpu().numpy()
+        self.clips = Source.of(clips, first_row=0)
+        self.pictures = Source.of(self._pictures, first_row=sum(len(part.t5) for part in tokens))
 
     def sample_rows(
         self, sources: Sequence[Source], counts: Sequence[int], rng: np.random.Generator
@@ -92,21 +99,9 @@ class TrainingSet:
         all_rows[rng.random(len(all_rows)) < DROPPED_PROMPTS] = len(self.lengths) - 1
         return list(picked), all_rows
 
-    def _put_together(self, clips: LatentClips, tokens: Tokens, pictures: LatentClips) -> None:
-        self.tokens = Tokens.concatenated([tokens, self._picture_tokens])
-        self.lengths = self.tokens.t5_mask.sum(1).cpu().numpy()
-        self.clips = Source.of(clips, first_row=0)
-        self.pictures = Source.of(pictures, first_row=len(tokens.t5))
-
     def _tokenize(self, prompts: Sequence[Sequence[str]], kind: int) -> Tokens:
         rng = np.random.default_rng((self._seed, kind))
-        return self._text.tokenize(
-            [
-                with_stray_word(prompt, rng) if prompt and rng.random() < STRAY_WORDS else prompt
-                for own in prompts
-                for prompt in own
-            ]
-        ).to(self._device)
+        return self._text.tokenize(with_stray_words(chain.from_iterable(prompts), rng)).to(self._device)
 
     def on_device(self, indices: NDArray[np.int64]) -> Tensor:
         """Indices as they index the clips and the tokens."""
