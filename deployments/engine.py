@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 4
 """Turns that a slot may be passed over before it goes first."""
+REGROW_FORWARDS = 64
+"""Forwards that must go well before a token budget that was halved is doubled."""
+_MAX_REGROW_FORWARDS = 4096
 
 
 class Request(Protocol):
@@ -60,8 +63,8 @@ class Forward:
 class EngineStats:
     """Totals since the engine began, forwards that failed left out, and how it stands now.
 
-    num_slots, num_tokens: summed over the forwards; queue_depth: slots that are in no forward now; token_budget: what
-    is left of it after running out of memory.
+    num_slots, num_tokens: summed over the forwards; queue_depth: slots that are in no forward now; token_budget: as it
+    is now, which is less than configured for a while after memory ran out.
     """
 
     num_forwards: int = 0
@@ -162,6 +165,49 @@ class Slot:
             self._loop.call_soon_threadsafe(callback, *arguments)
 
 
+class TokenBudget:
+    """How many tokens a forward may have: fewer once memory has run out, and as many as before after a while.
+
+    After enough forwards that went well it is doubled, until it is what was configured. Each time that memory runs out
+    again, twice as many forwards are enough.
+    """
+
+    def __init__(self, configured: int | None) -> None:
+        """configured: at least 1, or None for no limit."""
+        self.current = configured
+        self._configured = configured
+        self._num_forwards_to_regrow = REGROW_FORWARDS
+        self._num_good_forwards = 0
+        self._too_many = 0
+
+    def went_well(self) -> None:
+        """A forward has ended without running out of memory."""
+        self._num_good_forwards += 1
+        if self._num_good_forwards < self._num_forwards_to_regrow:
+            return
+        self._num_good_forwards = 0
+        if self.current == self._configured:
+            self._num_forwards_to_regrow = REGROW_FORWARDS
+            return
+        assert self.current is not None
+        before, doubled = self.current, 2 * self.current
+        if self._configured is None:
+            self.current = doubled if doubled < self._too_many else None
+        else:
+            self.current = min(doubled, self._configured)
+        logger.info("token budget from %d to %s", before, self.current)
+
+    def ran_out_of_memory(self, num_tokens: int) -> None:
+        """A forward of so many tokens, of several slots, was too large."""
+        before = self.current
+        self.current = max(1, (num_tokens if before is None else min(before, num_tokens)) // 2)
+        if self._too_many:
+            self._num_forwards_to_regrow = min(2 * self._num_forwards_to_regrow, _MAX_REGROW_FORWARDS)
+        self._too_many = num_tokens
+        self._num_good_forwards = 0
+        logger.warning("token budget from %s to %d", before, self.current)
+
+
 def choose_pack(
     slots: Sequence[Slot],
     *,
@@ -225,7 +271,8 @@ class Engine(Generic[RequestT, ResponseT]):
         self._slots: list[Slot] = []
         self._pack: Sequence[Slot] = ()
         self._is_turning = False
-        self._stats = EngineStats(token_budget=token_budget)
+        self._budget = TokenBudget(token_budget)
+        self._stats = EngineStats()
         self._device_error: str | None = None
 
     async def run(
@@ -270,7 +317,9 @@ class Engine(Generic[RequestT, ResponseT]):
         with self._lock:
             present = [slot for slot in (*self._slots, *self._joining) if not slot.has_left]
             queue_depth = sum(slot not in self._pack for slot in present)
-            return replace(self._stats, num_present=len(present), queue_depth=queue_depth)
+            return replace(
+                self._stats, num_present=len(present), queue_depth=queue_depth, token_budget=self._budget.current
+            )
 
     def check(self) -> None:
         """Raise ``DeviceFailedError`` if the device has failed for good."""
@@ -300,7 +349,7 @@ class Engine(Generic[RequestT, ResponseT]):
             self._join_and_leave()
             pack = choose_pack(
                 self._slots,
-                token_budget=self._stats.token_budget,
+                token_budget=self._budget.current,
                 max_slots=self._max_slots,
                 packs_with=self._packs_with,
             )
@@ -359,6 +408,7 @@ class Engine(Generic[RequestT, ResponseT]):
             self._note_failure(error, pack, num_tokens)
         if responses is not None:
             forward = Forward(len(pack), num_tokens, started, started + time.perf_counter() - clock)
+            self._budget.went_well()
             self._send(responses, pack, forward)
         elif is_out_of_memory:
             self._release_memory(pack, num_tokens)
@@ -404,11 +454,7 @@ class Engine(Generic[RequestT, ResponseT]):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(pack) > 1:
-            budget = self._stats.token_budget
-            halved = max(1, (num_tokens if budget is None else min(budget, num_tokens)) // 2)
-            logger.warning("token budget from %s to %d", budget, halved)
-            with self._lock:
-                self._stats = replace(self._stats, token_budget=halved)
+            self._budget.ran_out_of_memory(num_tokens)
 
     def _fail_all(self, error: Exception) -> None:
         for slot in self._slots:
