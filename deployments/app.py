@@ -31,6 +31,7 @@ from deployments.video_run import RunConfig
 from deployments.videos import ServedModel
 from pyramid_serve.api import RequestLimits
 from pyramid_serve.checkpoints import capabilities
+from pyramid_serve.precision import DTypeName
 
 IMPORT_PATH = "deployments.app:build"
 _STICKY = RequestRouterConfig.model_validate(
@@ -133,6 +134,10 @@ class ModelOptions(BaseModel):
     source: str = "shapes"
     """A local folder, an fsspec URL, a Hub id, or the name of a model that comes with the package."""
     variant: str | None = None
+    dtype: DTypeName | None = None
+    """What every part of the model is computed in. None: what suits each deployment's device, see
+    ``precision.suitable_dtype``.
+    """
     name: str | None = None
     """As clients see it. None: the last part of ``source``."""
 
@@ -180,10 +185,10 @@ class AppConfig(BaseModel):
         return self.storage if "://" in self.storage else str(Path(self.storage).absolute())
 
     def _pool_settings(self, name: str, pool: PoolOptions, config: type[ModelConfig]) -> dict[str, Any]:
-        for field in ("source", "variant"):
+        for field in ("source", "variant", "dtype"):
             if field in pool.settings:
                 raise ValueError(f"{name}.settings.{field}: set model.{field}, for all deployments alike")
-        fields = {"source": self.model.source, "variant": self.model.variant, **pool.settings}
+        fields = {**self.model.model_dump(include={"source", "variant", "dtype"}), **pool.settings}
         try:
             config.model_validate(fields)
         except ValidationError as error:

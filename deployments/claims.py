@@ -9,9 +9,9 @@ import asyncio
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 from uuid import uuid4
 
@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.logs import configure_logging
 from deployments.tasks import to_its_end
-from pyramid_serve.api import Status, TimelineEntry, VideoError, VideoRecord
+from pyramid_serve.api import Computed, Status, TimelineEntry, VideoError, VideoRecord
 from pyramid_serve.storage import VideoExistsError, VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,10 @@ class RunUpdate:
     num_units_retried: int = 0
     has_started: bool = False
     """A denoiser has taken it."""
+    prompt_truncated_at: int | None = None
+    negative_prompt_truncated_at: int | None = None
+    computed: Mapping[str, Computed] = field(default_factory=dict)
+    """By the name of the part."""
     timeline: tuple[TimelineEntry, ...] = ()
 
 
@@ -648,6 +652,11 @@ def _merge(record: VideoRecord, update: RunUpdate) -> dict[str, Any]:
         fields["started_at"] = time.time()
     if fields.get("num_units_done") and record.first_frame_at is None:
         fields["first_frame_at"] = time.time()
+    for name in ("prompt_truncated_at", "negative_prompt_truncated_at"):
+        if getattr(update, name) not in (None, getattr(record, name)):
+            fields[name] = getattr(update, name)
+    if update.computed.items() - record.computed.items():
+        fields["computed"] = {**record.computed, **update.computed}
     # An update that was sent again because its answer was lost brings nothing new.
     news = tuple(entry for entry in update.timeline if entry not in record.timeline)
     if news:

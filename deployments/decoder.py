@@ -18,6 +18,7 @@ from deployments.memory import MemoryStore
 from deployments.model_config import ModelConfig
 from deployments.wire import DecodeJob, DecodeResult, MemoryMissing, ReplicaStats, WireTensor, from_wire, to_wire
 from pyramid_serve.checkpoints import capabilities
+from pyramid_serve.precision import NonFiniteError
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory, Tiling
 from pyramid_serve.pyramid_flow.parts import LatentScale, latent_scale_of, load_vae
 from pyramid_serve.pyramid_flow.pipeline import decode_unit, encode_picture
@@ -80,9 +81,10 @@ class Decoder:
 
     def __init__(self, config: DecoderConfig) -> None:
         """Loads the VAE and decodes two units with it, so the first call finds everything set up."""
-        config.apply_num_threads()
         self._replica = replica_name()
         configure_logging(self._replica)
+        config.set_up_torch()
+        self._computed = config.computed
         self._device = config.torch_device
         self._vae = load_vae(config.source, dtype=config.torch_dtype, device=self._device)
         self._scale = latent_scale_of(config.source, config.variant)
@@ -102,14 +104,18 @@ class Decoder:
 
     async def decode_unit(self, job: DecodeJob) -> DecodeResult | MemoryMissing:
         """The frames of a unit. The memory of the units before it is this replica's, or made again from ``earlier``;
-        with neither the answer is ``MemoryMissing``. Raises ``ValueError`` for latents of another shape.
+        with neither the answer is ``MemoryMissing``. Raises ``ValueError`` for latents of another shape, and
+        ``NonFiniteError`` where latents or frames hold NaN or infinity.
         """
         check_job(job)
         forwards: list[Forward] = []
         with self._calls.of("decode_unit"):
-            frames = await self._engine.run(
-                decode_steps(job, self._memories, self._device), submitted_at=time.time(), on_step=forwards.append
-            )
+            try:
+                frames = await self._engine.run(
+                    decode_steps(job, self._memories, self._device), submitted_at=time.time(), on_step=forwards.append
+                )
+            except NonFiniteError as error:
+                raise NonFiniteError(f"unit {job.unit}: {error}") from None
         if frames is None:
             return MemoryMissing(job.video_id, job.unit, self._replica)
         return DecodeResult(
@@ -117,6 +123,7 @@ class Decoder:
             started=forwards[0].started,
             ended=forwards[-1].ended,
             replica=self._replica,
+            computed=self._computed,
             batch_size=forwards[-1].num_slots,
             rebuilt_units=len(forwards) - 1,
         )

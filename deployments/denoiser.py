@@ -50,9 +50,10 @@ class Denoiser:
 
     def __init__(self, config: DenoiserConfig) -> None:
         """Loads the transformer and makes a unit with it, so the first call finds everything compiled."""
-        config.apply_num_threads()
         self._replica = replica_name()
         configure_logging(self._replica)
+        config.set_up_torch()
+        self._computed = config.computed
         self._device = config.torch_device
         self._attention = attention_by_name(config.attention_name)
         self._transformer = load_transformer(
@@ -99,6 +100,7 @@ class Denoiser:
                     started=forwards[0].started,
                     ended=forwards[-1].ended,
                     replica=self._replica,
+                    computed=self._computed,
                     num_steps=num_steps,
                     mean_slots=sum(f.num_slots for f in forwards) / len(forwards),
                     mean_tokens=sum(f.num_tokens for f in forwards) / len(forwards),

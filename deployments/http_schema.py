@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.http_body import FORM_TYPE, JSON_TYPE
-from pyramid_serve.api import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, Status, TimelineEntry, VideoError
+from pyramid_serve.api import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, Computed, Status, TimelineEntry, VideoError
 
 Schema = dict[str, Any]
 
@@ -35,6 +35,9 @@ VIDEO_EXAMPLE: Schema = {
     "has_input_reference": False,
     "num_units": 7,
     "num_units_done": 2,
+    "prompt_truncated_at": None,
+    "negative_prompt_truncated_at": None,
+    "computed": {"denoiser": {"dtype": "float32", "device": "cpu"}},
     "attempts": 1,
     "started_at": 1764000000.4,
     "first_frame_at": 1764000001.2,
@@ -165,6 +168,11 @@ class Video(BaseModel):
     has_input_reference: bool
     num_units: int
     num_units_done: int = Field(description="Units whose frames are there and can be watched.")
+    prompt_truncated_at: int | None = Field(
+        description="The character of prompt and prompt_suffix together at which the text encoder stopped reading."
+    )
+    negative_prompt_truncated_at: int | None
+    computed: dict[str, Computed] = Field(description="The dtype and device of each part of the pipeline.")
     attempts: int
     started_at: float | None
     first_frame_at: float | None

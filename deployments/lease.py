@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.claims import RunUpdate, SupersededError
-from pyramid_serve.api import Stage, TimelineEntry, VideoError, VideoRecord
+from pyramid_serve.api import Computed, Stage, TimelineEntry, VideoError, VideoRecord
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,11 @@ class Lease:
 
     def tell_retry(self) -> None:
         self.tell(num_units_retried=self._update.num_units_retried + 1)
+
+    def tell_computed(self, part: str, computed: Computed) -> None:
+        """Let claims know what a part of the pipeline computes in."""
+        if self._update.computed.get(part) != computed:
+            self.tell(computed={**self._update.computed, part: computed})
 
     def note(self, stage: Stage, unit: int | None, *, start: float, end: float, replica: str) -> None:
         """Add to the timeline."""

@@ -1,11 +1,16 @@
 """What the configurations of all deployments that load a part of the model have in common."""
 
+import logging
 import os
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from pyramid_serve.checkpoints import DTypeName, capabilities
+from pyramid_serve.api import Computed
+from pyramid_serve.checkpoints import capabilities
+from pyramid_serve.precision import DTypeName, Precision, device_name
+
+logger = logging.getLogger(__name__)
 
 _NICE = 5
 
@@ -22,7 +27,7 @@ class ModelConfig(BaseModel):
     device: str | None = None
     """None: CUDA where the replica has one, else the CPU."""
     dtype: DTypeName | None = None
-    """None: the model's own, see ``Capabilities.dtype``."""
+    """The app's ``model.dtype``. None: what suits the device, see ``precision.suitable_dtype``."""
     num_threads: PositiveInt | None = None
     """Of torch on the CPU. None leaves it to Ray, which gives a replica as many as its ``num_cpus``."""
 
@@ -31,14 +36,25 @@ class ModelConfig(BaseModel):
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        if self.dtype is None:
-            return capabilities(self.source, self.variant).dtype_on(self.torch_device)
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+    def precision(self) -> Precision:
+        return capabilities(self.source, self.variant).precision_on(self.torch_device, self.dtype)
 
-    def apply_num_threads(self) -> None:
-        """Set up torch in this process. On a CPU computing steps back behind the replicas that answer clients."""
+    @property
+    def computed(self) -> Computed:
+        """What a replica computes in, for the records of its videos."""
+        return Computed(dtype=self.precision.name, device=device_name(self.torch_device))
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return self.precision.dtype
+
+    def set_up_torch(self) -> None:
+        """Set up torch in this process, and log the dtype and device that are chosen.
+
+        On a CPU computing steps back behind the replicas that answer clients.
+        """
+        precision = self.precision
+        logger.info("%s in %s on %s: %s", self.source, precision.name, device_name(self.torch_device), precision.reason)
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
         if self.torch_device.type == "cpu":

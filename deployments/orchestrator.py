@@ -29,6 +29,7 @@ from deployments.video_metrics import VideoMetrics
 from deployments.video_run import OnFrames, Pools, RunConfig, VideoRun
 from deployments.videos import ServedModel, Videos, VideoView
 from pyramid_serve.api import VideoError, VideoRecord, VideoRequest
+from pyramid_serve.precision import NonFiniteError
 from pyramid_serve.storage import VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
@@ -137,10 +138,9 @@ class Orchestrator:
                 logger.info("left: %s", cause, extra={"video_id": record.id})
                 return
             logger.error("attempt failed", extra={"video_id": record.id}, exc_info=error)
-            # A value that does not fit will not fit the next time either.
+            # A value that does not fit will not fit the next time either, nor will numbers that overflow.
             is_final = isinstance(cause, ValueError)
-            code = "invalid_input" if is_final else "server_error"
-            await lease.fail(VideoError(code=code, message=_describe(cause)), is_final=is_final)
+            await lease.fail(VideoError(code=_code_of(cause), message=_describe(cause)), is_final=is_final)
         else:
             now = time.time()
             self._metrics.video(record.spec, since_accepted_s=now - record.created_at, making_s=now - started)
@@ -275,6 +275,13 @@ def _cause_of(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup | RayTaskError):
         error = error.exceptions[0] if isinstance(error, ExceptionGroup) else error.cause
     return error
+
+
+def _code_of(error: Exception) -> str:
+    """The code of ``VideoError`` for an error that an attempt ended with."""
+    if isinstance(error, NonFiniteError):
+        return "non_finite"
+    return "invalid_input" if isinstance(error, ValueError) else "server_error"
 
 
 def _describe(error: Exception) -> str:

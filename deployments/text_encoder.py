@@ -59,9 +59,10 @@ class TextEncoder:
 
     def __init__(self, config: TextEncoderConfig) -> None:
         """Loads the encoders and encodes the empty prompt, so the first call finds everything set up."""
-        config.apply_num_threads()
         self._replica = replica_name()
         configure_logging(self._replica)
+        config.set_up_torch()
+        self._computed = config.computed
         self._encoder = text_encoder.TextEncoder.from_pretrained(
             config.source, dtype=config.torch_dtype, device=config.torch_device
         )
@@ -114,7 +115,7 @@ class TextEncoder:
 
     def _encode(self, prompts: Sequence[str]) -> list[WirePromptEmbeds]:
         with torch.inference_mode():
-            return [prompt_to_wire(embeds) for embeds in self._encoder.encode(prompts)]
+            return [prompt_to_wire(embeds, self._computed) for embeds in self._encoder.encode(prompts)]
 
     def _record(self, forward: Forward) -> None:
         self._stats = replace(

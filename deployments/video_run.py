@@ -161,9 +161,13 @@ class VideoRun:
 
     async def _encode_prompts(self) -> Prompts:
         with self._noting(Stage.ENCODE, None, replica=self._pools.text_encoder.deployment_name):
-            return Prompts(
-                *await asyncio.gather(*map(self._encode_prompt, (self._spec.full_prompt, self._spec.negative_prompt)))
+            positive, negative = await asyncio.gather(
+                *map(self._encode_prompt, (self._spec.full_prompt, self._spec.negative_prompt))
             )
+        self._lease.tell(prompt_truncated_at=positive.truncated_at, negative_prompt_truncated_at=negative.truncated_at)
+        if positive.computed is not None:
+            self._lease.tell_computed("text_encoder", positive.computed)
+        return Prompts(positive, negative)
 
     async def _encode_prompt(self, prompt: str) -> WirePromptEmbeds:
         encode = self._pools.text_encoder.encode
@@ -199,6 +203,7 @@ class VideoRun:
         finally:
             stream.cancel()
         self._lease.tell(num_steps_done=num_steps_before + item.num_steps)
+        self._lease.tell_computed("denoiser", item.computed)
         self._lease.note(Stage.DENOISE, unit, start=item.started, end=item.ended, replica=item.replica)
         self._metrics.stage(Stage.DENOISE, item.ended - item.started)
         return latents_from_wire(item.latents)
@@ -237,6 +242,7 @@ class VideoRun:
         for _ in range(self._num_saved, self._spec.num_latent_frames):
             unit = await denoised.get()
             result = await self._decoder.decode(unit, self._latents)
+            self._lease.tell_computed("decoder", result.computed)
             self._lease.note(Stage.DECODE, unit, start=result.started, end=result.ended, replica=result.replica)
             self._metrics.stage(Stage.DECODE, result.ended - result.started)
             await decoded.put((unit, result.frames))

@@ -11,6 +11,7 @@ import numpy.typing
 import torch
 from torch import Tensor
 
+from pyramid_serve.api import Computed
 from pyramid_serve.pyramid_flow.pack import PromptEmbeds
 from pyramid_serve.pyramid_flow.sampler import SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LatentShape
@@ -59,18 +60,25 @@ class WirePromptEmbeds:
 
     prompt_embeds: WireTensor
     pooled_prompt_embeds: WireTensor
+    truncated_at: int | None = None
+    computed: Computed | None = None
+    """What the text encoder computed in."""
 
     @property
     def num_bytes(self) -> int:
         return self.prompt_embeds.num_bytes + self.pooled_prompt_embeds.num_bytes
 
 
-def prompt_to_wire(prompt: PromptEmbeds) -> WirePromptEmbeds:
-    return WirePromptEmbeds(to_wire(prompt.prompt_embeds), to_wire(prompt.pooled_prompt_embeds))
+def prompt_to_wire(prompt: PromptEmbeds, computed: Computed | None = None) -> WirePromptEmbeds:
+    return WirePromptEmbeds(
+        to_wire(prompt.prompt_embeds), to_wire(prompt.pooled_prompt_embeds), prompt.truncated_at, computed
+    )
 
 
 def prompt_from_wire(wire: WirePromptEmbeds, device: torch.device | str = "cpu") -> PromptEmbeds:
-    return PromptEmbeds(from_wire(wire.prompt_embeds, device), from_wire(wire.pooled_prompt_embeds, device))
+    return PromptEmbeds(
+        from_wire(wire.prompt_embeds, device), from_wire(wire.pooled_prompt_embeds, device), wire.truncated_at
+    )
 
 
 # --- Denoiser -------------------------------------------------------------------------------------------------------
@@ -115,6 +123,7 @@ class UnitResult:
     started: float
     ended: float
     replica: str
+    computed: Computed
     num_steps: int
     mean_slots: float
     mean_tokens: float
@@ -149,6 +158,7 @@ class DecodeResult:
     started: float
     ended: float
     replica: str
+    computed: Computed
     batch_size: int
     rebuilt_units: int
 

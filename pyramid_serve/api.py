@@ -437,8 +437,17 @@ class TimelineEntry(BaseModel):
     replica: str
 
 
+class Computed(BaseModel):
+    """What a part of the pipeline computed in: a dtype such as ``bfloat16``, on a device such as ``cpu``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: str
+    device: str
+
+
 class VideoError(BaseModel):
-    """Why a video failed: ``cancelled``, ``too_many_attempts``, ``invalid_input``, ``server_error``."""
+    """Why a video failed: ``cancelled``, ``too_many_attempts``, ``invalid_input``, ``non_finite``, ``server_error``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -485,6 +494,11 @@ class VideoRecord(BaseModel):
     expires_at: float | None = None
     """When it may be swept away; set when it ends."""
     num_units_retried: int = 0
+    prompt_truncated_at: int | None = None
+    """The character of ``spec.full_prompt`` at which the text encoder stopped reading. None: it read all of it."""
+    negative_prompt_truncated_at: int | None = None
+    computed: dict[str, Computed] = {}
+    """What each part of the pipeline computed in, by its name, as far as it has worked on the video."""
     timeline: tuple[TimelineEntry, ...] = ()
     idempotency_key: str | None = None
 
@@ -528,6 +542,9 @@ class VideoRecord(BaseModel):
             "has_input_reference": spec.has_picture,
             "num_units": spec.num_latent_frames,
             "num_units_done": self.num_units_done,
+            "prompt_truncated_at": self.prompt_truncated_at,
+            "negative_prompt_truncated_at": self.negative_prompt_truncated_at,
+            "computed": {part: computed.model_dump() for part, computed in self.computed.items()},
             "attempts": self.attempts,
             "started_at": self.started_at,
             "first_frame_at": self.first_frame_at,

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 from uuid import uuid4
 
 import torch
@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pyramid_serve.precision import DTypeName, Precision, choose_dtype
 from pyramid_serve.pyramid_flow.shapes import PIXELS_PER_TOKEN, SIZE_MULTIPLE, seconds_of
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 Source = str | os.PathLike[str]
 """A local folder, an fsspec URL (``s3://bucket/model``), a Hub id (``owner/name`` or ``owner/name@revision``), or the
 name of a model in the package (``shapes``)."""
-
-DTypeName = Literal["float32", "bfloat16", "float16"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -394,7 +393,7 @@ class Capabilities:
     image_video_guidance_scale: _Guidance = 4.0
     """Of the other units where unit 0 is a given picture."""
     dtype: DTypeName | None = None
-    """What it is computed in unless the user says. None: bfloat16 on CUDA, float32 elsewhere."""
+    """What it is best computed in on a GPU. A CPU computes in what it is fast at, see ``precision.suitable_dtype``."""
     prompt_suffix: str = DEFAULT_PROMPT_SUFFIX
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
 
@@ -411,10 +410,9 @@ class Capabilities:
         width, height = _PUBLISHED_CAPABILITIES[VARIANT_PREFIX + "384p"]["sizes"][0]
         return (width, height) if self.max_side is None else (min(width, self.max_side), min(height, self.max_side))
 
-    def dtype_on(self, device: torch.device) -> torch.dtype:
-        """What it is computed in on a device, unless the user says."""
-        dtype: torch.dtype = getattr(torch, self.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-        return dtype
+    def precision_on(self, device: torch.device, asked: DTypeName | torch.dtype | None = None) -> Precision:
+        """What it is computed in on a device: what the user asked for, else what suits the device and the model."""
+        return choose_dtype(device, asked=asked, preferred=self.dtype)
 
     def check_size(self, width: int, height: int) -> None:
         """``ValueError`` unless the model makes this size (pixels)."""

@@ -42,7 +42,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--variant", help="which transformer of the model, such as 384p")
     add_request_arguments(parser)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="the model's own unless given")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="what suits the device unless given"
+    )
     parser.add_argument("--device", default="cpu", help="any torch device, such as cuda")
     parser.add_argument("--attention", choices=("dense", "blocks", "flex"), help="flex on CUDA, else blocks")
     parser.add_argument(
@@ -93,7 +95,6 @@ def generate(arguments: argparse.Namespace) -> None:
     # Everything cheap is checked before torch and the model are loaded.
     request = request_from(arguments)
 
-    import torch
     from tqdm import tqdm
     from transformers.utils import logging as transformers_logging
 
@@ -118,11 +119,12 @@ def generate(arguments: argparse.Namespace) -> None:
     pipeline = PyramidFlow.from_pretrained(
         arguments.model,
         variant=options.get("variant"),
-        dtype=getattr(torch, options["dtype"]) if "dtype" in options else None,
+        dtype=options.get("dtype"),
         device=device,
         attention=options.get("attention"),
         offload=arguments.offload,
     )
+    print(f"{arguments.model} in {pipeline.precision.name} on {device}: {pipeline.precision.reason}", flush=True)
     with tqdm(total=spec.num_steps, unit="step", disable=None) as bar:
 
         def show(progress: Progress) -> None:

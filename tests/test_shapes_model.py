@@ -28,7 +28,7 @@ NUM_LATENT_FRAMES = 9
 
 @lru_cache(maxsize=1)
 def model() -> Model:
-    return Model.load(SHAPES, torch.bfloat16)
+    return Model.load(SHAPES)
 
 
 def scenes() -> list[Scene]:
@@ -119,7 +119,7 @@ def test_a_video_begins_with_its_picture() -> None:
     )
     picture = render(scene, num_frames=1)[0]
     image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    pipeline = PyramidFlow.from_pretrained(SHAPES, dtype=torch.bfloat16)
+    pipeline = PyramidFlow.from_pretrained(SHAPES)
     settings = pipeline.settings(has_image=True, num_latent_frames=2)
     frames = pipeline.generate([VideoInput(plain_prompt(scene), seed=3, image=image)], settings)[0]
     assert frames.shape == (9, 128, 128, 3)

@@ -26,10 +26,14 @@ class PromptEmbeds:
 
     prompt_embeds: Tensor
     pooled_prompt_embeds: Tensor
+    truncated_at: int | None = None
+    """The character of the prompt at which the text encoder stopped reading. None: it read the whole prompt."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "PromptEmbeds":
         return PromptEmbeds(
-            self.prompt_embeds.to(device=device, dtype=dtype), self.pooled_prompt_embeds.to(device=device, dtype=dtype)
+            self.prompt_embeds.to(device=device, dtype=dtype),
+            self.pooled_prompt_embeds.to(device=device, dtype=dtype),
+            self.truncated_at,
         )
 
 

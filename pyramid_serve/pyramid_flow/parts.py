@@ -20,6 +20,7 @@ from pyramid_serve.checkpoints import (
     resolve,
     transformer_folder,
 )
+from pyramid_serve.precision import vae_dtype
 from pyramid_serve.pyramid_flow import autoencoder, flux, mmdit
 from pyramid_serve.pyramid_flow.attention import Attention
 from pyramid_serve.pyramid_flow.pack import ClipSequence
@@ -91,9 +92,12 @@ def load_transformer(
 def load_vae(
     source: Source, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> autoencoder.CausalVideoVAE:
-    """The VAE of a checkpoint, which all its variants share. Raises ``CheckpointError``."""
+    """The VAE of a checkpoint, which all its variants share; for float16 it is in float32, see ``precision.vae_dtype``.
+
+    Raises ``CheckpointError``.
+    """
     folder = resolve(source, parts=[VAE_PART]) / VAE_PART
-    return load_module(autoencoder.from_config, folder, dtype=dtype, device=device)
+    return load_module(autoencoder.from_config, folder, dtype=vae_dtype(dtype), device=device)
 
 
 def latent_scale_of(source: Source, variant: str | None = None) -> LatentScale:

@@ -3,6 +3,7 @@
 B videos, T latent frames (units), F pixel frames, H W in pixels, h w = H / 8, W / 8.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
@@ -14,6 +15,14 @@ from torch import Tensor, nn
 
 from pyramid_serve import checkpoints
 from pyramid_serve.checkpoints import Capabilities, Source, choose_variant
+from pyramid_serve.precision import (
+    DTypeName,
+    NonFiniteError,
+    Precision,
+    check_finite,
+    device_name,
+    first_non_finite_layer,
+)
 from pyramid_serve.pyramid_flow.attention import AttentionName, attention_by_name, fastest_on
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory, Tiling
 from pyramid_serve.pyramid_flow.noise import NoiseSource, SeededNoise
@@ -21,8 +30,10 @@ from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.parts import LatentScale, Transformer, latent_scale_of, load_transformer, load_vae
 from pyramid_serve.pyramid_flow.sampler import Predict, SamplingSettings, append_unit, denoise_unit, run_units
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, LatentShape
-from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
+from pyramid_serve.pyramid_flow.text_encoder import TextEncoder, truncation_note
 from pyramid_serve.video import fit_picture, to_uint8
+
+logger = logging.getLogger(__name__)
 
 Offload = Literal["none", "model", "layers"]
 """none: all parts stay on the device; model: a part at a time; layers: a layer at a time, slow and smallest."""
@@ -126,7 +137,7 @@ class VideoInput:
         return SeededNoise(self.seed, shape) if self.noise is None else self.noise
 
     def check(self, shape: LatentShape) -> None:
-        """``ValueError`` unless ``latents`` are the beginning of a video of this shape."""
+        """``ValueError`` unless ``latents`` are the beginning of a video of this shape, and all of them finite."""
         if self.latents is None:
             return
         expected = (LATENT_CHANNELS, *shape.size_at(NUM_STAGES - 1))
@@ -136,11 +147,14 @@ class VideoInput:
                 f"latents: shape {tuple(self.latents.shape)}, must be {expected[0]} channels, at most "
                 f"{shape.num_latent_frames} frames of {expected[1]} x {expected[2]}"
             )
+        for unit, latents in enumerate(self.latents.unbind(1)):
+            check_finite(latents, f"latents: unit {unit}")
 
 
 def encode_picture(vae: CausalVideoVAE, scale: LatentScale, picture: Tensor, *, tiling: Tiling | None = None) -> Tensor:
     """A picture (3, H, W) in [-1, 1] as unit 0: latents (16, 1, h, w), float32, the mean of their distribution."""
     mean = vae.encode(picture[None, :, None], tiling=tiling).mean[0]
+    check_finite(mean, "unit 0: latents of the picture")
     return scale.from_vae(mean)
 
 
@@ -152,10 +166,20 @@ def decode_unit(
     *,
     tiling: Tiling | None = None,
 ) -> tuple[Tensor, DecoderMemory]:
-    """The next unit (B, 16, 1, h, w) of B videos as 8-bit frames (B, 1 or 8, H, W, 3), and the memory for the next."""
-    is_first = memory is None
-    frames, memory = vae.decode_unit(scale.to_vae(latents, first_unit=0 if is_first else 1), memory, tiling=tiling)
-    return torch.stack([to_uint8(video) for video in frames]), memory
+    """The next unit (B, 16, 1, h, w) of B videos as 8-bit frames (B, 1 or 8, H, W, 3), and the memory for the next.
+
+    Raises ``NonFiniteError`` where latents or frames hold NaN or infinity, which 8 bits would show as black or white;
+    the message names the first layer of the decoder at which that happened.
+    """
+    check_finite(latents, "latents")
+    scaled = scale.to_vae(latents, first_unit=0 if memory is None else 1)
+    frames, new_memory = vae.decode_unit(scaled, memory, tiling=tiling)
+    try:
+        check_finite(frames, "frames")
+    except NonFiniteError as error:
+        layer = first_non_finite_layer(vae, lambda: vae.decode_unit(scaled, memory, tiling=tiling))
+        raise NonFiniteError(f"{error}, first at {layer}" if layer else str(error)) from None
+    return torch.stack([to_uint8(video) for video in frames]), new_memory
 
 
 class PyramidFlow:
@@ -169,6 +193,7 @@ class PyramidFlow:
         vae: CausalVideoVAE,
         latent_scale: LatentScale,
         capabilities: Capabilities,
+        precision: Precision,
         device: torch.device,
         attention: AttentionName,
         offload: Offload,
@@ -178,6 +203,7 @@ class PyramidFlow:
         self.vae = vae
         self.latent_scale = latent_scale
         self.capabilities = capabilities
+        self.precision = precision
         self.device = device
         self._attention = attention_by_name(attention)
         self.offload = offload
@@ -189,20 +215,23 @@ class PyramidFlow:
         source: Source,
         *,
         variant: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: DTypeName | torch.dtype | None = None,
         device: torch.device | str = "cpu",
         attention: AttentionName | None = None,
         offload: Offload = "none",
     ) -> "PyramidFlow":
         """Load a checkpoint from a local folder, an fsspec URL or a Hub id.
 
-        variant: e.g. "768p"; dtype: the model's own unless given; attention: "flex" on CUDA and
-        "blocks" elsewhere unless given, see :mod:`attention`. Raises ``CheckpointError`` (a ``ValueError``).
+        variant: e.g. "768p"; dtype: what suits the device unless given, see :mod:`pyramid_serve.precision`; attention:
+        "flex" on CUDA and "blocks" elsewhere unless given, see :mod:`attention`. Raises ``CheckpointError`` (a
+        ``ValueError``).
         """
         device = torch.empty(0, device=device).device  # with its index, which accelerate compares
         variant = choose_variant(source, variant)
         capabilities = checkpoints.capabilities(source, variant)
-        dtype = dtype or capabilities.dtype_on(device)
+        precision = capabilities.precision_on(device, dtype)
+        logger.info("%s in %s on %s: %s", source, precision.name, device_name(device), precision.reason)
+        dtype = precision.dtype
         home = device if offload == "none" else torch.device("cpu")
         return cls(
             text_encoder=TextEncoder.from_pretrained(source, dtype=dtype, device=home),
@@ -210,6 +239,7 @@ class PyramidFlow:
             vae=load_vae(source, dtype=dtype, device=home),
             latent_scale=latent_scale_of(source, variant),
             capabilities=capabilities,
+            precision=precision,
             device=device,
             attention=attention or fastest_on(device),
             offload=offload,
@@ -313,9 +343,16 @@ class PyramidFlow:
     def encode_prompts(
         self, prompts: Sequence[str], *, prompt_suffix: str, negative_prompt: str
     ) -> tuple[list[PromptEmbeds], PromptEmbeds]:
-        """Embeddings of each prompt with the suffix, and of the negative prompt, in one batch."""
+        """Embeddings of each prompt with the suffix, and of the negative prompt, in one batch.
+
+        A prompt longer than the text encoder reads is cut, which is logged as a warning and told by ``truncated_at``.
+        """
+        texts = [*(prompt + prompt_suffix for prompt in prompts), negative_prompt]
         with torch.inference_mode():
-            *positive, negative = self.text_encoder.encode([*(p + prompt_suffix for p in prompts), negative_prompt])
+            *positive, negative = self.text_encoder.encode(texts)
+        for text, embeds in zip(texts, (*positive, negative), strict=True):
+            if embeds.truncated_at is not None:
+                logger.warning("%s", truncation_note(text, embeds.truncated_at))
         self._release("text_encoder")
         return positive, negative
 
@@ -355,11 +392,14 @@ class PyramidFlow:
 
     def _decode(self, units: Iterable[Tensor], tiling: Tiling | None) -> Iterator[Tensor]:
         memory: DecoderMemory | None = None
-        for latents in units:
-            with torch.inference_mode():
-                frames, memory = decode_unit(
-                    self.vae, self.latent_scale, latents.to(self.device), memory, tiling=tiling
-                )
+        for unit, latents in enumerate(units):
+            try:
+                with torch.inference_mode():
+                    frames, memory = decode_unit(
+                        self.vae, self.latent_scale, latents.to(self.device), memory, tiling=tiling
+                    )
+            except NonFiniteError as error:
+                raise NonFiniteError(f"unit {unit}: {error}") from None
             yield frames.cpu()
 
     def _taking_turns(self, units: Iterator[Tensor]) -> Iterator[Tensor]:

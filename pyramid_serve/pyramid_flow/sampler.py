@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyramid_serve.precision import check_finite
 from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.noise import NoiseSource, halve_noise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
@@ -88,9 +89,11 @@ def denoise_unit(
     """Make the unit that follows ``history`` (C, U, H, W), float32; unit U of the video.
 
     Yields one or two sequences a step (negative, then positive; only the positive where guidance is 1, which leaves the
-    negative out of the result), expects their predictions, and returns the latents (C, 1, H, W).
+    negative out of the result), expects their predictions, and returns the latents (C, 1, H, W). Raises
+    ``NonFiniteError`` where the history, or the latents at the end of a stage, are not all finite.
     """
     unit = history.shape[1]
+    check_finite(history, f"unit {unit}: latents of the units before it")
     guidance = settings.guidance_of(unit)
     latents = noise.initial(unit).to(history)
     for _ in range(NUM_STAGES - 1):
@@ -109,6 +112,7 @@ def denoise_unit(
                 unconditional, conditional = yield negative, positive
                 prediction = unconditional + guidance * (conditional - unconditional)
             latents = latents + (next_sigma - sigma) * prediction
+        check_finite(latents, f"unit {unit}: latents after stage {index}")
     return latents
 
 

@@ -22,6 +22,7 @@ from pyramid_serve.checkpoints import (
     read_config,
     resolve,
 )
+from pyramid_serve.precision import check_finite
 from pyramid_serve.pyramid_flow.pack import PromptEmbeds
 
 __all__ = ["DEFAULT_NEGATIVE_PROMPT", "DEFAULT_PROMPT_SUFFIX", "MAX_PROMPT_TOKENS", "PromptEmbeds", "TextEncoder"]
@@ -73,15 +74,24 @@ class TextEncoder:
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
         """Embed prompts in one batch, just as they stand: a suffix is the caller's to add.
 
-        What goes over 77 tokens for CLIP and 128 for T5 is cut off, as by the published model.
+        What goes over 77 tokens for CLIP and 128 for T5 is cut off, as by the published model; each result says where
+        T5 stopped. Raises ``NonFiniteError`` where embeddings hold NaN or infinity.
         """
         if not prompts:
             return []
         prompt_embeds, mask, pooled = self.encode_padded(prompts)
+        check_finite(prompt_embeds, "prompt embeddings")
+        check_finite(pooled, "pooled prompt embeddings")
         return [
-            PromptEmbeds(embeds[valid], vector)
-            for embeds, valid, vector in zip(prompt_embeds, mask.bool(), pooled, strict=True)
+            PromptEmbeds(embeds[valid], vector, self.truncated_at(prompt))
+            for prompt, embeds, valid, vector in zip(prompts, prompt_embeds, mask.bool(), pooled, strict=True)
         ]
+
+    def truncated_at(self, prompt: str) -> int | None:
+        """The character at which T5 stops reading a prompt, after 128 tokens; None where it reads all of it."""
+        _, tokenizer = self._t5
+        (encoding,) = tokenizer([prompt], max_length=MAX_PROMPT_TOKENS, truncation=True).encodings
+        return max(end for _, end in encoding.offsets) if encoding.overflowing else None
 
     @torch.no_grad()
     def encode_padded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,6 +114,15 @@ class TextEncoder:
     def _tokenize(self, tokenizer: Any, prompts: Sequence[str], length: int) -> dict[str, Tensor]:
         tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+
+def truncation_note(prompt: str, truncated_at: int) -> str:
+    """A sentence for people on a prompt that was cut, with the words around the place."""
+    read, unread = prompt[:truncated_at], prompt[truncated_at:]
+    return (
+        f"the text encoder reads {MAX_PROMPT_TOKENS} tokens and stopped at character {truncated_at} of "
+        f"{len(prompt)}, between {read[-30:]!r} and {unread[:30]!r}; what comes after has no effect"
+    )
 
 
 def _encoder_folders(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ Handle = Any
 
 @pytest.fixture(scope="module")
 def decoder(local_ray: None, miniflux: Path) -> Iterator[Handle]:
-    config = DecoderConfig(source=str(miniflux), max_batch_size=4)
+    config = DecoderConfig(source=str(miniflux), dtype="float32", max_batch_size=4)
     with deployed(quick(Decoder, max_ongoing_requests=16).bind(config), "decoder") as handle:
         yield handle
 

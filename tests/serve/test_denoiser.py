@@ -26,7 +26,7 @@ SHAPE = LatentShape.of_pixels(height=64, width=128, num_latent_frames=5)
 
 @pytest.fixture(scope="module")
 def denoiser(local_ray: None, miniflux: Path) -> Iterator[Handle]:
-    application = quick(Denoiser, max_ongoing_requests=16).bind(DenoiserConfig(source=str(miniflux)))
+    application = quick(Denoiser, max_ongoing_requests=16).bind(DenoiserConfig(source=str(miniflux), dtype="float32"))
     with deployed(application, "denoiser") as handle:
         yield handle
 

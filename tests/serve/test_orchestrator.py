@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.app import AppConfig, build
 from deployments.client import Client
 from deployments.wire import ReplicaStats
-from pyramid_serve.api import RequestError, Stage, Status, VideoRecord, VideoRequest, new_record
+from pyramid_serve.api import Computed, RequestError, Stage, Status, VideoRecord, VideoRequest, new_record
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 from pyramid_serve.pyramid_flow.sampler import SamplingSettings
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
@@ -35,7 +35,7 @@ def config_of(checkpoint: Path, storage: Path, **options: Any) -> AppConfig:
     pools = {name: {**QUICK, **options.get(name, {})} for name in ("text_encoder", "denoiser", "decoder", "claims")}
     pools["orchestrator"] = {**QUICK, "settings": {"heartbeat_s": 0.3}, **options.get("orchestrator", {})}
     return AppConfig.model_validate(
-        {"model": {"source": str(checkpoint), "name": "mini"}, "storage": str(storage), **pools}
+        {"model": {"source": str(checkpoint), "name": "mini", "dtype": "float32"}, "storage": str(storage), **pools}
     )
 
 
@@ -71,7 +71,7 @@ def handle(local_ray: None, miniflux: Path, storage: Path) -> Iterator[Handle]:
 
 @pytest.fixture(scope="module")
 def pipeline(miniflux: Path) -> PyramidFlow:
-    return PyramidFlow.from_pretrained(miniflux)
+    return PyramidFlow.from_pretrained(miniflux, dtype="float32")
 
 
 @pytest.fixture
@@ -210,6 +210,19 @@ async def test_the_record_tells_the_truth_as_it_goes(handle: Handle) -> None:
     assert work >= {(stage, unit) for stage in (Stage.DENOISE, Stage.DECODE, Stage.SAVE) for unit in range(4)}
     assert (Stage.ENCODE, None) in work
     assert done.created_at <= done.started_at <= done.first_frame_at <= done.completed_at
+    computed = Computed(dtype="float32", device="cpu")
+    assert done.computed == {"text_encoder": computed, "denoiser": computed, "decoder": computed}
+    assert done.prompt_truncated_at is None
+
+
+async def test_the_record_says_where_a_prompt_that_is_too_long_was_cut(handle: Handle, pipeline: PyramidFlow) -> None:
+    request = request_of(21, seconds=0.1, steps=1).model_copy(update={"prompt": "a red ball rolls, " * 40})
+    record = await handle.generate.remote(request)
+    assert record.status is Status.COMPLETED
+    assert record.prompt_truncated_at == pipeline.text_encoder.truncated_at(record.spec.full_prompt)
+    assert 0 < record.prompt_truncated_at < len(request.prompt)
+    assert record.negative_prompt_truncated_at is None
+    assert record.public()["prompt_truncated_at"] == record.prompt_truncated_at
 
 
 def hidden_share(record: VideoRecord) -> float:
@@ -344,6 +357,22 @@ async def test_a_video_that_cannot_be_made_is_tried_once_and_says_why(handle: Ha
     assert (failed.status, failed.attempts) == (Status.FAILED, 1)
     assert failed.error is not None and failed.error.code == "invalid_input"
     assert failed.error.message.startswith("ValueError: picture: no picture")
+
+
+async def test_a_video_whose_numbers_overflow_fails_and_says_where(handle: Handle, store: VideoStore) -> None:
+    whole = await handle.generate.remote(request_of(22))
+    record = new_record(whole.spec)
+    latents = numpy.full((16, 1, 8, 16), numpy.nan, numpy.float32)
+
+    def accept_with_latents() -> None:  # as if made by an orchestrator that died
+        store.create(record)
+        store.save_latents(record.id, 0, latents)
+
+    await asyncio.to_thread(accept_with_latents)
+    failed = await asyncio.wait_for(handle.wait.remote(record.id), 60)
+    assert (failed.status, failed.attempts) == (Status.FAILED, 1)
+    assert failed.error is not None and failed.error.code == "non_finite"
+    assert "unit" in failed.error.message and "NaN among the values" in failed.error.message
 
 
 async def test_a_video_goes_on_from_its_last_saved_unit(

@@ -17,7 +17,7 @@ Handle = Any
 
 @pytest.fixture(scope="module")
 def encoder(local_ray: None, miniflux: Path) -> Iterator[Handle]:
-    config = TextEncoderConfig(source=str(miniflux), batch_wait_timeout_s=0.5)
+    config = TextEncoderConfig(source=str(miniflux), dtype="float32", batch_wait_timeout_s=0.5)
     with deployed(quick(TextEncoder, max_ongoing_requests=16).bind(config), "text_encoder") as handle:
         yield handle
 

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from deployments.decoder import DecoderConfig
 from deployments.denoiser import DenoiserConfig
 from deployments.text_encoder import TextEncoderConfig
+from pyramid_serve.precision import suitable_dtype
 
 CONFIGS = [DenoiserConfig, DecoderConfig, TextEncoderConfig]
 
@@ -20,7 +21,7 @@ def test_an_unknown_setting_is_an_error_that_names_it(config: type[DenoiserConfi
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_dtype_follows_the_device_unless_given(config: type[DenoiserConfig], miniflux: Path) -> None:
     source = str(miniflux)
-    assert config(source=source, device="cpu").torch_dtype == torch.float32
+    assert config(source=source, device="cpu").torch_dtype == suitable_dtype(torch.device("cpu")).dtype
     assert config(source=source, device="cuda").torch_dtype == torch.bfloat16
     assert config(source=source, device="cpu", dtype="bfloat16").torch_dtype == torch.bfloat16
 

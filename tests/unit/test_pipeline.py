@@ -1,13 +1,18 @@
+import logging
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from pyramid_serve.precision import DTypeName, NonFiniteError
 from pyramid_serve.pyramid_flow.autoencoder import Tiling
 from pyramid_serve.pyramid_flow.pipeline import Offload, Progress, PyramidFlow, VideoInput, VideoSettings
 from pyramid_serve.pyramid_flow.sampler import SamplingSettings
 
+DTYPES: tuple[DTypeName, ...] = ("float32", "float16")
 STEPS = SamplingSettings((1, 2, 1), (1, 1, 2))
 
 
@@ -134,3 +139,53 @@ def test_what_does_not_fit_is_refused_before_any_work(pipeline: PyramidFlow) -> 
         pipeline.settings(width=128)
     with pytest.raises(ValueError, match="num_latent_frames=0"):
         pipeline.settings(num_latent_frames=0)
+
+
+def test_float16_makes_the_video_of_float32_and_not_a_black_one() -> None:
+    """The decoder of the model in the box leaves the range of float16."""
+    sampling = SamplingSettings((2, 2, 2), (1, 1, 1), 4.0, 1.0)
+    video = VideoInput("a red circle moves right on a white background", seed=1)
+    whole, half = (
+        pipeline.generate([video], pipeline.settings(num_latent_frames=2, sampling=sampling)).float()
+        for pipeline in (PyramidFlow.from_pretrained("shapes", dtype=dtype) for dtype in DTYPES)
+    )
+    assert (whole - half).abs().mean() < 3
+    assert whole.std() > 20
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_given_latents_that_are_no_numbers_are_refused_before_any_work(pipeline: PyramidFlow, value: float) -> None:
+    latents = torch.zeros(16, 2, 8, 16)
+    latents[3, 1, 2, 2] = value
+    with pytest.raises(NonFiniteError, match="latents: unit 1"):
+        pipeline.stream([VideoInput("a ball", latents=latents)], settings(pipeline))
+    with pytest.raises(NonFiniteError, match="unit 1: latents"):
+        list(pipeline.decode(latents[None]))
+
+
+def test_a_decoder_that_overflows_fails_the_unit_and_names_the_layer(mmdit: Path) -> None:
+    pipeline = PyramidFlow.from_pretrained(mmdit, dtype="float32")
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_in.conv.weight.fill_(float("inf"))
+    with pytest.raises(NonFiniteError, match=r"unit 0: frames: NaN.*first at decoder\.conv_in"):
+        pipeline.generate([VideoInput("a ball")], settings(pipeline))
+
+
+def test_a_transformer_that_overflows_fails_the_unit_and_names_the_stage(mmdit: Path) -> None:
+    pipeline = PyramidFlow.from_pretrained(mmdit, dtype="float32")
+    with torch.no_grad():
+        next(iter(cast(nn.Module, pipeline.transformer).parameters())).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="unit 0: latents after stage 0: NaN"):
+        pipeline.generate_latents([VideoInput("a ball")], settings(pipeline))
+
+
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning_that_says_where(
+    pipeline: PyramidFlow, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = ["a ball", "a ball, " * 60]
+    with caplog.at_level(logging.WARNING):
+        short, long = pipeline.encode_prompts(prompts, prompt_suffix=", 8K", negative_prompt="")[0]
+    assert short.truncated_at is None
+    assert long.truncated_at is not None and 0 < long.truncated_at < len(prompts[1])
+    (record,) = caplog.records
+    assert f"stopped at character {long.truncated_at} of {len(prompts[1]) + 4}" in record.message

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from pyramid_serve.checkpoints import Capabilities, capabilities
+from pyramid_serve.precision import DTypeName
 from pyramid_serve.pyramid_flow import sampler, schedule
 from pyramid_serve.pyramid_flow.attention import attention_by_name, fastest_on
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory
@@ -57,12 +58,15 @@ class Model:
     able: Capabilities
 
     @classmethod
-    def load(cls, checkpoint: Path, dtype: torch.dtype, *, device: torch.device | str = "cpu") -> Model:
+    def load(cls, checkpoint: Path, dtype: DTypeName | None = None, *, device: torch.device | str = "cpu") -> Model:
+        """In what suits the device unless a dtype is given."""
+        able = capabilities(checkpoint)
+        chosen = able.precision_on(torch.device(device), dtype).dtype
         return cls(
-            TextEncoder.from_pretrained(checkpoint, dtype=dtype, device=device),
-            load_transformer(checkpoint, dtype=dtype, device=device),
-            load_vae(checkpoint, dtype=dtype, device=device),
-            capabilities(checkpoint),
+            TextEncoder.from_pretrained(checkpoint, dtype=chosen, device=device),
+            load_transformer(checkpoint, dtype=chosen, device=device),
+            load_vae(checkpoint, dtype=chosen, device=device),
+            able,
         )
 
     @property
@@ -294,16 +298,15 @@ def main() -> None:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--video-guidance", type=float)
     parser.add_argument("--sheet", type=Path, help="a PNG of the first 8 videos; broken: one for each, named after it")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="what suits the device unless given")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    dtype = torch.bfloat16 if args.dtype == "bfloat16" else torch.float32
+    model = Model.load(args.checkpoint, args.dtype, device=args.device)
     if args.what == "vae":
-        values = vae_psnr(load_vae(args.checkpoint, dtype=dtype, device=args.device), args.count, args.seed)
+        values = vae_psnr(model.vae, args.count, args.seed)
         logger.info("mean %.2f dB, worst %.2f dB over %d clips", np.mean(values), min(values), len(values))
         return
-    model = Model.load(args.checkpoint, dtype, device=args.device)
     settings = default_settings(model.able, has_image=args.what == "pictures")
     settings = replace(
         settings,

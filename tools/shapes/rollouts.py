@@ -134,7 +134,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    model = Model.load(args.checkpoint, torch.bfloat16, device=args.device)
+    model = Model.load(args.checkpoint, device=args.device)
     for index in range(*args.files):
         path = args.latents / f"rollouts_{index:03d}.pt"
         if not path.exists():

@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=200)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = Model.load(args.checkpoint, torch.bfloat16)
+    model = Model.load(args.checkpoint)
     rows: dict[str, list[list[float]]] = {}
     for index, scene in enumerate(scenes_in_turn(args.count, args.seed)):
         errors = unit_errors(model, scene, args.units, seed=args.seed + 100 * index)

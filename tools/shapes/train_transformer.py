@@ -41,7 +41,7 @@ from tools.shapes.text import (
     write_clip_tokenizer,
     write_t5_tokenizer,
 )
-from tools.shapes.training import Options, Training
+from tools.shapes.training import Options, Training, autocast
 from tools.shapes.training_set import TrainingSet
 
 CONFIG: dict[str, Any] = {
@@ -225,7 +225,7 @@ def group_loss(
     share = (sigma.flatten() - LAST_SIGMA) / (1 - LAST_SIGMA)
     timesteps = at.last_timestep + (at.first_timestep - at.last_timestep) * share.clamp(min=0)
     history = [] if worn is None else corrupted_history(latents, worn, generator)
-    with torch.autocast(latents.device.type, torch.bfloat16):
+    with autocast(latents.device):
         prediction = forward(
             model.flux,
             stage=group.stage,

@@ -19,7 +19,7 @@ from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, from_config
 from pyramid_serve.pyramid_flow.causal_conv import Carry
 from tools.shapes.latents import GAIN, vae_latents
 from tools.shapes.scenes import NUM_FRAMES, SIZE, Scene, render, sample_scene, to_pixels
-from tools.shapes.training import Options, Training
+from tools.shapes.training import Options, Training, autocast
 
 CONFIG = {
     "_class_name": "CausalVideoVAE",
@@ -120,7 +120,7 @@ def losses_of(vae: CausalVideoVAE, pixels: Tensor, generator: torch.Generator) -
     """Loss, the encoder's error over the latents' size, and the decoder's PSNR in dB."""
     latents = vae_latents(pixels)
     strength = NOISE * torch.rand(latents.shape[0], 1, 1, 1, 1, generator=generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(pixels.device):
         missed = (encode_mean(vae, pixels) - latents) / GAIN
         noisy = latents + torch.randn(latents.shape, generator=generator) * strength * GAIN
         error = decode(vae, noisy) - pixels

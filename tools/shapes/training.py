@@ -21,15 +21,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pyramid_serve.precision import suitable_dtype
+
 logger = logging.getLogger(__name__)
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where the device computes that fast."""
+    dtype = suitable_dtype(device).dtype
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
 def orthogonalize(matrices: Tensor, *, num_iterations: int = 5) -> Tensor:
-    """Matrices (N, R, C) with their singular values brought near to 1, in bfloat16."""
+    """Matrices (N, R, C) with their singular values brought near to 1, in the dtype that suits their device."""
     a, b, c = _NEWTON_SCHULZ
-    x = matrices.bfloat16()
+    x = matrices.to(suitable_dtype(matrices.device).dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
