@@ -34,6 +34,7 @@ from pyramid_serve.api import (
     parse_request,
     resolve,
     steps_within,
+    unknown_model,
 )
 from pyramid_serve.pyramid_flow.shapes import num_frames_of, seconds_of
 from pyramid_serve.storage import VideoFile, VideoNotFoundError
@@ -244,7 +245,9 @@ async def _check_same(door: Door, request: VideoRequest, record: VideoRecord) ->
     spec = resolve(request, model.capabilities, model.name, limits=model.limits)
     if request.seed is None:
         spec = spec.model_copy(update={"seed": record.spec.seed})
-    is_same = spec == record.spec
+    # `seconds` is only how the length was asked for: `num_frames` may ask for the same.
+    is_same = spec.model_copy(update={"seconds": record.spec.seconds}) == record.spec
+    is_same = is_same and (request.user, request.metadata) == (record.user, record.metadata)
     if is_same and request.input_reference is not None:
         is_same = await asyncio.to_thread(_is_same_picture, door, request.input_reference, record.id)
     if not is_same:
@@ -521,7 +524,7 @@ async def list_models(door: DoorOf) -> Response:
 )
 async def get_model(model: str, door: DoorOf) -> Response:
     if model != door.videos.model.name:
-        raise ApiError(404, f"model={model[:60]!r}: this server has {door.videos.model.name!r}", param="model")
+        raise unknown_model(model, door.videos.model.name)
     return JSONResponse(_model_object(door))
 
 
