@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from deployments import http_schema
 from deployments.claims import QueueFullError
 from deployments.http_body import BodyLimits, parse_body, read_body
-from deployments.http_content import Variant, open_content, respond
+from deployments.http_content import Variant, open_content, open_stream, padding, respond
 from deployments.http_errors import ApiError, add_error_handlers, not_found
 from deployments.http_schema import error_answers, file_answer
 from deployments.http_views import Views
@@ -47,9 +48,6 @@ POLL_HEADER = "openai-poll-after-ms"
 OWNER = "pyramid-serve"
 ID_PATTERN = "^video_[0-9a-f]{32}$"
 CLIENT_LEFT = 499
-
-_BROWSER_BLOCK_BYTES = 32 * 1024
-_BOX_HEAD_BYTES = 8
 
 
 class HttpConfig(BaseModel):
@@ -101,6 +99,19 @@ def _document_errors(app: FastAPI) -> None:
             operation["responses"].pop("422", None)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _answer_head(router: APIRouter) -> None:
+    """Answer HEAD wherever a router answers GET, as Starlette's own routes do and FastAPI's do not."""
+    for route in list(router.routes):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            router.add_api_route(
+                route.path.removeprefix(router.prefix),
+                route.endpoint,
+                methods=["HEAD"],
+                dependencies=route.dependencies,
+                include_in_schema=False,
+            )
 
 
 # --- what routes need -----------------------------------------------------------------------------------------------
@@ -384,7 +395,6 @@ async def cancel_video(video_id: VideoId, door: DoorOf) -> Response:
     },
     dependencies=[_only_query("variant")],
 )
-@_videos.head("/{video_id}/content", include_in_schema=False, dependencies=[_only_query("variant")])
 async def get_content(request: Request, video_id: VideoId, door: DoorOf, variant: Variant = "video") -> Response:
     record = await asyncio.to_thread(door.videos.store.read, video_id)
     return respond(request, await open_content(door.videos.store, record, variant))
@@ -393,21 +403,30 @@ async def get_content(request: Request, video_id: VideoId, door: DoorOf, variant
 @_videos.get(
     "/{video_id}/stream",
     summary="The video while it is made",
-    description="Fragmented MP4, a fragment for each unit as it is decoded; at any time, also after the end.",
+    description="Fragmented MP4, a fragment for each unit as it is decoded; at any time, also after the end, when "
+    "ranges can be had too.",
     response_class=Response,
-    responses={200: file_answer("video/mp4"), **error_answers(400, 401, 404, 409)},
+    responses={200: file_answer("video/mp4"), 206: file_answer("video/mp4"), **error_answers(400, 401, 404, 409, 416)},
     dependencies=[_only_query()],
 )
-async def stream_video(video_id: VideoId, door: DoorOf) -> Response:
+async def stream_video(request: Request, video_id: VideoId, door: DoorOf) -> Response:
     record = (await door.views.get(video_id)).record
     if record.status is Status.FAILED:
         reason = record.error.message if record.error else "it failed"
         raise ApiError(409, f"{video_id}: is {record.status}: {reason}", param="video_id")
+    if record.status is Status.COMPLETED:
+        return respond(request, await open_stream(door.videos.store, record))
     return StreamingResponse(
-        _fragments(door, video_id),
+        _nothing() if request.method == "HEAD" else _fragments(door, video_id),
         media_type="video/mp4",
         headers={"Cache-Control": "no-store", "Accept-Ranges": "none", "X-Accel-Buffering": "no"},
     )
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    """The body of an answer to HEAD where that to GET is of unknown length, so that none is told."""
+    return
+    yield b""
 
 
 class StreamBrokenError(RuntimeError):
@@ -421,20 +440,12 @@ async def _fragments(door: Door, video_id: str) -> AsyncIterator[bytes]:
         async with aclosing(door.videos.fragments(video_id)) as fragments:
             async for fragment in fragments:
                 num_fragments += 1
-                yield fragment + _padding(len(fragment))
+                yield fragment + padding(len(fragment))
         record = await asyncio.to_thread(door.videos.store.read, video_id)
     except VideoNotFoundError:
         raise StreamBrokenError(f"{video_id}: deleted while it was watched") from None
     if num_fragments < record.spec.num_latent_frames:
         raise StreamBrokenError(f"{video_id}: failed while it was watched")
-
-
-def _padding(num_bytes: int) -> bytes:
-    """An MP4 box of nothing that brings a fragment to whole blocks: Chromium plays nothing of one that is not full."""
-    size = -num_bytes % _BROWSER_BLOCK_BYTES
-    if 0 < size < _BOX_HEAD_BYTES:
-        size += _BROWSER_BLOCK_BYTES
-    return size.to_bytes(4) + b"free" + bytes(size - _BOX_HEAD_BYTES) if size else b""
 
 
 @_videos.get(
@@ -453,7 +464,7 @@ async def get_events(request: Request, video_id: VideoId, door: DoorOf) -> Respo
     if record.is_over and request.headers.get("last-event-id") == str(record.revision):
         return Response(status_code=204)  # which keeps browsers from asking again
     return StreamingResponse(
-        _events(door, video_id),
+        _nothing() if request.method == "HEAD" else _events(door, video_id),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -588,3 +599,7 @@ async def readyz(door: DoorOf) -> Response:
         logger.warning("not ready: %s", error)
         raise ApiError(503, f"not ready: {type(error).__name__}", headers={"Retry-After": "2"}) from None
     return JSONResponse({"status": "ok"})
+
+
+for _router in (_videos, _models, _probes):
+    _answer_head(_router)
