@@ -20,6 +20,7 @@ from deployments.claims import QueueFullError
 from deployments.http_body import BodyLimits, parse_body, read_body
 from deployments.http_content import Variant, open_content, open_stream, padding, respond
 from deployments.http_errors import ApiError, add_error_handlers, not_found
+from deployments.http_guard import POLL_HEADER, CorsConfig, HostPattern, add_guards
 from deployments.http_schema import error_answers, file_answer
 from deployments.http_views import Views
 from deployments.lease import UNREACHABLE
@@ -44,7 +45,6 @@ from pyramid_serve.video import read_picture
 logger = logging.getLogger(__name__)
 
 MAX_KEY_CHARACTERS = 255
-POLL_HEADER = "openai-poll-after-ms"
 OWNER = "pyramid-serve"
 ID_PATTERN = "^video_[0-9a-f]{32}$"
 CLIENT_LEFT = 499
@@ -58,6 +58,10 @@ class HttpConfig(BaseModel):
     body: BodyLimits = BodyLimits()
     api_keys: tuple[str, ...] = ()
     """Any of these must come as ``Authorization: Bearer KEY``. None: everyone may."""
+    allowed_hosts: tuple[HostPattern, ...] | None = None
+    """Names that this server goes by, beside IP addresses and ``localhost``. None, or none: every name. ``pyramid-serve
+    up`` takes ``<local>``, names without a dot, where it listens on this machine only and none are set."""
+    cors: CorsConfig = CorsConfig()
     events_keep_alive_s: PositiveFloat = 15.0
     """A comment is sent into a stream of events that is silent for so long."""
     ready_timeout_s: PositiveFloat = 5.0
@@ -75,6 +79,7 @@ class Door:
 
 def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
     """The ASGI application."""
+    config = config or HttpConfig()
     app = FastAPI(
         title="Pyramid Serve",
         summary="Text and pictures in, video out.",
@@ -82,11 +87,12 @@ def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
-    app.state.door = Door(videos, Views(videos), config or HttpConfig())
+    app.state.door = Door(videos, Views(videos), config)
     app.include_router(_probes)
     app.include_router(_models, dependencies=[Depends(_check_key)])
     app.include_router(_videos, dependencies=[Depends(_check_key)])
     add_error_handlers(app)
+    add_guards(app, allowed_hosts=config.allowed_hosts, cors=config.cors)
     _document_errors(app)
     return app
 

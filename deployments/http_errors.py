@@ -93,13 +93,12 @@ def not_found(video_id: str) -> ApiError:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Let every error of the app leave in the form of the API."""
+    """Let every error of the app leave in the form of the API; those that nobody expects need ``on_unexpected``."""
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(VideoNotFoundError, _on_video_not_found)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, on_unexpected)
 
 
 def _on_api_error(_: Request, error: Exception) -> JSONResponse:
@@ -154,6 +153,6 @@ def _allowed_methods(request: Request) -> list[str]:
 
 
 def on_unexpected(request: Request, error: Exception) -> JSONResponse:
-    """The answer to a fault of ours, which goes into the log."""
+    """The answer to a fault of ours, which goes into the log. For ``ServerErrorMiddleware``."""
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return error_response(ApiError(500, "something went wrong here; it is in the server's log"))
