@@ -15,17 +15,17 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
-from deployments import http_schema
+from deployments import http_docs, http_schema
 from deployments.claims import QueueFullError
 from deployments.http_body import BodyLimits, parse_body, read_body
-from deployments.http_content import Variant, open_content, open_stream, padding, respond
+from deployments.http_content import Variant, open_content, open_stream, padding, respond, respond_whole
 from deployments.http_errors import ApiError, add_error_handlers, not_found
-from deployments.http_guard import POLL_HEADER, CorsConfig, HostPattern, add_guards
+from deployments.http_guard import POLL_HEADER, VIDEO_ID_HEADER, CorsConfig, HostPattern, add_guards
 from deployments.http_schema import error_answers, file_answer
 from deployments.http_views import Views
 from deployments.lease import UNREACHABLE
 from deployments.tasks import begin_apart
-from deployments.videos import Videos, VideoView
+from deployments.videos import Accepted, Videos, VideoView
 from pyramid_serve.api import (
     Status,
     VideoRecord,
@@ -44,10 +44,12 @@ from pyramid_serve.video import read_picture
 
 logger = logging.getLogger(__name__)
 
-MAX_KEY_CHARACTERS = 255
 OWNER = "pyramid-serve"
 ID_PATTERN = "^video_[0-9a-f]{32}$"
 CLIENT_LEFT = 499
+
+_FAILED_STATUSES = {"cancelled": 422, "invalid_input": 422}
+"""Of the answer that a failed video gets where its file was asked for, by the code of its error. All others are 500."""
 
 
 class HttpConfig(BaseModel):
@@ -80,31 +82,15 @@ class Door:
 def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
     """The ASGI application."""
     config = config or HttpConfig()
-    app = FastAPI(
-        title="Pyramid Serve",
-        summary="Text and pictures in, video out.",
-        version="1",
-        redirect_slashes=False,
-        separate_input_output_schemas=False,
-    )
+    app = http_docs.new_app()
     app.state.door = Door(videos, Views(videos), config)
     app.include_router(_probes)
     app.include_router(_models, dependencies=[Depends(_check_key)])
     app.include_router(_videos, dependencies=[Depends(_check_key)])
     add_error_handlers(app)
     add_guards(app, allowed_hosts=config.allowed_hosts, cors=config.cors)
-    _document_errors(app)
+    http_docs.complete(app, videos.model)
     return app
-
-
-def _document_errors(app: FastAPI) -> None:
-    """Take out of the OpenAPI document the 422 that FastAPI puts in, for here a wrong parameter is 400."""
-    document = app.openapi()
-    for path in document["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
-    for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)
 
 
 def _answer_head(router: APIRouter) -> None:
@@ -188,20 +174,9 @@ _videos = APIRouter(prefix="/v1/videos", tags=["videos"])
 @_videos.post(
     "",
     summary="Ask for a video",
-    openapi_extra={
-        "requestBody": http_schema.CREATE_BODY,
-        "parameters": [
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "required": False,
-                "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS},
-                "description": "The same key again gives the same video, and 400 where the request is another.",
-            }
-        ],
-    },
+    openapi_extra={"parameters": [http_schema.IDEMPOTENCY_KEY]},
     response_model=http_schema.Video,
-    responses=error_answers(400, 401, 408, 413, 415, 429, 503),
+    responses={200: http_schema.video_answer(), **error_answers(400, 401, 403, 404, 408, 413, 415, 429, 503)},
     dependencies=[_only_query("wait")],
 )
 async def create_video(
@@ -211,21 +186,60 @@ async def create_video(
         bool, Query(description="Answer when the video is over. It is cancelled when the client leaves before.")
     ] = False,
 ) -> Response:
-    video_request = await _read_request(request, door)
-    key = _idempotency_key(request)
-    try:
-        accept = door.videos.accept_while_wanted if wait else door.videos.accept
-        record, is_new = await accept(video_request, idempotency_key=key)
-    except QueueFullError as error:
-        raise ApiError(429, str(error), headers={"Retry-After": str(error.retry_after_s)}) from None
-    except UNREACHABLE:
-        raise _not_now() from None
-    if not is_new:
-        await _check_same(door, video_request, record)
+    record, is_new = await _accept(request, door, while_wanted=wait)
     if wait and not record.is_over:
         finished = await _until_over(request, door, record, cancel=is_new)
         return Response(status_code=CLIENT_LEFT) if finished is None else _video_response(VideoView(finished))
     return _video_response(VideoView(record) if record.is_over else await _view(door, record))
+
+
+@_videos.post(
+    "/sync",
+    summary="Ask for a video and get its file",
+    description="Answers with the MP4 when it is there. The video is cancelled when the client leaves before.",
+    response_class=Response,
+    openapi_extra={"parameters": [http_schema.IDEMPOTENCY_KEY]},
+    responses={
+        200: http_schema.synchronous_answer(),
+        **error_answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503),
+    },
+    dependencies=[_only_query()],
+)
+async def create_video_file(request: Request, door: DoorOf) -> Response:
+    record, is_new = await _accept(request, door, while_wanted=True)
+    finished = record if record.is_over else await _until_over(request, door, record, cancel=is_new)
+    if finished is None:
+        return Response(status_code=CLIENT_LEFT)
+    headers = {VIDEO_ID_HEADER: finished.id}
+    if finished.error is not None:
+        raise ApiError(
+            _FAILED_STATUSES.get(finished.error.code, 500),
+            f"{finished.id}: {finished.error.message}",
+            code=finished.error.code,
+            # The SDK of openai would send the request again, and so make the video once more.
+            headers={**headers, "X-Should-Retry": "false"},
+        )
+    try:
+        content = await open_content(door.videos.store, finished, "video")
+    except VideoNotFoundError:
+        raise not_found(finished.id) from None
+    return respond_whole(content, headers=headers)
+
+
+async def _accept(request: Request, door: Door, *, while_wanted: bool) -> Accepted:
+    """Accept the video that a request asks for; ``while_wanted``: for a client that waits until it is over."""
+    video_request = await _read_request(request, door)
+    key = _idempotency_key(request)
+    try:
+        accept = door.videos.accept_while_wanted if while_wanted else door.videos.accept
+        accepted = await accept(video_request, idempotency_key=key)
+    except QueueFullError as error:
+        raise ApiError(429, str(error), headers={"Retry-After": str(error.retry_after_s)}) from None
+    except UNREACHABLE:
+        raise _not_now() from None
+    if not accepted.is_new:
+        await _check_same(door, video_request, accepted.record)
+    return accepted
 
 
 async def _read_request(request: Request, door: Door) -> VideoRequest:
@@ -247,10 +261,10 @@ async def _read_request(request: Request, door: Door) -> VideoRequest:
 
 def _idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= MAX_KEY_CHARACTERS:
+    if key is not None and not 0 < len(key) <= http_schema.MAX_KEY_CHARACTERS:
         raise ApiError(
             400,
-            f"Idempotency-Key: {len(key)} characters, must be 1 to {MAX_KEY_CHARACTERS}",
+            f"Idempotency-Key: {len(key)} characters, must be 1 to {http_schema.MAX_KEY_CHARACTERS}",
             param="Idempotency-Key",
         )
     return key
@@ -303,6 +317,8 @@ async def _until_over(request: Request, door: Door, record: VideoRecord, *, canc
         # When a client leaves, Serve may cancel the calls that it waits for before it tells of it.
         has_left = not finished.done() or finished.cancelled()
         return None if has_left else finished.result()
+    except VideoNotFoundError:
+        raise not_found(record.id) from None  # deleted meanwhile
     finally:
         finished.cancel()
         left.cancel()
@@ -350,7 +366,7 @@ async def list_videos(
     "/{video_id}",
     summary="A video as it stands now",
     response_model=http_schema.Video,
-    responses=error_answers(400, 401, 404),
+    responses={200: http_schema.video_answer(), **error_answers(400, 401, 404)},
     dependencies=[_only_query()],
 )
 async def get_video(video_id: VideoId, door: DoorOf) -> Response:
@@ -361,7 +377,7 @@ async def get_video(video_id: VideoId, door: DoorOf) -> Response:
     "/{video_id}",
     summary="Delete a video; one that is being made is cancelled first",
     response_model=http_schema.DeletedVideo,
-    responses=error_answers(400, 401, 404, 503),
+    responses=error_answers(400, 401, 403, 404, 503),
     dependencies=[_only_query()],
 )
 async def delete_video(video_id: VideoId, door: DoorOf) -> Response:
@@ -378,7 +394,7 @@ async def delete_video(video_id: VideoId, door: DoorOf) -> Response:
     "/{video_id}/cancel",
     summary="Cancel a video; one that is over stays as it is",
     response_model=http_schema.Video,
-    responses=error_answers(400, 401, 404, 503),
+    responses=error_answers(400, 401, 403, 404, 503),
     dependencies=[_only_query()],
 )
 async def cancel_video(video_id: VideoId, door: DoorOf) -> Response:

@@ -182,6 +182,17 @@ def test_a_web_page_cannot_use_a_server_of_this_machine(up: Up) -> None:
     assert up.client.get("/readyz", headers={"Host": "evil.example"}).status_code == 200
 
 
+def test_head_and_the_file_in_one_request_come_through_the_proxy(up: Up) -> None:
+    answer = up.client.post("/v1/videos/sync/", files={name: (None, str(value)) for name, value in SMALL.items()})
+    assert (answer.status_code, int(answer.headers["content-length"])) == (200, len(answer.content))
+    path = f"/v1/videos/{answer.headers['x-video-id']}"
+    assert up.client.get(f"{path}/content").content == answer.content
+    for rest in ("/content", "/stream", "/events", ""):
+        head = up.client.head(f"{path}{rest}")
+        assert (head.status_code, head.content) == (200, b"")
+    assert int(up.client.head(f"{path}/content").headers["content-length"]) == len(answer.content)
+
+
 def test_an_ingress_that_is_killed_loses_no_accepted_video(up: Up) -> None:
     headers = {"Idempotency-Key": "around the kill"}
     fields = SMALL | {"seconds": "2"}
