@@ -50,7 +50,7 @@ _SIZE = re.compile(r"([1-9][0-9]{0,4})[xX*]([1-9][0-9]{0,4})")
 _NO_TEXT = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)"  # C0, DEL and C1, without tab, newline and CR LF
     "|[\u202a-\u202e\u2066-\u2069]"  # these let a text be shown in another order than it has
-    "|[\ud800-\udfff]"  # halves of characters come through JSON and then fail in every encoder downstream
+    "|[\ud800-\udfff]"  # lone surrogates, which JSON can carry and no encoder downstream can
 )
 
 
@@ -510,13 +510,12 @@ def _resolve_length(request: VideoRequest, capabilities: "Capabilities", limits:
         )
     param, num_latent_frames = next(iter(asked.items()))
     if num_latent_frames > longest:
-        came = f"seconds={request.seconds:g}" if param == "seconds" else f"num_frames={request.num_frames}"
+        came = f"num_frames={request.num_frames}:"
+        if request.seconds is not None:
+            num_frames = num_frames_of(num_latent_frames)
+            came = f"seconds={request.seconds:g}: {num_frames} frames at {FRAMES_PER_SECOND} fps;"
         length = "a single picture" if longest == 1 else f"{seconds_of(longest):.3g} s"
-        raise RequestError(
-            f"{came}: would be a video of {num_frames_of(num_latent_frames)} frames at {FRAMES_PER_SECOND} fps; "
-            f"at most {num_frames_of(longest)} ({length}) are made here",
-            param=param,
-        )
+        raise RequestError(f"{came} at most {num_frames_of(longest)} ({length}) are made here", param=param)
     return num_latent_frames
 
 
