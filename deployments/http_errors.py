@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 VIDEOS_PATH = "/v1/videos/"
 
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+_FILE_METHODS = ("GET", "HEAD")
 
 _TYPES = {
     401: "authentication_error",
@@ -136,7 +137,8 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
             return error_response(not_found(rest))  # an id with slashes in it gets past the routes
         return error_response(ApiError(404, f"{method} {path!r}: no such path; /docs lists those there are"))
     if error.status_code == 405:
-        allowed = ", ".join(_allowed_methods(request))
+        # None is found for the static files, whose path is no longer that of the app when they refuse a method.
+        allowed = ", ".join(_allowed_methods(request) or _FILE_METHODS)
         message = f"{method} {path!r}: this method is not allowed; allowed are {allowed}"
         return error_response(ApiError(405, message, headers={"Allow": allowed}))
     body = error_body(error.status_code, str(error.detail))

@@ -558,6 +558,8 @@ def test_a_wrong_idempotency_key_is_named(server: LocalServer, key: str) -> None
         ("POST", f"/v1/videos/{UNKNOWN_ID}/content", "GET, HEAD"),
         ("GET", f"/v1/videos/{UNKNOWN_ID}/cancel", "POST"),
         ("POST", "/v1/models", "GET, HEAD"),
+        ("POST", "/docs", "GET, HEAD"),
+        ("POST", "/docs/assets/swagger-ui.css", "GET, HEAD"),
     ],
 )
 def test_another_method_is_not_allowed(server: LocalServer, method: str, path: str, allowed: str) -> None:
