@@ -12,18 +12,20 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
-from deployments import http_schema
+from deployments import http_docs, http_schema
 from deployments.claims import QueueFullError
 from deployments.http_body import BodyLimits, parse_body, read_body
-from deployments.http_content import Variant, open_content, respond
+from deployments.http_content import Variant, open_content, open_stream, padding, respond, respond_whole
 from deployments.http_errors import ApiError, add_error_handlers, not_found
+from deployments.http_guard import POLL_HEADER, VIDEO_ID_HEADER, CorsConfig, HostPattern, add_guards
 from deployments.http_schema import error_answers, file_answer
 from deployments.http_views import Views
 from deployments.lease import UNREACHABLE
 from deployments.tasks import begin_apart
-from deployments.videos import Videos, VideoView
+from deployments.videos import Accepted, Videos, VideoView
 from pyramid_serve.api import (
     Status,
     VideoRecord,
@@ -34,6 +36,7 @@ from pyramid_serve.api import (
     parse_request,
     resolve,
     steps_within,
+    unknown_model,
 )
 from pyramid_serve.pyramid_flow.shapes import num_frames_of, seconds_of
 from pyramid_serve.storage import VideoFile, VideoNotFoundError
@@ -41,14 +44,12 @@ from pyramid_serve.video import read_picture
 
 logger = logging.getLogger(__name__)
 
-MAX_KEY_CHARACTERS = 255
-POLL_HEADER = "openai-poll-after-ms"
 OWNER = "pyramid-serve"
 ID_PATTERN = "^video_[0-9a-f]{32}$"
 CLIENT_LEFT = 499
 
-_BROWSER_BLOCK_BYTES = 32 * 1024
-_BOX_HEAD_BYTES = 8
+_FAILED_STATUSES = {"cancelled": 422, "invalid_input": 422}
+"""Of the answer that a failed video gets where its file was asked for, by the code of its error. All others are 500."""
 
 
 class HttpConfig(BaseModel):
@@ -59,6 +60,10 @@ class HttpConfig(BaseModel):
     body: BodyLimits = BodyLimits()
     api_keys: tuple[str, ...] = ()
     """Any of these must come as ``Authorization: Bearer KEY``. None: everyone may."""
+    allowed_hosts: tuple[HostPattern, ...] | None = None
+    """Names that this server goes by, beside IP addresses and ``localhost``. None, or none: every name. ``pyramid-serve
+    up`` takes ``<local>``, names without a dot, where it listens on this machine only and none are set."""
+    cors: CorsConfig = CorsConfig()
     events_keep_alive_s: PositiveFloat = 15.0
     """A comment is sent into a stream of events that is silent for so long."""
     ready_timeout_s: PositiveFloat = 5.0
@@ -76,30 +81,29 @@ class Door:
 
 def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
     """The ASGI application."""
-    app = FastAPI(
-        title="Pyramid Serve",
-        summary="Text and pictures in, video out.",
-        version="1",
-        redirect_slashes=False,
-        separate_input_output_schemas=False,
-    )
-    app.state.door = Door(videos, Views(videos), config or HttpConfig())
+    config = config or HttpConfig()
+    app = http_docs.new_app()
+    app.state.door = Door(videos, Views(videos), config)
     app.include_router(_probes)
     app.include_router(_models, dependencies=[Depends(_check_key)])
     app.include_router(_videos, dependencies=[Depends(_check_key)])
     add_error_handlers(app)
-    _document_errors(app)
+    add_guards(app, allowed_hosts=config.allowed_hosts, cors=config.cors)
+    http_docs.complete(app, videos.model)
     return app
 
 
-def _document_errors(app: FastAPI) -> None:
-    """Take out of the OpenAPI document the 422 that FastAPI puts in, for here a wrong parameter is 400."""
-    document = app.openapi()
-    for path in document["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
-    for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)
+def _answer_head(router: APIRouter) -> None:
+    """Answer HEAD wherever a router answers GET, as Starlette's own routes do and FastAPI's do not."""
+    for route in list(router.routes):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            router.add_api_route(
+                route.path.removeprefix(router.prefix),
+                route.endpoint,
+                methods=["HEAD"],
+                dependencies=route.dependencies,
+                include_in_schema=False,
+            )
 
 
 # --- what routes need -----------------------------------------------------------------------------------------------
@@ -170,20 +174,9 @@ _videos = APIRouter(prefix="/v1/videos", tags=["videos"])
 @_videos.post(
     "",
     summary="Ask for a video",
-    openapi_extra={
-        "requestBody": http_schema.CREATE_BODY,
-        "parameters": [
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "required": False,
-                "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS},
-                "description": "The same key again gives the same video, and 400 where the request is another.",
-            }
-        ],
-    },
+    openapi_extra={"parameters": [http_schema.IDEMPOTENCY_KEY]},
     response_model=http_schema.Video,
-    responses=error_answers(400, 401, 408, 413, 415, 429, 503),
+    responses={200: http_schema.video_answer(), **error_answers(400, 401, 403, 404, 408, 413, 415, 429, 503)},
     dependencies=[_only_query("wait")],
 )
 async def create_video(
@@ -193,21 +186,60 @@ async def create_video(
         bool, Query(description="Answer when the video is over. It is cancelled when the client leaves before.")
     ] = False,
 ) -> Response:
-    video_request = await _read_request(request, door)
-    key = _idempotency_key(request)
-    try:
-        accept = door.videos.accept_while_wanted if wait else door.videos.accept
-        record, is_new = await accept(video_request, idempotency_key=key)
-    except QueueFullError as error:
-        raise ApiError(429, str(error), headers={"Retry-After": str(error.retry_after_s)}) from None
-    except UNREACHABLE:
-        raise _not_now() from None
-    if not is_new:
-        await _check_same(door, video_request, record)
+    record, is_new = await _accept(request, door, while_wanted=wait)
     if wait and not record.is_over:
         finished = await _until_over(request, door, record, cancel=is_new)
         return Response(status_code=CLIENT_LEFT) if finished is None else _video_response(VideoView(finished))
     return _video_response(VideoView(record) if record.is_over else await _view(door, record))
+
+
+@_videos.post(
+    "/sync",
+    summary="Ask for a video and get its file",
+    description="Answers with the MP4 when it is there. The video is cancelled when the client leaves before.",
+    response_class=Response,
+    openapi_extra={"parameters": [http_schema.IDEMPOTENCY_KEY]},
+    responses={
+        200: http_schema.synchronous_answer(),
+        **error_answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503),
+    },
+    dependencies=[_only_query()],
+)
+async def create_video_file(request: Request, door: DoorOf) -> Response:
+    record, is_new = await _accept(request, door, while_wanted=True)
+    finished = record if record.is_over else await _until_over(request, door, record, cancel=is_new)
+    if finished is None:
+        return Response(status_code=CLIENT_LEFT)
+    headers = {VIDEO_ID_HEADER: finished.id}
+    if finished.error is not None:
+        raise ApiError(
+            _FAILED_STATUSES.get(finished.error.code, 500),
+            f"{finished.id}: {finished.error.message}",
+            code=finished.error.code,
+            # The SDK of openai would send the request again, and so make the video once more.
+            headers={**headers, "X-Should-Retry": "false"},
+        )
+    try:
+        content = await open_content(door.videos.store, finished, "video")
+    except VideoNotFoundError:
+        raise not_found(finished.id) from None
+    return respond_whole(content, headers=headers)
+
+
+async def _accept(request: Request, door: Door, *, while_wanted: bool) -> Accepted:
+    """Accept the video that a request asks for; ``while_wanted``: for a client that waits until it is over."""
+    video_request = await _read_request(request, door)
+    key = _idempotency_key(request)
+    try:
+        accept = door.videos.accept_while_wanted if while_wanted else door.videos.accept
+        accepted = await accept(video_request, idempotency_key=key)
+    except QueueFullError as error:
+        raise ApiError(429, str(error), headers={"Retry-After": str(error.retry_after_s)}) from None
+    except UNREACHABLE:
+        raise _not_now() from None
+    if not accepted.is_new:
+        await _check_same(door, video_request, accepted.record)
+    return accepted
 
 
 async def _read_request(request: Request, door: Door) -> VideoRequest:
@@ -229,10 +261,10 @@ async def _read_request(request: Request, door: Door) -> VideoRequest:
 
 def _idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= MAX_KEY_CHARACTERS:
+    if key is not None and not 0 < len(key) <= http_schema.MAX_KEY_CHARACTERS:
         raise ApiError(
             400,
-            f"Idempotency-Key: {len(key)} characters, must be 1 to {MAX_KEY_CHARACTERS}",
+            f"Idempotency-Key: {len(key)} characters, must be 1 to {http_schema.MAX_KEY_CHARACTERS}",
             param="Idempotency-Key",
         )
     return key
@@ -244,7 +276,9 @@ async def _check_same(door: Door, request: VideoRequest, record: VideoRecord) ->
     spec = resolve(request, model.capabilities, model.name, limits=model.limits)
     if request.seed is None:
         spec = spec.model_copy(update={"seed": record.spec.seed})
-    is_same = spec == record.spec
+    # `seconds` is only how the length was asked for: `num_frames` may ask for the same.
+    is_same = spec.model_copy(update={"seconds": record.spec.seconds}) == record.spec
+    is_same = is_same and (request.user, request.metadata) == (record.user, record.metadata)
     if is_same and request.input_reference is not None:
         is_same = await asyncio.to_thread(_is_same_picture, door, request.input_reference, record.id)
     if not is_same:
@@ -283,6 +317,8 @@ async def _until_over(request: Request, door: Door, record: VideoRecord, *, canc
         # When a client leaves, Serve may cancel the calls that it waits for before it tells of it.
         has_left = not finished.done() or finished.cancelled()
         return None if has_left else finished.result()
+    except VideoNotFoundError:
+        raise not_found(record.id) from None  # deleted meanwhile
     finally:
         finished.cancel()
         left.cancel()
@@ -330,7 +366,7 @@ async def list_videos(
     "/{video_id}",
     summary="A video as it stands now",
     response_model=http_schema.Video,
-    responses=error_answers(400, 401, 404),
+    responses={200: http_schema.video_answer(), **error_answers(400, 401, 404)},
     dependencies=[_only_query()],
 )
 async def get_video(video_id: VideoId, door: DoorOf) -> Response:
@@ -341,7 +377,7 @@ async def get_video(video_id: VideoId, door: DoorOf) -> Response:
     "/{video_id}",
     summary="Delete a video; one that is being made is cancelled first",
     response_model=http_schema.DeletedVideo,
-    responses=error_answers(400, 401, 404, 503),
+    responses=error_answers(400, 401, 403, 404, 503),
     dependencies=[_only_query()],
 )
 async def delete_video(video_id: VideoId, door: DoorOf) -> Response:
@@ -358,7 +394,7 @@ async def delete_video(video_id: VideoId, door: DoorOf) -> Response:
     "/{video_id}/cancel",
     summary="Cancel a video; one that is over stays as it is",
     response_model=http_schema.Video,
-    responses=error_answers(400, 401, 404, 503),
+    responses=error_answers(400, 401, 403, 404, 503),
     dependencies=[_only_query()],
 )
 async def cancel_video(video_id: VideoId, door: DoorOf) -> Response:
@@ -381,7 +417,6 @@ async def cancel_video(video_id: VideoId, door: DoorOf) -> Response:
     },
     dependencies=[_only_query("variant")],
 )
-@_videos.head("/{video_id}/content", include_in_schema=False, dependencies=[_only_query("variant")])
 async def get_content(request: Request, video_id: VideoId, door: DoorOf, variant: Variant = "video") -> Response:
     record = await asyncio.to_thread(door.videos.store.read, video_id)
     return respond(request, await open_content(door.videos.store, record, variant))
@@ -390,21 +425,30 @@ async def get_content(request: Request, video_id: VideoId, door: DoorOf, variant
 @_videos.get(
     "/{video_id}/stream",
     summary="The video while it is made",
-    description="Fragmented MP4, a fragment for each unit as it is decoded; at any time, also after the end.",
+    description="Fragmented MP4, a fragment for each unit as it is decoded; at any time, also after the end, when "
+    "ranges can be had too.",
     response_class=Response,
-    responses={200: file_answer("video/mp4"), **error_answers(400, 401, 404, 409)},
+    responses={200: file_answer("video/mp4"), 206: file_answer("video/mp4"), **error_answers(400, 401, 404, 409, 416)},
     dependencies=[_only_query()],
 )
-async def stream_video(video_id: VideoId, door: DoorOf) -> Response:
+async def stream_video(request: Request, video_id: VideoId, door: DoorOf) -> Response:
     record = (await door.views.get(video_id)).record
     if record.status is Status.FAILED:
         reason = record.error.message if record.error else "it failed"
         raise ApiError(409, f"{video_id}: is {record.status}: {reason}", param="video_id")
+    if record.status is Status.COMPLETED:
+        return respond(request, await open_stream(door.videos.store, record))
     return StreamingResponse(
-        _fragments(door, video_id),
+        _nothing() if request.method == "HEAD" else _fragments(door, video_id),
         media_type="video/mp4",
         headers={"Cache-Control": "no-store", "Accept-Ranges": "none", "X-Accel-Buffering": "no"},
     )
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    """The body of an answer to HEAD where that to GET is of unknown length, so that none is told."""
+    return
+    yield b""
 
 
 class StreamBrokenError(RuntimeError):
@@ -418,20 +462,12 @@ async def _fragments(door: Door, video_id: str) -> AsyncIterator[bytes]:
         async with aclosing(door.videos.fragments(video_id)) as fragments:
             async for fragment in fragments:
                 num_fragments += 1
-                yield fragment + _padding(len(fragment))
+                yield fragment + padding(len(fragment))
         record = await asyncio.to_thread(door.videos.store.read, video_id)
     except VideoNotFoundError:
         raise StreamBrokenError(f"{video_id}: deleted while it was watched") from None
     if num_fragments < record.spec.num_latent_frames:
         raise StreamBrokenError(f"{video_id}: failed while it was watched")
-
-
-def _padding(num_bytes: int) -> bytes:
-    """An MP4 box of nothing that brings a fragment to whole blocks: Chromium plays nothing of one that is not full."""
-    size = -num_bytes % _BROWSER_BLOCK_BYTES
-    if 0 < size < _BOX_HEAD_BYTES:
-        size += _BROWSER_BLOCK_BYTES
-    return size.to_bytes(4) + b"free" + bytes(size - _BOX_HEAD_BYTES) if size else b""
 
 
 @_videos.get(
@@ -450,7 +486,7 @@ async def get_events(request: Request, video_id: VideoId, door: DoorOf) -> Respo
     if record.is_over and request.headers.get("last-event-id") == str(record.revision):
         return Response(status_code=204)  # which keeps browsers from asking again
     return StreamingResponse(
-        _events(door, video_id),
+        _nothing() if request.method == "HEAD" else _events(door, video_id),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -521,7 +557,7 @@ async def list_models(door: DoorOf) -> Response:
 )
 async def get_model(model: str, door: DoorOf) -> Response:
     if model != door.videos.model.name:
-        raise ApiError(404, f"model={model[:60]!r}: this server has {door.videos.model.name!r}", param="model")
+        raise unknown_model(model, door.videos.model.name)
     return JSONResponse(_model_object(door))
 
 
@@ -585,3 +621,7 @@ async def readyz(door: DoorOf) -> Response:
         logger.warning("not ready: %s", error)
         raise ApiError(503, f"not ready: {type(error).__name__}", headers={"Retry-After": "2"}) from None
     return JSONResponse({"status": "ok"})
+
+
+for _router in (_videos, _models, _probes):
+    _answer_head(_router)

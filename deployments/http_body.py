@@ -21,6 +21,7 @@ Fields = dict[str, object]
 JSON_TYPE = "application/json"
 FORM_TYPE = "multipart/form-data"
 PICTURE_FIELD = "input_reference"
+METADATA_FIELD = "metadata"
 
 _MAX_PARTS = 100
 
@@ -92,7 +93,9 @@ def parse_body(body: bytes, *, content_type: str, content_encoding: str, limits:
     """
     if content_encoding.lower() not in ("", "identity"):
         raise ApiError(
-            415, f"Content-Encoding={content_encoding[:60]!r}: bodies must come plain", param="Content-Encoding"
+            415,
+            f"Content-Encoding={content_encoding[:60]!r}: compressed bodies are not taken",
+            param="Content-Encoding",
         )
     kind, options = parse_options_header(content_type)
     charset = options.get(b"charset", b"utf-8").decode("latin-1")
@@ -121,28 +124,39 @@ def _from_json(body: bytes) -> Fields:
         )
     except RecursionError:
         raise ApiError(400, "body: nested too deeply", code="invalid_json") from None
+    except _RepetitionError as error:
+        raise _repeated(error.name) from None
     except ValueError as error:
-        raise ApiError(400, f"body: no JSON in UTF-8: {str(error)[:200]}", code="invalid_json") from None
+        raise ApiError(400, f"body: not valid JSON (UTF-8): {str(error)[:200]}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise ApiError(400, f"body: must be a JSON object, not {type(content).__name__}", code="invalid_json")
+    for name in content:
+        if not name.isascii():
+            raise ApiError(400, f"{name[:60]}: unknown field", param=name[:60])
     if PICTURE_FIELD in content and content[PICTURE_FIELD] is not None:
         content[PICTURE_FIELD] = _picture_of_object(content[PICTURE_FIELD])
     return content
+
+
+class _RepetitionError(ValueError):
+    """An object of JSON has a name twice."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 def _without_repetition(pairs: list[tuple[str, object]]) -> Fields:
     fields: Fields = {}
     for name, value in pairs:
         if name in fields:
-            raise _repeated(name)
-        if not name.isascii():
-            raise ApiError(400, f"{name[:60]}: unknown field", param=name[:60])
+            raise _RepetitionError(name)
         fields[name] = value
     return fields
 
 
 def _no_such_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -164,14 +178,14 @@ def _picture_of_url(url: str) -> bytes:
     """The content of a base64 data URL. Nothing is ever fetched from elsewhere."""
     scheme, _, rest = url.partition(":")
     if scheme.lower() != "data":
-        raise _picture_error(f"image_url={url[:40]!r}: must be a data URL, for nothing is fetched from elsewhere")
+        raise _picture_error(f"image_url={url[:40]!r}: must be a data URL; nothing is fetched from elsewhere")
     kind, comma, content = rest.partition(",")
     if not comma or not kind.lower().startswith("image/") or not kind.lower().endswith(";base64"):
         raise _picture_error(f"image_url={url[:40]!r}: must be like data:image/png;base64,iVBORw0...")
     try:
         return base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise _picture_error(f"image_url: no base64: {error}") from None
+        raise _picture_error(f"image_url: not valid base64: {error}") from None
 
 
 def _picture_error(message: str) -> ApiError:
@@ -201,12 +215,16 @@ class _Part:
         try:
             return self.content.decode("utf-8")
         except UnicodeDecodeError:
-            raise ApiError(400, f"{self.name[:60]}: no UTF-8", param=self.name[:60]) from None
+            raise ApiError(400, f"{self.name[:60]}: not valid UTF-8", param=self.name[:60]) from None
 
 
 def _from_form(body: bytes, *, boundary: bytes, limits: BodyLimits) -> Fields:
-    """Fields of a form. A list is one field repeated, with or without ``[]``, as clients write it."""
+    """Fields of a form. A list is one field repeated, with or without ``[]``, as clients write it.
+
+    ``metadata`` is one field for each key, ``metadata[key]``, or a single one with a JSON object.
+    """
     fields: Fields = {}
+    pairs: dict[str, str] = {}
     texts: dict[str, list[str]] = defaultdict(list)
     for part in _read_parts(body, boundary):
         if part.name.partition("[")[0] == PICTURE_FIELD:
@@ -216,14 +234,48 @@ def _from_form(body: bytes, *, boundary: bytes, limits: BodyLimits) -> Fields:
                 raise _repeated(PICTURE_FIELD)
             fields[PICTURE_FIELD] = _picture_of_part(part)
         elif part.filename is not None:
-            raise ApiError(400, f"{part.name[:60]}: takes no file", param=part.name[:60])
+            raise ApiError(400, f"{part.name[:60]}: this field does not take a file", param=part.name[:60])
         elif len(part.content) > limits.max_field_bytes:
             raise ApiError(413, f"{part.name[:60]}: more than {limits.max_field_bytes} bytes", param=part.name[:60])
+        elif part.name.startswith(f"{METADATA_FIELD}["):
+            key = _metadata_key(part.name)
+            if key in pairs:
+                raise _repeated(METADATA_FIELD, part.name)
+            pairs[key] = part.text
         else:
             texts[part.name.removesuffix("[]")].append(part.text)
+    if pairs:
+        if METADATA_FIELD in texts:
+            raise _repeated(METADATA_FIELD)
+        fields[METADATA_FIELD] = pairs
     for name, values in texts.items():
         fields[name] = values[0] if len(values) == 1 else _numbers(name, values)
+    if METADATA_FIELD in texts:
+        fields[METADATA_FIELD] = _metadata_of_text(texts[METADATA_FIELD][0])
     return fields
+
+
+def _metadata_key(name: str) -> str:
+    """The key of a field ``metadata[key]``."""
+    key = name.removeprefix(f"{METADATA_FIELD}[").removesuffix("]")
+    if not name.endswith("]") or "][" in key:
+        raise ApiError(
+            400, f"{name[:60]}: must be {METADATA_FIELD}[key], with a text as its value", param=METADATA_FIELD
+        )
+    return key
+
+
+def _metadata_of_text(text: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_such_constant)
+    except _RepetitionError as error:
+        raise _repeated(METADATA_FIELD, f"{METADATA_FIELD}[{error.name}]") from None
+    except (ValueError, RecursionError):
+        raise ApiError(
+            400,
+            f"{METADATA_FIELD}={text[:60]!r}: must be a JSON object, or fields like {METADATA_FIELD}[key]",
+            param=METADATA_FIELD,
+        ) from None
 
 
 def _picture_of_part(part: _Part) -> bytes:
@@ -240,8 +292,9 @@ def _picture_of_part(part: _Part) -> bytes:
         raise _picture_error("must be a file, or image_url with a data URL, not a text") from None
 
 
-def _repeated(name: str) -> ApiError:
-    return ApiError(400, f"{name[:60]}: given more than once", param=name[:60])
+def _repeated(name: str, said: str | None = None) -> ApiError:
+    """``said``: how the message names the field, where that is not its ``name``."""
+    return ApiError(400, f"{(said or name)[:60]}: given more than once", param=name[:60])
 
 
 def _numbers(name: str, values: list[str]) -> list[int]:
@@ -294,9 +347,9 @@ def _read_parts(body: bytes, boundary: bytes) -> list[_Part]:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise ApiError(400, f"body: no {FORM_TYPE}: {str(error)[:200]}", code="broken_body") from None
+        raise ApiError(400, f"body: not valid {FORM_TYPE}: {str(error)[:200]}", code="broken_body") from None
     if not is_whole:
-        raise ApiError(400, f"body: {FORM_TYPE} cut short, its last boundary is missing", code="broken_body")
+        raise ApiError(400, f"body: {FORM_TYPE} is cut short: its last boundary is missing", code="broken_body")
     return parts
 
 

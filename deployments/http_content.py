@@ -1,10 +1,11 @@
-"""Files of finished videos over HTTP: whole or in ranges, with validators; previews made when first asked for."""
+"""Files and streams of finished videos over HTTP, whole or in ranges, with validators; previews made when first asked
+for."""
 
 import asyncio
 import io
 import re
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -26,7 +27,9 @@ _FILES: dict[Variant, tuple[VideoFile, str]] = {
     "spritesheet": (VideoFile.SPRITESHEET, "image/webp"),
 }
 _CHUNK_BYTES = 1024 * 1024
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_RANGE = re.compile(r"(?i:bytes)=(\d{0,18})-(\d{0,18})")
+_BROWSER_BLOCK_BYTES = 32 * 1024
+_BOX_HEAD_BYTES = 8
 _THUMBNAIL_WIDTH = 640
 _SPRITE_WIDTH = 256
 _SPRITE_COLUMNS = 5
@@ -42,17 +45,15 @@ class ByteRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Content:
-    """One file of a finished video, as it is sent."""
+    """What is sent of a finished video: one of its files, or its stream."""
 
-    store: VideoStore
-    video_id: str
-    file: VideoFile
+    file_name: str
+    """As a browser is to save it."""
     media_type: str
     num_bytes: int
     etag: str
-
-    def chunks(self, span: ByteRange) -> AsyncIterator[bytes]:
-        return _read_chunks(self.store, self.video_id, self.file, span)
+    chunks: Callable[[ByteRange], AsyncIterator[bytes]]
+    """Reads some of it."""
 
 
 async def open_content(store: VideoStore, record: VideoRecord, variant: Variant) -> Content:
@@ -67,17 +68,51 @@ async def open_content(store: VideoStore, record: VideoRecord, variant: Variant)
         if file is VideoFile.VIDEO:
             raise
         num_bytes = await asyncio.to_thread(_make_preview, store, record, file)
-    return Content(store, record.id, file, media_type, num_bytes, etag=f'"{record.id}-{variant}-{num_bytes}"')
+    return Content(
+        file_name=f"{record.id}.{file.rpartition('.')[2]}",
+        media_type=media_type,
+        num_bytes=num_bytes,
+        etag=f'"{record.id}-{variant}-{num_bytes}"',
+        chunks=lambda span: _read_chunks(store, record.id, file, span),
+    )
+
+
+async def open_stream(store: VideoStore, record: VideoRecord) -> Content:
+    """The stream of a finished video: the same bytes that those had who watched it being made.
+
+    Raises ``VideoNotFoundError`` for a deleted one.
+    """
+    sizes = [size + len(padding(size)) for size in await asyncio.to_thread(store.fragment_sizes, record.id)]
+    if len(sizes) < record.spec.num_latent_frames:
+        raise VideoNotFoundError(f"{record.id}: no unit {len(sizes)}")
+    num_bytes = sum(sizes)
+    return Content(
+        file_name=f"{record.id}.mp4",
+        media_type="video/mp4",
+        num_bytes=num_bytes,
+        etag=f'"{record.id}-stream-{num_bytes}"',
+        chunks=lambda span: _read_fragments(store, record.id, sizes, span),
+    )
+
+
+def padding(num_bytes: int) -> bytes:
+    """An MP4 box of nothing that brings a fragment to whole blocks: Chromium plays nothing of one that is not full."""
+    size = -num_bytes % _BROWSER_BLOCK_BYTES
+    if 0 < size < _BOX_HEAD_BYTES:
+        size += _BROWSER_BLOCK_BYTES
+    return size.to_bytes(4) + b"free" + bytes(size - _BOX_HEAD_BYTES) if size else b""
+
+
+def respond_whole(content: Content, *, headers: Mapping[str, str]) -> Response:
+    """All of it, with these headers besides its own."""
+    sent = {**_headers_of(content), "Content-Length": str(content.num_bytes), **headers}
+    chunks = content.chunks(ByteRange(0, content.num_bytes))
+    return StreamingResponse(chunks, headers=sent, media_type=content.media_type)
 
 
 def respond(request: Request, content: Content) -> Response:
-    """The file or the range of it that was asked for, or 304. ``ApiError`` 416 for a range that it does not have."""
-    headers = {
-        "Accept-Ranges": "bytes",
-        "ETag": content.etag,
-        "Cache-Control": "private, no-cache",
-        "Content-Disposition": f'inline; filename="{content.video_id}.{content.file.rpartition(".")[2]}"',
-    }
+    """The whole or the range of it that was asked for, or 304. ``ApiError`` 416 for a range that it does not have."""
+    headers = _headers_of(content)
     if _matches(request.headers.get("if-none-match"), content.etag):
         return Response(status_code=304, headers=headers)
     span = _range_of(request, content)
@@ -90,6 +125,15 @@ def respond(request: Request, content: Content) -> Response:
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=content.media_type)
     return StreamingResponse(content.chunks(span), status_code=status, headers=headers, media_type=content.media_type)
+
+
+def _headers_of(content: Content) -> dict[str, str]:
+    return {
+        "Accept-Ranges": "bytes",
+        "ETag": content.etag,
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": f'inline; filename="{content.file_name}"',
+    }
 
 
 def _matches(header: str | None, etag: str) -> bool:
@@ -123,6 +167,19 @@ async def _read_chunks(store: VideoStore, video_id: str, file: VideoFile, span: 
     for start in range(span.start, span.end, _CHUNK_BYTES):
         end = min(start + _CHUNK_BYTES, span.end)
         yield await asyncio.to_thread(store.read_range, video_id, file, start, end)
+
+
+async def _read_fragments(
+    store: VideoStore, video_id: str, sizes: Sequence[int], span: ByteRange
+) -> AsyncIterator[bytes]:
+    """The stream's bytes of ``span``, of fragments that have ``sizes`` with their padding; one in memory at a time."""
+    start = 0
+    for unit, size in enumerate(sizes):
+        if start < span.end and start + size > span.start:
+            fragment = await asyncio.to_thread(store.load_fragment, video_id, unit)
+            padded = fragment + padding(len(fragment))
+            yield padded[max(span.start - start, 0) : span.end - start]
+        start += size
 
 
 # --- previews -------------------------------------------------------------------------------------------------------

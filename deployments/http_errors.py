@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from pyramid_serve.api import RequestError, is_video_id
+from pyramid_serve.api import MODEL_NOT_FOUND, RequestError, is_video_id
 from pyramid_serve.storage import VideoNotFoundError
 
 logger = logging.getLogger(__name__)
@@ -17,9 +17,11 @@ logger = logging.getLogger(__name__)
 VIDEOS_PATH = "/v1/videos/"
 
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+_FILE_METHODS = ("GET", "HEAD")
 
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     409: "conflict_error",
@@ -28,6 +30,7 @@ _TYPES = {
 _CODES = {
     400: "invalid_value",
     401: "invalid_api_key",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     408: "body_timeout",
@@ -35,10 +38,13 @@ _CODES = {
     413: "too_large",
     415: "unsupported_media_type",
     416: "range_not_satisfiable",
+    422: "unprocessable",
     429: "queue_full",
     500: "internal_error",
     503: "unavailable",
 }
+_STATUSES = {MODEL_NOT_FOUND: 404}
+"""By the code of a ``RequestError``. All others are 400."""
 
 
 class ApiError(Exception):
@@ -64,12 +70,14 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
     """The JSON of an error."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     fields = {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status, kind)}
-    return {"error": {name: None if text is None else _utf8(text) for name, text in fields.items()}}
+    return {"error": {name: None if text is None else _printable(text) for name, text in fields.items()}}
 
 
-def _utf8(text: str) -> str:
-    """A text as it can be sent: a message may repeat what came, and JSON can carry halves of characters."""
-    return text.encode(errors="backslashreplace").decode()
+def _printable(text: str) -> str:
+    """A text as it can be sent and shown: a message may repeat what came, also control and half characters."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -86,13 +94,12 @@ def not_found(video_id: str) -> ApiError:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Let every error of the app leave in the form of the API."""
+    """Let every error of the app leave in the form of the API; those that nobody expects need ``on_unexpected``."""
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(VideoNotFoundError, _on_video_not_found)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_unexpected)
 
 
 def _on_api_error(_: Request, error: Exception) -> JSONResponse:
@@ -102,7 +109,8 @@ def _on_api_error(_: Request, error: Exception) -> JSONResponse:
 
 def _on_request_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestError)
-    return error_response(ApiError(400, str(error), param=error.param))
+    status = _STATUSES.get(error.code or "", 400)
+    return error_response(ApiError(status, str(error), param=error.param, code=error.code))
 
 
 def _on_video_not_found(request: Request, _: Exception) -> JSONResponse:
@@ -129,8 +137,9 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
             return error_response(not_found(rest))  # an id with slashes in it gets past the routes
         return error_response(ApiError(404, f"{method} {path!r}: no such path; /docs lists those there are"))
     if error.status_code == 405:
-        allowed = ", ".join(_allowed_methods(request))
-        message = f"{method} {path!r}: not allowed here, but {allowed}"
+        # None is found for the static files, whose path is no longer that of the app when they refuse a method.
+        allowed = ", ".join(_allowed_methods(request) or _FILE_METHODS)
+        message = f"{method} {path!r}: this method is not allowed; allowed are {allowed}"
         return error_response(ApiError(405, message, headers={"Allow": allowed}))
     body = error_body(error.status_code, str(error.detail))
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
@@ -145,6 +154,7 @@ def _allowed_methods(request: Request) -> list[str]:
     ]
 
 
-def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
+def on_unexpected(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a fault of ours, which goes into the log. For ``ServerErrorMiddleware``."""
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return error_response(ApiError(500, "something went wrong here; it is in the server's log"))

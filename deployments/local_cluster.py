@@ -1,5 +1,6 @@
 """A Ray of our own on this machine with the app on it, for ``pyramid-serve up``, ``demo`` and ``bench``."""
 
+import ipaddress
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from deployments.app import IMPORT_PATH, AppConfig, app_config, build, load_config
+from deployments.http_guard import DOTLESS
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ def running(app: LocalApp, *, show: Show) -> Iterator[None]:
     is taken or an app that does not start.
     """
     check_port(app.host, app.port)
-    application = build(app.config)
+    application = build(with_known_hosts(app))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -109,6 +111,26 @@ def running(app: LocalApp, *, show: Show) -> Iterator[None]:
     finally:
         with _undisturbed():
             ray.shutdown()
+
+
+def with_known_hosts(app: LocalApp) -> AppConfig:
+    """The configuration of an app, which answers to names of this machine only where it listens on this machine only.
+
+    A web page could reach it under a name of its own otherwise; see ``http_guard.HostCheck``. ``allowed_hosts`` in the
+    file goes before.
+    """
+    ingress = app.config.ingress
+    if ingress.settings.allowed_hosts is not None or not _is_loopback(app.host):
+        return app.config
+    settings = ingress.settings.model_copy(update={"allowed_hosts": (DOTLESS,)})
+    return app.config.model_copy(update={"ingress": ingress.model_copy(update={"settings": settings})})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def start_ray(start: Callable[[], Result]) -> Result:

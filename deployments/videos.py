@@ -113,7 +113,7 @@ class Videos:
             picture = await asyncio.to_thread(
                 _to_png, request.input_reference, spec, max_pixels=self.model.limits.max_picture_pixels
             )
-        return new_record(spec, idempotency_key=key), picture
+        return new_record(spec, idempotency_key=key, user=request.user, metadata=request.metadata), picture
 
     async def _submit(self, asked: VideoRecord, picture: bytes | None, owner: str | None) -> Accepted:
         record: VideoRecord = await ask_claims(lambda: self._claims.submit.remote(asked, picture, owner))

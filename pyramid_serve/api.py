@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from pyramid_serve.pyramid_flow.shapes import (
     FRAMES_PER_SECOND,
@@ -30,30 +30,47 @@ if TYPE_CHECKING:  # torch takes seconds to import, and clients and claims need 
     from pyramid_serve.pyramid_flow.pipeline import VideoSettings
     from pyramid_serve.pyramid_flow.sampler import SamplingSettings
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
+MAX_SECONDS = 3600
+MAX_SIDE = 99_999
+"""Pixels."""
+MAX_USER_CHARACTERS = 512
+MAX_METADATA_PAIRS = 16
+MAX_METADATA_KEY_CHARACTERS = 64
+MAX_METADATA_VALUE_CHARACTERS = 512
+MODEL_NOT_FOUND = "model_not_found"
 _MAX_DRAWN_SEED = 2**31
 
 Value = TypeVar("Value")
 
 _VIDEO_ID = re.compile(r"video_[0-9a-f]{32}")
-_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+_SIZE = re.compile(r"([1-9][0-9]{0,4})[xX*]([1-9][0-9]{0,4})")
+_NO_TEXT = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)"  # C0, DEL and C1, without tab, newline and CR LF
+    "|[\u202a-\u202e\u2066-\u2069]"  # these let a text be shown in another order than it has
+    "|[\ud800-\udfff]"  # lone surrogates, which JSON can carry and no encoder downstream can
+)
 
 
 class RequestError(ValueError):
-    """A request that cannot be met. ``param`` names the field; the message what came and what is allowed."""
+    """A request that cannot be met. ``param`` names the field; the message what came and what is allowed.
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    ``code`` tells programs apart what is more than a wrong value, such as ``MODEL_NOT_FOUND``.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _request_error, (str(self), self.param)
+        return _request_error, (str(self), self.param, self.code)
 
 
-def _request_error(message: str, param: str | None) -> RequestError:
-    return RequestError(message, param=param)
+def _request_error(message: str, param: str | None, code: str | None) -> RequestError:
+    return RequestError(message, param=param, code=code)
 
 
 # --- ids ------------------------------------------------------------------------------------------------------------
@@ -109,8 +126,46 @@ _StepCount = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_STEPS)
 StageSteps = tuple[_StepCount, _StepCount, _StepCount]
 """Denoising steps of each stage."""
 Guidance = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
-Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_SEED)]
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=3600, allow_inf_nan=False)]
+
+
+def _check_seed(seed: int) -> int:
+    if seed > MAX_SEED:  # pydantic's own message would round the bound
+        raise ValueError(f"must be less than or equal to {MAX_SEED}")
+    return seed
+
+
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=-1), AfterValidator(_check_seed)]
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
+Side = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_SIDE)]
+FrameCount = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_SECONDS * FRAMES_PER_SECOND)]
+FrameRate = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+
+
+def _check_text(text: str) -> str:
+    found = _NO_TEXT.search(text)
+    if found is not None:
+        raise ValueError(
+            f"has U+{ord(found.group()):04X} at character {found.start() + 1}; must be text without NUL or other "
+            "control characters except newline and tab"
+        )
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+"""Unicode text that can be stored, encoded and shown in a terminal. Records made before may hold any other."""
+MetadataKey = Annotated[str, Field(min_length=1, max_length=MAX_METADATA_KEY_CHARACTERS), AfterValidator(_check_text)]
+MetadataValue = Annotated[str, Field(max_length=MAX_METADATA_VALUE_CHARACTERS), AfterValidator(_check_text)]
+
+
+def _check_pairs(value: object) -> object:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be an object whose values are texts")
+    if len(value) > MAX_METADATA_PAIRS:
+        raise ValueError(f"{len(value)} pairs, at most {MAX_METADATA_PAIRS}")
+    return value
+
+
+Metadata = Annotated[dict[MetadataKey, MetadataValue], BeforeValidator(_check_pairs)]
 
 
 class VideoRequest(BaseModel):
@@ -118,24 +173,41 @@ class VideoRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    prompt: str
-    model: str | None = None
+    prompt: Text
+    model: Text | None = None
     seconds: Seconds | None = None
     """Length, a number or a text that is one; brought to the nearest that can be made."""
+    num_frames: FrameCount | None = None
+    """The length in frames, instead of ``seconds``; brought to the nearest that can be made."""
+    fps: FrameRate | None = None
+    """Frames a second. The model makes 24, and nothing else is taken."""
     size: str | None = None
-    """``WIDTHxHEIGHT`` in pixels."""
+    """``WIDTHxHEIGHT`` in pixels; a ``*`` or ``X`` between them is taken too."""
+    width: Side | None = None
+    """Pixels; with ``height``, instead of ``size``."""
+    height: Side | None = None
+    """Pixels; with ``width``, instead of ``size``."""
     input_reference: bytes | None = None
     """The file of a picture that the video begins with."""
-    negative_prompt: str | None = None
-    prompt_suffix: str | None = None
+    negative_prompt: Text | None = None
+    prompt_suffix: Text | None = None
     """Added to the prompt; the model's own unless given."""
     seed: Seed | None = None
+    """None: drawn. -1 becomes None."""
     num_inference_steps: Annotated[StageSteps, BeforeValidator(_parse_steps)] | None = None
     """Of unit 0 at each stage."""
     video_num_inference_steps: Annotated[StageSteps, BeforeValidator(_parse_steps)] | None = None
     """Of the other units at each stage."""
     guidance_scale: Guidance | None = None
     video_guidance_scale: Guidance | None = None
+    linear_guidance_alpha: Guidance | None = None
+    """Guidance falls by so much with each unit, down to ``linear_guidance_minimum``, instead of being
+    ``video_guidance_scale``; see ``sampler.LinearGuidance``. It does when either of the two is given."""
+    linear_guidance_minimum: Guidance | None = None
+    user: Annotated[str, Field(max_length=MAX_USER_CHARACTERS), AfterValidator(_check_text)] | None = None
+    """Whom the video is for, in the client's own words. Kept and given back, and not used."""
+    metadata: Metadata | None = None
+    """The client's own notes. Kept and given back, and not used."""
 
     @field_validator("prompt")
     @classmethod
@@ -144,20 +216,27 @@ class VideoRequest(BaseModel):
             raise ValueError("must not be blank")
         return prompt
 
-    @field_validator("prompt", "negative_prompt", "prompt_suffix", "model")
-    @classmethod
-    def _is_text(cls, text: str | None) -> str | None:
-        # Lone surrogates come through JSON and then fail in every encoder downstream.
-        if text is not None and any("\ud800" <= character <= "\udfff" or character == "\0" for character in text):
-            raise ValueError("must be text that UTF-8 can carry, without NUL")
-        return text
-
     @field_validator("size")
     @classmethod
     def _is_size(cls, size: str | None) -> str | None:
-        if size is not None and not _SIZE.fullmatch(size):
-            raise ValueError(f"{size[:40]!r}: must be WIDTHxHEIGHT in pixels, like 640x384")
-        return size
+        if size is None:
+            return None
+        found = _SIZE.fullmatch(size)
+        if found is None:
+            raise ValueError("must be WIDTHxHEIGHT in pixels, like 640x384")
+        return f"{found[1]}x{found[2]}"
+
+    @field_validator("fps")
+    @classmethod
+    def _is_made(cls, fps: float | None) -> float | None:
+        if fps is not None and fps != FRAMES_PER_SECOND:
+            raise ValueError(f"must be {FRAMES_PER_SECOND}, which is what the model makes")
+        return fps
+
+    @field_validator("seed")
+    @classmethod
+    def _to_be_drawn(cls, seed: int | None) -> int | None:
+        return None if seed == -1 else seed
 
 
 def parse_request(fields: Mapping[str, object]) -> VideoRequest:
@@ -179,9 +258,26 @@ def request_error(error: ValidationError, fields: Mapping[str, object]) -> Reque
         known = ", ".join(VideoRequest.model_fields)
         return RequestError(f"{param}: unknown field; known are {known}", param=param)
     message = problem["msg"].removeprefix("Value error, ")
-    value = None if param is None else fields.get(param)
-    came = f"={repr(value)[:60]}" if value is not None and not isinstance(value, bytes) else ""
-    return RequestError(f"{param}{came}: {message[0].lower()}{message[1:]}", param=param)
+    where, value = _place_of(location, fields)
+    came = f"={_shortened(repr(value))}" if value is not None and not isinstance(value, bytes) else ""
+    return RequestError(f"{where}{came}: {message[0].lower()}{message[1:]}", param=param)
+
+
+def _place_of(location: list[str], fields: Mapping[str, object]) -> tuple[str, object]:
+    """How a message names the place of a problem, and what came there."""
+    if not location:
+        return "request", None
+    param, *inner = location
+    value = fields.get(param)
+    if not inner or not isinstance(value, Mapping):
+        return param, value
+    key = inner[0]
+    where = f"{param}[{_shortened(repr(key))}]"
+    return where, (None if len(inner) > 1 else value.get(key))  # more: the key itself is wrong
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class RequestLimits(BaseModel):
@@ -222,6 +318,11 @@ class VideoSpec(BaseModel):
     video_num_inference_steps: StageSteps
     guidance_scale: float
     video_guidance_scale: float
+    """Of no effect where guidance is linear."""
+    linear_guidance_alpha: float | None = None
+    """None: guidance is not linear."""
+    linear_guidance_minimum: float | None = None
+    """None exactly where ``linear_guidance_alpha`` is."""
     has_picture: bool = False
     """Unit 0 is made of ``input.png``."""
 
@@ -269,13 +370,17 @@ class VideoSpec(BaseModel):
 
     @property
     def sampling(self) -> "SamplingSettings":
-        from pyramid_serve.pyramid_flow.sampler import SamplingSettings
+        from pyramid_serve.pyramid_flow.sampler import LinearGuidance, SamplingSettings
 
+        linear_guidance = None
+        if self.linear_guidance_alpha is not None and self.linear_guidance_minimum is not None:
+            linear_guidance = LinearGuidance(self.linear_guidance_alpha, self.linear_guidance_minimum)
         return SamplingSettings(
             num_inference_steps=self.num_inference_steps,
             video_num_inference_steps=self.video_num_inference_steps,
             guidance_scale=self.guidance_scale,
             video_guidance_scale=self.video_guidance_scale,
+            linear_guidance=linear_guidance,
         )
 
 
@@ -289,15 +394,16 @@ def resolve(
     """
     limits = limits or RequestLimits()
     if request.model is not None and request.model != model:
-        raise RequestError(f"model={request.model[:60]!r}: this server has {model!r}", param="model")
+        raise unknown_model(request.model, model)
     _check_texts(request, limits)
     if request.input_reference is not None and len(request.input_reference) > limits.max_picture_bytes:
         raise RequestError(
             f"input_reference: {len(request.input_reference)} bytes, at most {limits.max_picture_bytes}",
             param="input_reference",
         )
-    width, height = _resolve_size(request.size, capabilities, limits)
-    num_latent_frames = _resolve_length(request.seconds, capabilities, limits)
+    width, height = _resolve_size(request, capabilities, limits)
+    num_latent_frames = _resolve_length(request, capabilities, limits)
+    linear_guidance_alpha, linear_guidance_minimum = _resolve_linear_guidance(request)
     if request.input_reference is not None and num_latent_frames == 1:
         raise RequestError(
             "input_reference: a picture is the first frame, and this video has no other; ask for more seconds",
@@ -328,8 +434,15 @@ def resolve(
         ),
         guidance_scale=_or(request.guidance_scale, capabilities.guidance_scale),
         video_guidance_scale=_or(request.video_guidance_scale, default_video_guidance),
+        linear_guidance_alpha=linear_guidance_alpha,
+        linear_guidance_minimum=linear_guidance_minimum,
         has_picture=has_picture,
     )
+
+
+def unknown_model(asked: str, served: str) -> RequestError:
+    """The error of a request for a model that is not the one served."""
+    return RequestError(f"model={asked[:60]!r}: this server has {served!r}", param="model", code=MODEL_NOT_FOUND)
 
 
 def _or(given: Value | None, default: Value) -> Value:
@@ -350,30 +463,81 @@ def _check_texts(request: VideoRequest, limits: RequestLimits) -> None:
             )
 
 
-def _resolve_size(size: str | None, capabilities: "Capabilities", limits: RequestLimits) -> tuple[int, int]:
-    width, height = capabilities.default_size if size is None else map(int, size.split("x"))
+def _resolve_size(request: VideoRequest, capabilities: "Capabilities", limits: RequestLimits) -> tuple[int, int]:
+    width, height = _size_asked_for(request) or capabilities.default_size
+    param, came = "size", f"size={width}x{height}"
+    if request.size is None and request.width is not None:
+        param, came = "width", f"width={width}, height={height}"
     try:
         capabilities.check_size(width, height)
     except ValueError as error:
-        raise RequestError(str(error), param="size") from None
+        raise RequestError(f"{came}: {str(error).partition(': ')[2]}", param=param) from None
     if width * height > limits.max_pixels:
-        raise RequestError(f"size={width}x{height}: {width * height} pixels, at most {limits.max_pixels}", param="size")
+        raise RequestError(f"{came}: {width * height} pixels, at most {limits.max_pixels}", param=param)
     return width, height
 
 
-def _resolve_length(seconds: float | None, capabilities: "Capabilities", limits: RequestLimits) -> int:
-    longest = longest_of(capabilities, limits)
-    if seconds is None:
-        return default_length_of(capabilities, limits)
-    num_latent_frames = nearest_num_latent_frames(seconds)
-    if num_latent_frames > longest:
-        length = "a single picture" if longest == 1 else f"{seconds_of(longest):.3g} s"
+def _size_asked_for(request: VideoRequest) -> tuple[int, int] | None:
+    """(width, height) in pixels, from ``size`` or from ``width`` and ``height``."""
+    width, height = request.width, request.height
+    if (width is None) != (height is None):
+        given, missing = ("width", "height") if height is None else ("height", "width")
+        raise RequestError(f"{missing}: is required with {given}={_or(width, height)}", param=missing)
+    size = None if request.size is None else tuple(map(int, request.size.split("x")))
+    if width is None or height is None:
+        return None if size is None else (size[0], size[1])
+    if size is not None and size != (width, height):
         raise RequestError(
-            f"seconds={seconds:g}: {num_frames_of(num_latent_frames)} frames at {FRAMES_PER_SECOND} fps; "
-            f"at most {num_frames_of(longest)} ({length}) are made here",
-            param="seconds",
+            f"width={width}, height={height}: contradicts size={request.size}; give one of the two", param="width"
         )
+    return width, height
+
+
+def _resolve_length(request: VideoRequest, capabilities: "Capabilities", limits: RequestLimits) -> int:
+    longest = longest_of(capabilities, limits)
+    asked = {}
+    if request.seconds is not None:
+        asked["seconds"] = nearest_num_latent_frames(request.seconds)
+    if request.num_frames is not None:
+        asked["num_frames"] = nearest_num_latent_frames(request.num_frames / FRAMES_PER_SECOND)
+    if not asked:
+        return default_length_of(capabilities, limits)
+    if len(set(asked.values())) > 1:
+        raise RequestError(
+            f"num_frames={request.num_frames}: contradicts seconds={request.seconds:g}, which is "
+            f"{num_frames_of(asked['seconds'])} frames at {FRAMES_PER_SECOND} fps; give one of the two",
+            param="num_frames",
+        )
+    param, num_latent_frames = next(iter(asked.items()))
+    if num_latent_frames > longest:
+        came = f"num_frames={request.num_frames}:"
+        if request.seconds is not None:
+            num_frames = num_frames_of(num_latent_frames)
+            came = f"seconds={request.seconds:g}: {num_frames} frames at {FRAMES_PER_SECOND} fps;"
+        length = "a single picture" if longest == 1 else f"{seconds_of(longest):.3g} s"
+        raise RequestError(f"{came} at most {num_frames_of(longest)} ({length}) are made here", param=param)
     return num_latent_frames
+
+
+def _resolve_linear_guidance(request: VideoRequest) -> tuple[float | None, float | None]:
+    """Alpha and minimum, or None for both where guidance is not linear."""
+    given = {
+        "linear_guidance_alpha": request.linear_guidance_alpha,
+        "linear_guidance_minimum": request.linear_guidance_minimum,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if not names:
+        return None, None
+    if request.video_guidance_scale is not None:
+        raise RequestError(
+            f"{names[0]}={given[names[0]]:g}: contradicts video_guidance_scale={request.video_guidance_scale:g}, "
+            "which linear guidance replaces; give one of the two",
+            param=names[0],
+        )
+    from pyramid_serve.pyramid_flow.sampler import LinearGuidance
+
+    default = LinearGuidance()
+    return _or(request.linear_guidance_alpha, default.alpha), _or(request.linear_guidance_minimum, default.minimum)
 
 
 def default_length_of(capabilities: "Capabilities", limits: RequestLimits) -> int:
@@ -501,6 +665,9 @@ class VideoRecord(BaseModel):
     """What each part of the pipeline computed in, by its name, as far as it has worked on the video."""
     timeline: tuple[TimelineEntry, ...] = ()
     idempotency_key: str | None = None
+    user: str | None = None
+    """As the client sent it, like ``metadata``."""
+    metadata: dict[str, str] | None = None
 
     @property
     def is_over(self) -> bool:
@@ -538,8 +705,12 @@ class VideoRecord(BaseModel):
             "num_inference_steps": list(spec.num_inference_steps),
             "video_num_inference_steps": list(spec.video_num_inference_steps),
             "guidance_scale": spec.guidance_scale,
-            "video_guidance_scale": spec.video_guidance_scale,
+            "video_guidance_scale": spec.video_guidance_scale if spec.linear_guidance_alpha is None else None,
+            "linear_guidance_alpha": spec.linear_guidance_alpha,
+            "linear_guidance_minimum": spec.linear_guidance_minimum,
             "has_input_reference": spec.has_picture,
+            "user": self.user,
+            "metadata": self.metadata,
             "num_units": spec.num_latent_frames,
             "num_units_done": self.num_units_done,
             "prompt_truncated_at": self.prompt_truncated_at,
@@ -558,7 +729,20 @@ class VideoRecord(BaseModel):
         return self.model_copy(update={**fields, "revision": self.revision + 1})
 
 
-def new_record(spec: VideoSpec, *, idempotency_key: str | None = None) -> VideoRecord:
-    """The record of a video that was accepted just now."""
+def new_record(
+    spec: VideoSpec,
+    *,
+    idempotency_key: str | None = None,
+    user: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> VideoRecord:
+    """The record of a video that was accepted just now. ``user`` and ``metadata``: as in ``VideoRequest``."""
     created_at = time.time()
-    return VideoRecord(id=new_video_id(created_at), created_at=created_at, spec=spec, idempotency_key=idempotency_key)
+    return VideoRecord(
+        id=new_video_id(created_at),
+        created_at=created_at,
+        spec=spec,
+        idempotency_key=idempotency_key,
+        user=user,
+        metadata=None if metadata is None else dict(metadata),
+    )

@@ -69,13 +69,23 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture that the video begins with")
     parser.add_argument("--seconds", metavar="S", help="brought to the nearest length that can be made")
     parser.add_argument("--size", metavar="WxH", help="in pixels")
-    parser.add_argument("--seed", metavar="N", help="the same seed gives the same video; drawn unless given")
+    parser.add_argument(
+        "--seed", metavar="N", help="the same seed gives the same video; drawn unless given, and for -1"
+    )
     parser.add_argument("--negative-prompt", metavar="TEXT")
     parser.add_argument("--prompt-suffix", metavar="TEXT", help="added to the prompt")
     parser.add_argument("--steps", dest="num_inference_steps", metavar="N", help="of the first unit: N, or N,N,N")
     parser.add_argument("--video-steps", dest="video_num_inference_steps", metavar="N", help="of the others")
     parser.add_argument("--guidance-scale", metavar="G", help="of the first unit")
     parser.add_argument("--video-guidance-scale", metavar="G", help="of the others")
+    parser.add_argument(
+        "--linear-guidance-alpha",
+        metavar="A",
+        help="instead: guidance falls by A with each unit; 0.5 where only the minimum is given",
+    )
+    parser.add_argument(
+        "--linear-guidance-minimum", metavar="G", help="where it stops falling; 2 where only alpha is given"
+    )
 
 
 def request_from(arguments: argparse.Namespace) -> api.VideoRequest:

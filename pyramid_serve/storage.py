@@ -218,6 +218,18 @@ class VideoStore:
         """How many units in a row, from 0 on, have their part of the stream saved."""
         return len(self._units(video_id, "stream", ".m4s"))
 
+    def fragment_sizes(self, video_id: str) -> list[int]:
+        """Bytes of the parts of the stream that are saved, of units 0, 1, ... up to the first that is missing."""
+        try:
+            entries: list[dict[str, Any]] = self._fs.ls(f"{self._folder(video_id)}/stream", detail=True)
+        except FileNotFoundError:
+            return []
+        sizes = {str(entry["name"]).rpartition("/")[2]: int(entry["size"]) for entry in entries}
+        in_a_row: list[int] = []
+        while (name := f"{len(in_a_row):03d}.m4s") in sizes:
+            in_a_row.append(sizes[name])
+        return in_a_row
+
     def load_fragment(self, video_id: str, unit: int) -> bytes:
         """A unit's part of the stream. Raises ``VideoNotFoundError`` where it is not (yet) there."""
         try:

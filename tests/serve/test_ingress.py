@@ -15,6 +15,8 @@ from PIL import Image
 
 from deployments.claims import ClaimsConfig
 from deployments.http_app import HttpConfig
+from deployments.http_schema import VIDEO_EXAMPLE
+from pyramid_serve.api import VideoRequest
 from tests.serve.local_server import LocalServer, fragment, probe, serve_locally
 from tests.serve.test_bad_requests import check, png
 
@@ -79,6 +81,8 @@ def test_json_and_a_form_ask_for_the_same_video(server: LocalServer) -> None:
         "video_num_inference_steps": 2,
         "guidance_scale": 2.5,
         "video_guidance_scale": 3,
+        "user": "größer",
+        "metadata": {"scene": "12", "größe": "[1]", "a[0].b": ""},
     }
     form: list[tuple[str, Any]] = [
         ("prompt", (None, "ein Ball, größer")),
@@ -90,6 +94,10 @@ def test_json_and_a_form_ask_for_the_same_video(server: LocalServer) -> None:
         ("video_num_inference_steps", (None, "[2, 2, 2]")),
         ("guidance_scale", (None, "2.5")),
         ("video_guidance_scale", (None, "3")),
+        ("user", (None, "größer")),
+        ("metadata[scene]", (None, "12")),
+        ("metadata[größe]", (None, "[1]")),
+        ("metadata[a[0].b]", (None, "")),
     ]
     videos = [
         server.client.post("/v1/videos", json=settings).json(),
@@ -99,6 +107,48 @@ def test_json_and_a_form_ask_for_the_same_video(server: LocalServer) -> None:
         assert videos[0][name] == videos[1][name]
     assert videos[0]["num_inference_steps"] == [3, 2, 1]
     assert videos[0]["video_num_inference_steps"] == [2, 2, 2]
+
+
+def test_other_names_of_the_same_ask_for_the_same_in_json_and_a_form(server: LocalServer) -> None:
+    fields: dict[str, Any] = {
+        "prompt": "a",
+        "width": 64,
+        "height": 64,
+        "num_frames": 10,
+        "fps": 24,
+        "seed": 2**64 - 1,
+        "linear_guidance_alpha": 0.25,
+        "linear_guidance_minimum": 3,
+        "metadata": {"a": "b"},
+    }
+    form = {name: (None, str(value)) for name, value in fields.items()} | {"metadata": (None, '{"a": "b"}')}
+    for answer in (server.client.post("/v1/videos", json=fields), server.client.post("/v1/videos/", files=form)):
+        assert answer.status_code == 200, answer.text
+        video = answer.json()
+        assert (video["size"], video["num_frames"], video["seconds"], video["seed"]) == ("64x64", 9, "0.38", 2**64 - 1)
+        assert (video["linear_guidance_alpha"], video["linear_guidance_minimum"]) == (0.25, 3)
+        assert (video["video_guidance_scale"], video["metadata"]) == (None, {"a": "b"})
+
+
+def test_user_and_metadata_are_in_every_answer(server: LocalServer) -> None:
+    kept = {"user": "me", "metadata": {"scene": "12"}}
+    video_id = server.submit(seconds="0.4", **kept)
+    videos = [
+        server.finish(video_id),
+        server.client.get("/v1/videos?limit=1").json()["data"][0],
+        *(video for _, video in events(server, video_id)),
+    ]
+    for video in videos:
+        assert {name: video[name] for name in kept} == kept
+    video_id = server.submit(seconds="0.4")
+    assert [server.finish(video_id)[name] for name in kept] == [None, None]
+
+
+@pytest.mark.parametrize("seed", [-1, "-1"])
+def test_a_drawn_seed_is_told(server: LocalServer, seed: int | str) -> None:
+    seeds = {server.finish(server.submit(seconds="0.04", seed=seed))["seed"] for _ in range(3)}
+    assert len(seeds) > 1
+    assert min(seeds) >= 0
 
 
 @pytest.mark.parametrize("way", ["file", "url", "url in a form", "object in a form"])
@@ -239,10 +289,14 @@ def test_an_unfinished_video_has_no_content_yet(server: LocalServer) -> None:
     server.client.delete(f"/v1/videos/{video_id}")
 
 
+@pytest.mark.parametrize("rest", ["content", "stream"])
 @pytest.mark.parametrize(
     ("asked", "span"),
     [
         ("bytes=0-", slice(0, None)),
+        ("Bytes=0-9", slice(0, 10)),
+        ("BYTES=-5", slice(-5, None)),
+        ("bytes=5-1000", slice(5, 1001)),
         ("bytes=0-0", slice(0, 1)),
         ("bytes=10-19", slice(10, 20)),
         ("bytes=10-", slice(10, None)),
@@ -250,43 +304,86 @@ def test_an_unfinished_video_has_no_content_yet(server: LocalServer) -> None:
         ("bytes=10-999999999", slice(10, None)),
     ],
 )
-def test_a_range_of_the_file_can_be_had(server: LocalServer, finished: str, asked: str, span: slice) -> None:
-    path = f"/v1/videos/{finished}/content"
+def test_a_range_can_be_had(server: LocalServer, finished: str, asked: str, span: slice, rest: str) -> None:
+    path = f"/v1/videos/{finished}/{rest}"
     video = server.client.get(path).content
     answer = server.client.get(path, headers={"Range": asked})
     assert answer.status_code == 206
     assert answer.content == video[span]
+    assert answer.headers["accept-ranges"] == "bytes"
     first, last, _ = span.indices(len(video))
     assert answer.headers["content-range"] == f"bytes {first}-{last - 1}/{len(video)}"
     assert int(answer.headers["content-length"]) == len(answer.content)
 
 
+@pytest.mark.parametrize("rest", ["content", "stream"])
 @pytest.mark.parametrize("asked", ["bytes=5-2", "frames=0-1", "bytes=0-1,4-5", "bytes=a-b", "bytes=-"])
-def test_what_is_no_range_is_ignored(server: LocalServer, finished: str, asked: str) -> None:
-    assert server.client.get(f"/v1/videos/{finished}/content", headers={"Range": asked}).status_code == 200
+def test_what_is_no_range_is_ignored(server: LocalServer, finished: str, asked: str, rest: str) -> None:
+    assert server.client.get(f"/v1/videos/{finished}/{rest}", headers={"Range": asked}).status_code == 200
 
 
+@pytest.mark.parametrize("rest", ["content", "stream"])
 @pytest.mark.parametrize("asked", ["bytes=999999999-", "bytes=-0"])
-def test_a_range_beyond_the_end_is_refused(server: LocalServer, finished: str, asked: str) -> None:
-    answer = server.client.get(f"/v1/videos/{finished}/content", headers={"Range": asked})
+def test_a_range_beyond_the_end_is_refused(server: LocalServer, finished: str, asked: str, rest: str) -> None:
+    answer = server.client.get(f"/v1/videos/{finished}/{rest}", headers={"Range": asked})
     check(answer, 416, "Range")
     assert answer.headers["content-range"].startswith("bytes */")
 
 
-def test_an_unchanged_file_is_not_sent_again(server: LocalServer, finished: str) -> None:
-    path = f"/v1/videos/{finished}/content"
+@pytest.mark.parametrize("rest", ["content", "stream"])
+def test_an_unchanged_file_is_not_sent_again(server: LocalServer, finished: str, rest: str) -> None:
+    path = f"/v1/videos/{finished}/{rest}"
     etag = server.client.get(path).headers["etag"]
     assert server.client.get(path, headers={"If-None-Match": etag}).status_code == 304
     assert server.client.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
     ranged = {"Range": "bytes=0-1", "If-Range": '"other"'}
     assert server.client.get(path, headers=ranged).status_code == 200
+    assert server.client.get(path, headers={"Range": "bytes=0-1", "If-Range": etag}).status_code == 206
 
 
-def test_the_head_of_the_file_tells_its_length(server: LocalServer, finished: str) -> None:
-    path = f"/v1/videos/{finished}/content"
-    head = server.client.head(path)
-    assert head.content == b""
-    assert int(head.headers["content-length"]) == len(server.client.get(path).content)
+HEADED = [
+    *("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css", "/v1/models"),
+    *("/v1/models/tiny", "/v1/videos?limit=1", "/v1/videos/ID", "/v1/videos/ID/content", "/v1/videos/ID/stream"),
+    *("/v1/videos/ID/content?variant=thumbnail", "/v1/videos/ID/events", "/v1/videos/nobody"),
+]
+
+
+@pytest.mark.parametrize("path", HEADED)
+def test_the_head_of_an_answer_is_that_of_get_without_the_body(server: LocalServer, finished: str, path: str) -> None:
+    path = path.replace("ID", finished)
+    head, whole = server.client.head(path), server.client.get(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert whole.content
+    for name in whole.headers.keys() - {"date", "transfer-encoding"}:
+        assert head.headers[name] == whole.headers[name], name
+
+
+@pytest.mark.parametrize("rest", ["stream", "events"])
+def test_the_head_of_a_video_that_is_being_made_waits_for_nothing(server: LocalServer, rest: str) -> None:
+    video_id = server.submit("hold")
+    server.until(video_id, lambda video: video["num_units_done"] == 2)
+    path = f"/v1/videos/{video_id}/{rest}"
+    head = server.client.head(path, timeout=5)
+    with server.client.stream("GET", path) as answer:
+        for name in answer.headers.keys() - {"date", "transfer-encoding"}:
+            assert head.headers[name] == answer.headers[name]
+    assert "content-length" not in head.headers
+    server.client.delete(f"/v1/videos/{video_id}")
+
+
+def test_paths_may_end_in_a_slash(server: LocalServer, finished: str) -> None:
+    assert server.client.post("/v1/videos/", json={"prompt": "a", "seconds": "0.04"}).status_code == 200
+    assert (
+        server.client.post("/v1/videos/", files={"prompt": (None, "a"), "seconds": (None, "0.04")}).status_code == 200
+    )
+    for path in HEADED:
+        if "?" not in path and "assets" not in path:
+            path = path.replace("ID", finished)
+            with_slash, without = server.client.get(f"{path.rstrip('/')}/"), server.client.get(path)
+            assert with_slash.status_code == without.status_code, path
+            assert not with_slash.history
+    assert server.client.get("/v1/videos//").status_code == 404
+    assert server.client.delete("/v1/videos/").status_code == 405
 
 
 # --- stream ---------------------------------------------------------------------------------------------------------
@@ -310,8 +407,11 @@ def expected_stream(num_units: int) -> bytes:
 def test_the_stream_begins_before_a_third_of_the_units_is_made(tmp_path: Path) -> None:
     with serve_locally(str(tmp_path), unit_seconds=0.2) as server:
         video_id = server.submit(seconds="5")
-        with server.client.stream("GET", f"/v1/videos/{video_id}/stream") as answer:
+        ranged = {"Range": "bytes=10-20"}  # which is not to be had yet
+        with server.client.stream("GET", f"/v1/videos/{video_id}/stream", headers=ranged) as answer:
+            assert answer.status_code == 200
             assert answer.headers["content-type"] == "video/mp4"
+            assert answer.headers["accept-ranges"] == "none"
             chunks = answer.iter_raw()
             first = next(chunks)
             num_done = server.client.get(f"/v1/videos/{video_id}").json()["num_units_done"]
@@ -334,6 +434,12 @@ def test_every_viewer_sees_the_same_bytes_at_any_time(server: LocalServer, tmp_p
     server.finish(video_id)
     streams.add(server.client.get(path).content)
     (stream,) = streams
+    for asked, span in (
+        ("0-99999", slice(100_000)),
+        ("32767-32768", slice(32767, 32769)),
+        ("100000-", slice(10**5, None)),
+    ):
+        assert server.client.get(path, headers={"Range": f"bytes={asked}"}).content == stream[span]
     assert without_padding(stream) == expected_stream(9)
     (tmp_path / "stream.mp4").write_bytes(stream)
     assert probe(tmp_path / "stream.mp4") == (65, 128, 64)
@@ -454,6 +560,66 @@ def test_one_who_waits_for_the_video_of_another_does_not_cancel_it(server: Local
     server.client.delete(f"/v1/videos/{video_id}")
 
 
+# --- a request for the file -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["json", "form"])
+def test_a_request_for_the_file_is_answered_with_it(server: LocalServer, tmp_path: Path, way: str) -> None:
+    if way == "json":
+        answer = server.client.post("/v1/videos/sync", json={"prompt": "a", "seconds": 1})
+    else:
+        answer = server.client.post("/v1/videos/sync/", files={"prompt": (None, "a"), "seconds": (None, "1")})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
+    video_id = answer.headers["x-video-id"]
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert f"{video_id}.mp4" in answer.headers["content-disposition"]
+    assert answer.content == server.client.get(f"/v1/videos/{video_id}/content").content
+    (tmp_path / "video.mp4").write_bytes(answer.content)
+    assert probe(tmp_path / "video.mp4") == (25, 128, 64)
+
+
+def test_a_video_that_fails_is_an_error_with_its_id(server: LocalServer) -> None:
+    answer = server.client.post("/v1/videos/sync", json={"prompt": "fail"})
+    check(answer, 500, None, "it had to fail", answer.headers["x-video-id"])
+    assert answer.json()["error"]["code"] == "server_error"
+    assert answer.headers["x-should-retry"] == "false"
+    assert server.client.get(f"/v1/videos/{answer.headers['x-video-id']}").json()["status"] == "failed"
+
+
+@pytest.mark.parametrize(("method", "rest", "status"), [("POST", "/cancel", 422), ("DELETE", "", 404)])
+@pytest.mark.parametrize("path", ["/v1/videos/sync", "/v1/videos?wait=true"])
+def test_a_video_that_others_end_meanwhile(server: LocalServer, path: str, method: str, rest: str, status: int) -> None:
+    headers = {"Idempotency-Key": f"{path} {method}"}
+    video_id = server.client.post("/v1/videos", json={"prompt": "hold"}, headers=headers).json()["id"]
+    with ThreadPoolExecutor(1) as waiting:
+        answer = waiting.submit(httpx.post, f"{server.url}{path}", json={"prompt": "hold"}, headers=headers, timeout=30)
+        server.until(video_id, lambda video: video["num_units_done"] == 2)
+        time.sleep(0.2)
+        server.client.request(method, f"/v1/videos/{video_id}{rest}")
+    if status == 422 and "wait" in path:
+        assert answer.result().json()["error"]["code"] == "cancelled"
+    else:
+        check(answer.result(), status, "video_id" if status == 404 else None, video_id)
+
+
+def test_a_client_that_leaves_a_request_for_the_file_cancels_the_video(server: LocalServer) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        server.client.post("/v1/videos/sync", json={"prompt": "hold", "user": "who leaves"}, timeout=0.5)
+    deadline = time.monotonic() + 30
+    while (newest := server.client.get("/v1/videos?limit=1").json()["data"][0])["user"] != "who leaves":
+        assert time.monotonic() < deadline
+    assert server.finish(newest["id"])["error"]["code"] == "cancelled"
+
+
+def test_a_request_for_the_file_honours_its_key(server: LocalServer) -> None:
+    def post(prompt: str) -> httpx.Response:
+        return server.client.post("/v1/videos/sync", json={"prompt": prompt}, headers={"Idempotency-Key": "the file"})
+
+    first, again = post("once"), post("once")
+    assert (again.content, again.headers["x-video-id"]) == (first.content, first.headers["x-video-id"])
+    check(post("another"), 400, "Idempotency-Key")
+
+
 # --- idempotency ----------------------------------------------------------------------------------------------------
 
 
@@ -472,7 +638,45 @@ def test_requests_with_one_key_make_one_video(server: LocalServer) -> None:
     assert post(0) == video_id
 
 
-@pytest.mark.parametrize("change", [{"prompt": "other"}, {"seed": 3}, {"seconds": "0.4"}, {"input_reference": "blue"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"seed": -1},
+        {"width": 64, "height": 64, "num_frames": 49},
+        {"linear_guidance_alpha": 1},
+        {"user": "me", "metadata": {"a": "b"}},
+    ],
+)
+def test_a_key_with_the_same_request_is_the_same_video(server: LocalServer, fields: dict[str, Any]) -> None:
+    headers = {"Idempotency-Key": f"the same {sorted(fields)}"}
+    answers = [server.client.post("/v1/videos", json={"prompt": "a"} | fields, headers=headers) for _ in range(2)]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+
+
+def test_a_key_knows_a_request_in_other_words(server: LocalServer) -> None:
+    ways: list[dict[str, Any]] = [
+        {"size": "64x64", "seconds": "2"},
+        {"width": 64, "height": "64", "num_frames": 49},
+        {"size": "64*64", "num_frames": 48, "fps": 24, "seed": -1},
+    ]
+    headers = {"Idempotency-Key": "in other words"}
+    answers = [server.client.post("/v1/videos", json={"prompt": "a"} | way, headers=headers) for way in ways]
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "other"},
+        {"seed": 3},
+        {"seconds": "0.4"},
+        {"num_frames": 9},
+        {"linear_guidance_alpha": 1},
+        {"user": "another"},
+        {"metadata": {"a": "c"}},
+        {"input_reference": "blue"},
+    ],
+)
 def test_a_key_of_another_request_is_refused(server: LocalServer, change: dict[str, Any]) -> None:
     def picture(color: str) -> dict[str, str]:
         content = io.BytesIO()
@@ -525,6 +729,7 @@ def test_the_openapi_document_has_every_route_with_examples(server: LocalServer)
     document = server.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/v1/videos",
+        "/v1/videos/sync",
         "/v1/videos/{video_id}",
         "/v1/videos/{video_id}/cancel",
         "/v1/videos/{video_id}/content",
@@ -540,7 +745,36 @@ def test_the_openapi_document_has_every_route_with_examples(server: LocalServer)
     for example in body["application/json"]["examples"].values():
         answer = server.client.post("/v1/videos", json=example["value"] | {"seconds": "0.4"})
         assert answer.status_code == 200, answer.text
-    assert "422" not in json.dumps(document)
+    assert "HTTPValidationError" not in json.dumps(document)
+    assert [path for path, operations in document["paths"].items() if "422" in json.dumps(operations)] == [
+        "/v1/videos/sync"
+    ]
+
+
+def test_the_openapi_document_tells_the_limits_of_this_server(server: LocalServer) -> None:
+    document = server.client.get("/openapi.json").json()
+    for path in ("/v1/videos", "/v1/videos/sync"):
+        for body in document["paths"][path]["post"]["requestBody"]["content"].values():
+            fields = body["schema"]["properties"]
+            assert set(fields) == set(VideoRequest.model_fields)
+            assert fields["prompt"]["maxLength"] == fields["negative_prompt"]["maxLength"] == 500
+            assert fields["model"]["enum"] == ["tiny"]
+            assert fields["size"]["enum"] == ["128x64", "64x64"]
+            assert (fields["width"]["enum"], fields["height"]["enum"]) == ([64, 128], [64])
+            assert fields["num_frames"]["maximum"] == 121
+            assert "at most 5.042" in fields["seconds"]["description"]
+            assert fields["fps"]["enum"] == [24]
+            assert (fields["seed"]["minimum"], fields["seed"]["maximum"]) == (-1, 2**64 - 1)
+            steps = fields["num_inference_steps"]["oneOf"]
+            assert steps[0]["maximum"] == steps[1]["items"]["maximum"] == 100
+            assert fields["metadata"]["maxProperties"] == 16
+
+
+def test_every_field_of_a_video_is_in_the_openapi_document(server: LocalServer) -> None:
+    schema = server.client.get("/openapi.json").json()["components"]["schemas"]["Video"]
+    video = server.finish(server.submit(seconds="0.04"))
+    assert list(schema["properties"]) == list(video)
+    assert list(VIDEO_EXAMPLE) == list(video)
 
 
 # --- load -----------------------------------------------------------------------------------------------------------

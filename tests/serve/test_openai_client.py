@@ -70,10 +70,20 @@ def test_it_sends_our_settings_as_extra_fields(client: OpenAI) -> None:
         "guidance_scale": 2.5,
         "video_guidance_scale": 3,
     }
+    extra |= {"user": "me", "metadata": {"scene": "12", "größe": "ü"}}
     video = client.videos.create(prompt="a", extra_body=extra)
     assert video.model_extra is not None
     for name, value in (extra | {"video_num_inference_steps": [2, 2, 2]}).items():
         assert video.model_extra[name] == value
+
+
+def test_it_sends_what_other_servers_call_otherwise(client: OpenAI) -> None:
+    extra = {"width": 64, "height": 64, "num_frames": 49, "fps": 24, "seed": -1, "linear_guidance_alpha": 0.5}
+    video = client.videos.create(prompt="a", extra_body=extra)
+    assert (video.size, video.seconds) == ("64x64", "2.04")
+    assert video.model_extra is not None
+    assert video.model_extra["num_frames"] == 49
+    assert video.model_extra["linear_guidance_alpha"] == 0.5
 
 
 def test_it_turns_the_pages(client: OpenAI) -> None:
@@ -92,6 +102,11 @@ def test_its_errors_name_the_field(client: OpenAI, server: LocalServer) -> None:
     with pytest.raises(BadRequestError) as unknown:
         client.videos.create(prompt="a", extra_body={"fps": 30})
     assert unknown.value.param == "fps"
+    with pytest.raises(NotFoundError) as other_model:
+        client.videos.create(prompt="a", model="sora-2")
+    assert (other_model.value.param, other_model.value.code) == ("model", "model_not_found")
+    with pytest.raises(NotFoundError):
+        client.models.retrieve("sora-2")
     holding = server.submit("hold")
     with pytest.raises(ConflictError):
         client.videos.download_content(holding)

@@ -18,7 +18,16 @@ from ray.serve.handle import DeploymentHandle
 from deployments.app import AppConfig, build
 from deployments.client import Client
 from deployments.wire import ReplicaStats
-from pyramid_serve.api import Computed, RequestError, Stage, Status, VideoRecord, VideoRequest, new_record
+from pyramid_serve.api import (
+    MODEL_NOT_FOUND,
+    Computed,
+    RequestError,
+    Stage,
+    Status,
+    VideoRecord,
+    VideoRequest,
+    new_record,
+)
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 from pyramid_serve.pyramid_flow.sampler import SamplingSettings
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
@@ -321,6 +330,9 @@ async def test_wrong_requests_are_refused_through_the_handle(handle: Handle) -> 
     assert caught.value.cause.param == "size"  # type: ignore[attr-defined]  # of the RayTaskError around it
     with pytest.raises(RequestError, match="input_reference"):
         await handle.submit.remote(VideoRequest(prompt="a", input_reference=b"no picture"))
+    with pytest.raises(RequestError) as other:
+        await handle.submit.remote(VideoRequest(prompt="a", model="sora-2"))
+    assert other.value.cause.code == MODEL_NOT_FOUND  # type: ignore[attr-defined]
 
 
 async def test_a_client_makes_one_video_of_one_key(handle: Handle) -> None:

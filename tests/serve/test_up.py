@@ -176,6 +176,23 @@ def test_wrong_requests_are_refused_through_the_proxy_too(up: Up) -> None:
     check(up.client.get("/nowhere"), 404, None)
 
 
+def test_a_web_page_cannot_use_a_server_of_this_machine(up: Up) -> None:
+    check(up.client.post("/v1/videos", json=SMALL, headers={"Origin": "https://evil.example"}), 403, "Origin")
+    check(up.client.get("/v1/videos", headers={"Host": "evil.example"}), 400, "Host")
+    assert up.client.get("/readyz", headers={"Host": "evil.example"}).status_code == 200
+
+
+def test_head_and_the_file_in_one_request_come_through_the_proxy(up: Up) -> None:
+    answer = up.client.post("/v1/videos/sync/", files={name: (None, str(value)) for name, value in SMALL.items()})
+    assert (answer.status_code, int(answer.headers["content-length"])) == (200, len(answer.content))
+    path = f"/v1/videos/{answer.headers['x-video-id']}"
+    assert up.client.get(f"{path}/content").content == answer.content
+    for rest in ("/content", "/stream", "/events", ""):
+        head = up.client.head(f"{path}{rest}")
+        assert (head.status_code, head.content) == (200, b"")
+    assert int(up.client.head(f"{path}/content").headers["content-length"]) == len(answer.content)
+
+
 def test_an_ingress_that_is_killed_loses_no_accepted_video(up: Up) -> None:
     headers = {"Idempotency-Key": "around the kill"}
     fields = SMALL | {"seconds": "2"}

@@ -1,6 +1,7 @@
 """``pyramid-serve generate``, as its user runs it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,22 @@ def test_one_seed_gives_one_video(tmp_path: Path, miniflux: Path) -> None:
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+def test_a_seed_of_minus_one_is_drawn_and_told(
+    tmp_path: Path, miniflux: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = [*SMALL[:-1], "-1"]
+    assert generate("a ball", "--model", miniflux, "-o", tmp_path / "out.mp4", *drawn) == 0
+    assert re.search(r"seed \d+$", capsys.readouterr().out)
+
+
+def test_linear_guidance_changes_the_video(tmp_path: Path, miniflux: Path) -> None:
+    guidances = {"a": [], "b": ["--linear-guidance-minimum", "6"], "c": ["--linear-guidance-alpha", "0.5"]}
+    for name, guidance in guidances.items():
+        longer = [*SMALL[:2], "--seconds", "0.7", *SMALL[4:], *guidance]
+        assert generate("a ball", "--model", miniflux, "-o", tmp_path / f"{name}.mp4", *longer) == 0
+    assert len({(tmp_path / f"{name}.mp4").read_bytes() for name in guidances}) >= 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -58,7 +75,9 @@ def test_one_seed_gives_one_video(tmp_path: Path, miniflux: Path) -> None:
         (["--steps", "1,2"], "one for each of the 3 stages"),
         (["--video-steps", "1,2,x"], "one for each of the 3 stages"),
         (["--guidance-scale", "-2"], "guidance_scale='-2'"),
-        (["--seed", "-1"], "seed='-1'"),
+        (["--seed", "-2"], "seed='-2'"),
+        (["--linear-guidance-alpha", "soft"], "linear_guidance_alpha='soft'"),
+        (["--linear-guidance-alpha", "1", "--video-guidance-scale", "5"], "contradicts video_guidance_scale=5"),
         (["--image", "nowhere.png"], "nowhere.png: cannot be read"),
         (["--tiling", "100"], "tiling=100: must be a positive multiple of 32"),
         (["--device", "cuda:99"], "device='cuda:99'"),

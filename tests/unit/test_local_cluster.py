@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.app import IMPORT_PATH, ConfigError
-from deployments.local_cluster import read_app, start_ray
+from deployments.app import IMPORT_PATH, AppConfig, ConfigError
+from deployments.local_cluster import LocalApp, read_app, start_ray, with_known_hosts
 
 
 def file_of(folder: Path, **content: Any) -> Path:
@@ -71,3 +71,23 @@ def test_a_start_that_fails_otherwise_or_again_and_again_is_an_error(message: st
     with pytest.raises(RuntimeError, match=message):
         start_ray(start)
     assert len(tries) == num_tries
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed_hosts", "expected"),
+    [
+        ("127.0.0.1", None, ("<local>",)),
+        ("localhost", None, ("<local>",)),
+        ("::1", None, ("<local>",)),
+        ("0.0.0.0", None, None),
+        ("10.1.2.3", None, None),
+        ("127.0.0.1", ["video.example"], ("video.example",)),
+        ("127.0.0.1", [], ()),
+    ],
+)
+def test_a_server_for_this_machine_alone_has_names_of_this_machine_alone(
+    host: str, allowed_hosts: list[str] | None, expected: tuple[str, ...] | None
+) -> None:
+    ingress = {"settings": {"allowed_hosts": allowed_hosts}}
+    config = with_known_hosts(LocalApp(AppConfig.model_validate({"ingress": ingress}), host, 8000))
+    assert config.ingress.settings.allowed_hosts == expected

@@ -59,7 +59,8 @@ def test_what_is_not_there_is_said_so(store: VideoStore) -> None:
     for read in reads:
         with pytest.raises(VideoNotFoundError):
             read()
-    assert store.load_latents(video_id) == [] and store.num_fragments(video_id) == 0
+    assert store.load_latents(video_id) == store.fragment_sizes(video_id) == []
+    assert store.num_fragments(video_id) == 0
     assert store.page() == ([], False) and store.unfinished() == []
 
 
@@ -101,6 +102,7 @@ def test_latents_and_fragments_come_back_up_to_the_first_that_is_missing(store: 
     assert len(loaded) == 2 and numpy.array_equal(loaded[1], LATENTS + 1) and loaded[1].dtype == numpy.float32
     assert numpy.array_equal(store.load_unit_latents(record.id, 3), LATENTS + 3)
     assert store.num_fragments(record.id) == 2
+    assert store.fragment_sizes(record.id) == [len(store.load_fragment(record.id, unit)) for unit in range(2)]
     assert store.load_fragment(record.id, 1) == b"\x01"
 
 
