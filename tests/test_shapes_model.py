@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -102,6 +103,43 @@ def test_videos_begin_as_a_persons_own_words_say() -> None:
     ]
     for word in ("shape", "color", "background"):
         assert sum(verdict[word] for verdict in right) >= len(PHRASES) - 2, word
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "(({}:1.2)), [masterpiece], <lora:shapes:0.8>",
+        "Hello! Could you please paint this for my daughter: {}? 8K, highly detailed :-)",
+    ],
+)
+def test_brackets_and_unknown_words_around_known_ones_change_nothing(wrap: str) -> None:
+    prompts = [plain_prompt(scene) for scene in scenes()]
+    wrapped = [wrap.format(prompt) for prompt in prompts]
+    for embeds, expected in zip(
+        model().text_encoder.encode(wrapped), model().text_encoder.encode(prompts), strict=True
+    ):
+        assert torch.equal(embeds.prompt_embeds, expected.prompt_embeds)
+        assert torch.equal(embeds.pooled_prompt_embeds, expected.pooled_prompt_embeds)
+
+
+def test_brackets_and_unknown_words_within_a_prompt_leave_its_meaning() -> None:
+    told = [
+        plain_prompt(scene)
+        .replace(scene.color, f"majestic (({scene.color}))")
+        .replace(scene.shape, f"{{{scene.shape}:1.3}}")
+        .replace(" ", "_" if index % 2 else " ")
+        for index, scene in enumerate(scenes())
+    ]
+    latents = make_latents(
+        model(),
+        told,
+        range(7, 7 + NUM_VIDEOS),
+        settings=default_settings(model().able, has_image=False),
+        num_latent_frames=1,
+    )
+    right = [agrees(judge(frames), scene) for scene, frames in zip(scenes(), decode(model(), latents), strict=True)]
+    for word in ("shape", "color", "background"):
+        assert sum(verdict[word] for verdict in right) >= NUM_VIDEOS - 1, word
 
 
 def test_without_history_units_do_not_go_on_from_each_other() -> None:

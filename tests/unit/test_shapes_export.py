@@ -3,13 +3,14 @@
 import math
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoTokenizer
 
 from pyramid_serve.pyramid_flow.autoencoder import from_config
 from tools.shapes.export import set_variance
 from tools.shapes.latents import GAIN
-from tools.shapes.text import TextEncoders, corpus, write_clip_tokenizer, write_t5_tokenizer
+from tools.shapes.text import TextEncoders, corpus, known_words_only, words_of, write_clip_tokenizer, write_t5_tokenizer
 from tools.shapes.train_vae import CONFIG, NOISE
 
 
@@ -23,6 +24,30 @@ def test_the_variance_is_that_of_the_noise_in_training() -> None:
         moments = vae.encode(pixels)
     torch.testing.assert_close(moments.mean, before)
     torch.testing.assert_close(moments.logvar, torch.full_like(before, 2 * math.log(GAIN * NOISE / 2)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("A Red (Circle)", "a red circle"),
+        ("a ((red)) {circle:1.3} moves up, 8K", "a red circle moves up"),
+        ("masterpiece, best quality; a red circle!!", "a red circle."),
+        ("a_red-circle moves\nup", "a red circle moves up"),
+        ("video: a five-pointed star, gray", "video, a five-pointed star, gray"),
+        ("a dragon", "a"),
+        ("<|endoftext|> a red circle </s>", "a red circle"),
+        ("", ""),
+    ],
+)
+def test_only_known_words_are_read(prompt: str, read: str) -> None:
+    assert known_words_only(words_of(corpus(2000))).normalize_str(prompt) == read
+
+
+def test_the_corpus_is_read_as_it_stands() -> None:
+    prompts = corpus(2000)
+    normalizer = known_words_only(words_of(prompts))
+    for prompt in prompts:
+        assert normalizer.normalize_str(prompt) == prompt.lower()
 
 
 def test_an_unknown_word_is_no_error(tmp_path: Path) -> None:

@@ -56,7 +56,6 @@ def test_new_words_come_to_be_told_and_known_ones_stay_as_they_were(
     old = encoders(tmp_path / "old", plain)
     with monkeypatch.context() as patch:
         patch.setattr(text, "sample_prompt", lambda scene, rng: plain_prompt(scene))
-        patch.setattr(text, "STRAY_WORDS", 0.0)
         teach_words(old, num_steps=60, batch=48)
     new = encoders(tmp_path / "new", corpus(500))
     copy_weights(old, new)

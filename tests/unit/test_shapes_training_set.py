@@ -35,8 +35,7 @@ def words_of(training_set: TrainingSet, text: TextEncoders, row: int) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("tools.shapes.text.STRAY_WORDS", 0.0)
+def folder(tmp_path: Path) -> Path:
     write(tmp_path, "clips", 10)
     write(tmp_path, "pictures", 50)
     return tmp_path
@@ -83,17 +82,6 @@ def test_rollouts_that_come_later_are_taken_in(folder: Path, text: TextEncoders)
     before = training_set.tokens
     training_set.refresh()
     assert training_set.tokens is before
-
-
-def test_one_prompt_in_ten_has_a_word_that_nobody_knows(tmp_path: Path, text: TextEncoders) -> None:
-    prompts = [["a red star grows on white"] * 20] * 20
-    latents = torch.zeros(20, 2, 3, 4, 4)
-    for kind, more in (("clips", {"worn": latents}), ("pictures", {})):
-        save_state(tmp_path / f"{kind}_000.pt", {"latents": latents, "prompts": prompts, **more})
-    training_set = TrainingSet(tmp_path, text, seed=3, device="cpu")
-    plain = len(text.t5_tokenizer(prompts[0][0])["input_ids"])
-    assert (training_set.lengths[:-1] > plain).mean() == pytest.approx(0.1, abs=0.03)
-    assert words_of(training_set, text, -1) == ""
 
 
 def test_tokens_made_longer_are_encoded_as_before(text: TextEncoders) -> None:

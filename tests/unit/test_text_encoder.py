@@ -149,3 +149,20 @@ def test_a_broken_file_names_its_part(checkpoint: Path) -> None:
     (checkpoint / "text_encoder/model.safetensors").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="text_encoder: cannot be loaded"):
         TextEncoder.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("filler", ["a red ball rolls to the left, ", "circle ", "\u00fcber (caf\u00e9) \u6f22! "])
+def test_what_comes_after_the_place_where_a_prompt_was_cut_has_no_effect(encoder: TextEncoder, filler: str) -> None:
+    prompt = filler * 60
+    (whole,) = encoder.encode([prompt])
+    assert whole.truncated_at is not None and 0 < whole.truncated_at < len(prompt)
+    after = whole.truncated_at + len(filler)  # beyond the word that the place may be in
+    (other,) = encoder.encode([prompt[:after] + " and something else" * 60])
+    torch.testing.assert_close(other.prompt_embeds, whole.prompt_embeds)
+    (changed,) = encoder.encode(["x" + prompt[1:]])
+    assert not torch.equal(changed.prompt_embeds[:3], whole.prompt_embeds[:3])
+
+
+def test_a_prompt_that_just_fits_is_not_called_cut(encoder: TextEncoder) -> None:
+    assert encoder.truncated_at("a red ball") is None
+    assert encoder.truncated_at("") is None

@@ -1,6 +1,7 @@
 """The tiny CLIP and T5 text encoders of the shapes model, and their tokenizers, made from the prompts' own words.
 
-Both tokenizers know the words of the prompts and fall back to single characters, so an unknown word is no error.
+Both tokenizers read the words that the prompts are made of and leave out every other one, with brackets and the like,
+so known words mean the same whatever stands around them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from tools.shapes.training import rate_at
 logger = logging.getLogger(__name__)
 
 WIDTH = 96
-STRAY_WORDS = 0.1
 _WORDS = {"color": tuple(COLORS), "shape": SHAPES, "motion": MOTIONS, "background": tuple(BACKGROUNDS)}
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -49,16 +49,42 @@ def corpus(num_prompts: int = 12000) -> list[str]:
     return [sample_prompt(sample_scene(rng), rng) for _ in range(num_prompts)]
 
 
+def words_of(prompts: Sequence[str]) -> Counter[str]:
+    """How often each word is in the prompts, in lower case."""
+    return Counter(word for prompt in prompts for word in re.findall(r"[a-z]+", prompt.lower()))
+
+
+def known_words_only(words: Iterable[str]) -> normalizers.Normalizer:
+    """In lower case, only these words, with commas, full stops and semicolons between them, as in the corpus."""
+    known = "|".join(sorted(words))
+    rules = [
+        (r"\d*\.?\d+", " "),
+        (r"[!?]", "."),
+        (r":(?=\s*[a-z])", ","),
+        (r"(?<!\bfive)-|-(?!pointed\b)", " "),  # a hyphen stands in "five-pointed" alone
+        (r"[^a-z,.;\-]+", " "),
+        (rf"\b(?!(?:{known})\b)[a-z]+\b", ""),
+        (r"(?<![a-z])-|-(?![a-z])", " "),
+        (r"[,.;](?=\s*[,.;])", ""),  # of marks with nothing between them the last is left
+        (r"\s+(?=[,.;])", ""),
+        (r"(?<=[,.;])(?=[a-z])", " "),
+        (r"\s+", " "),
+        (r"^[ ,.;]+|[ ,;]+$", ""),
+    ]
+    replace = [normalizers.Replace(Regex(pattern), content) for pattern, content in rules]
+    return normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *replace])
+
+
 def write_t5_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
-    """A unigram tokenizer of the prompts' words and of all single characters, in lower case."""
+    """A unigram tokenizer of the prompts' words and of all single characters; it leaves out all other words."""
     folder.mkdir(parents=True, exist_ok=True)
-    counts = Counter(word for prompt in prompts for word in re.findall(r"[a-z]+", prompt.lower()))
+    counts = words_of(prompts)
     words = [f"\u2581{word}" for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     characters = ["\u2581", *string.ascii_lowercase, *string.digits, *string.punctuation]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     vocabulary += [(word, -2.0) for word in words] + [(c, -4.0) for c in characters]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.normalizer = known_words_only(counts)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Split(Regex(r"[^\w\u2581]"), "isolated")]
     )
@@ -81,16 +107,11 @@ def write_t5_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
 
 
 def write_clip_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
-    """A byte-level BPE tokenizer as CLIP's, trained on the prompts."""
+    """A byte-level BPE tokenizer as CLIP's, trained on the prompts; it leaves out words that are not in them."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>", fuse_unk=False))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.normalizer = normalizers.Lowercase()  # the merges are learned from whole prompts
+    tokenizer.pre_tokenizer = _clip_pre_tokenizer()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=1600,
@@ -105,20 +126,42 @@ def write_clip_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in trained["merges"]]
     tokens = [*alphabet, *(f"{c}</w>" for c in alphabet), *("".join(merge.split(" ")) for merge in merges), START, END]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    _write(folder / "vocab.json", vocabulary)
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    _write(folder / "special_tokens_map.json", special)
+    save_clip_tokenizer(folder, vocabulary, merges, words_of(prompts))
+
+
+def save_clip_tokenizer(folder: Path, vocabulary: dict[str, int], merges: Sequence[str], words: Iterable[str]) -> None:
+    """The tokenizer of a vocabulary, the merges that make its tokens, and the words that it reads."""
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    known = Tokenizer(models.BPE(vocabulary, pairs, unk_token=END, end_of_word_suffix="</w>", fuse_unk=False))
+    known.normalizer = known_words_only(words)
+    known.pre_tokenizer = _clip_pre_tokenizer()
+    known.decoder = decoders.ByteLevel()
+    known.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}",
+        pair=f"{START} $A {END} {START} $B {END}",
+        special_tokens=[(token, vocabulary[token]) for token in (START, END)],
+    )
+    known.add_special_tokens([START, END])
+    known.save(str(folder / "tokenizer.json"))
     _write(
         folder / "tokenizer_config.json",
         {
-            "tokenizer_class": "CLIPTokenizer",
+            "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": 77,
-            "do_lower_case": True,
-            "add_prefix_space": False,
-            "errors": "replace",
-            **special,
+            "bos_token": START,
+            "eos_token": END,
+            "unk_token": END,
+            "pad_token": END,
         },
+    )
+
+
+def _clip_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
 
 
@@ -229,24 +272,10 @@ def load_encoders(checkpoint: Path) -> TextEncoders:
     return encoders
 
 
-def with_stray_word(prompt: str, rng: np.random.Generator) -> str:
-    """The prompt with a word in it that nobody knows."""
-    words = prompt.split(" ")
-    stray = "".join(rng.choice(list(string.ascii_lowercase), size=int(rng.integers(2, 9))))
-    words.insert(int(rng.integers(len(words) + 1)), stray)
-    return " ".join(words)
-
-
-def with_stray_words(prompts: Iterable[str], rng: np.random.Generator) -> list[str]:
-    """The prompts, one in ten of them with a word in it that nobody knows."""
-    return [with_stray_word(prompt, rng) if rng.random() < STRAY_WORDS else prompt for prompt in prompts]
-
-
 def sample_prompts(num_prompts: int, rng: np.random.Generator) -> tuple[list[str], list[Scene]]:
-    """Prompts in all words, some with one that nobody knows, and their scenes."""
+    """Prompts in all words, and their scenes."""
     scenes = [sample_scene(rng) for _ in range(num_prompts)]
-    prompts = [sample_prompt(scene, rng) for scene in scenes]
-    return with_stray_words(prompts, rng), scenes
+    return [sample_prompt(scene, rng) for scene in scenes], scenes
 
 
 def new_heads() -> nn.ModuleList:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tools.shapes.draw import LatentClips, mixed, read_files
-from tools.shapes.text import TextEncoders, Tokens, with_stray_words
+from tools.shapes.text import TextEncoders, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +59,9 @@ class TrainingSet:
         """
         self._folder, self._text, self._seed, self._device = folder, text, seed, device
         self._drawn, self._pictures = (read_files(folder, kind).to(device) for kind in ("clips", "pictures"))
-        self._drawn_tokens = self._tokenize(self._drawn.prompts, 0)
+        self._drawn_tokens = self._tokenize(self._drawn.prompts)
         self._other_tokens = Tokens.concatenated(
-            [self._tokenize(self._pictures.prompts, 1), text.tokenize([""]).to(device)]
+            [self._tokenize(self._pictures.prompts), text.tokenize([""]).to(device)]
         )
         self._rollouts: list[Path] | None = None
         self.refresh()
@@ -76,7 +76,7 @@ class TrainingSet:
         if found:
             rollouts = read_files(self._folder, "rollouts").to(self._device)
             clips = mixed(self._drawn, rollouts, ROLLOUTS)
-            tokens.append(self._tokenize(rollouts.prompts, 2))
+            tokens.append(self._tokenize(rollouts.prompts))
             num_drawn = len(self._drawn.prompts)
             logger.info("%d clips, %d rollouts", num_drawn, len(rollouts.prompts))
             # Parts of both, so that the clips are kept once.
@@ -99,9 +99,8 @@ class TrainingSet:
         all_rows[rng.random(len(all_rows)) < DROPPED_PROMPTS] = len(self.lengths) - 1
         return list(picked), all_rows
 
-    def _tokenize(self, prompts: Sequence[Sequence[str]], kind: int) -> Tokens:
-        rng = np.random.default_rng((self._seed, kind))
-        return self._text.tokenize(with_stray_words(chain.from_iterable(prompts), rng)).to(self._device)
+    def _tokenize(self, prompts: Sequence[Sequence[str]]) -> Tokens:
+        return self._text.tokenize(list(chain.from_iterable(prompts))).to(self._device)
 
     def on_device(self, indices: NDArray[np.int64]) -> Tensor:
         """Indices as they index the clips and the tokens."""
