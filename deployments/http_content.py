@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import logging
 import re
 import subprocess
 from collections.abc import AsyncIterator
@@ -15,8 +16,10 @@ from PIL import Image
 
 from deployments.http_errors import ApiError
 from pyramid_serve.api import Status, VideoRecord
-from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
+from pyramid_serve.storage import StorageError, VideoFile, VideoNotFoundError, VideoStore
 from pyramid_serve.video import EncodeError
+
+logger = logging.getLogger(__name__)
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
 
@@ -50,8 +53,12 @@ class Content:
     media_type: str
     num_bytes: int
     etag: str
+    preview: bytes | None = None
+    """The file itself, where it was made just now: the storage may not have taken it."""
 
     def chunks(self, span: ByteRange) -> AsyncIterator[bytes]:
+        if self.preview is not None:
+            return _chunks_of(self.preview, span)
         return _read_chunks(self.store, self.video_id, self.file, span)
 
 
@@ -61,13 +68,16 @@ async def open_content(store: VideoStore, record: VideoRecord, variant: Variant)
         reason = f": {record.error.message}" if record.error else f", {record.progress} % done"
         raise ApiError(409, f"{record.id}: is {record.status}{reason}", param="video_id")
     file, media_type = _FILES[variant]
+    preview = None
     try:
         num_bytes = await asyncio.to_thread(store.size_of, record.id, file)
     except VideoNotFoundError:
         if file is VideoFile.VIDEO:
             raise
-        num_bytes = await asyncio.to_thread(_make_preview, store, record, file)
-    return Content(store, record.id, file, media_type, num_bytes, etag=f'"{record.id}-{variant}-{num_bytes}"')
+        preview = await asyncio.to_thread(_make_preview, store, record, file)
+        num_bytes = len(preview)
+    etag = f'"{record.id}-{variant}-{num_bytes}"'
+    return Content(store, record.id, file, media_type, num_bytes, etag=etag, preview=preview)
 
 
 def respond(request: Request, content: Content) -> Response:
@@ -125,17 +135,24 @@ async def _read_chunks(store: VideoStore, video_id: str, file: VideoFile, span: 
         yield await asyncio.to_thread(store.read_range, video_id, file, start, end)
 
 
+async def _chunks_of(content: bytes, span: ByteRange) -> AsyncIterator[bytes]:
+    yield content[span.start : span.end]
+
+
 # --- previews -------------------------------------------------------------------------------------------------------
 
 
-def _make_preview(store: VideoStore, record: VideoRecord, file: VideoFile) -> int:
-    """Make a thumbnail or sprite sheet of a finished video and keep it; its size in bytes. Always the same bytes."""
+def _make_preview(store: VideoStore, record: VideoRecord, file: VideoFile) -> bytes:
+    """Make a thumbnail or sprite sheet of a finished video, and keep it if the storage takes it. Always the same."""
     video = store.fetch(record.id, VideoFile.VIDEO)
     picture = _thumbnail(video) if file is VideoFile.THUMBNAIL else _sprite_sheet(video, record.spec.num_frames)
     content = io.BytesIO()
     picture.save(content, format="WEBP", quality=85)
-    store.attach(record.id, file, content.getvalue())
-    return len(content.getvalue())
+    try:
+        store.attach(record.id, file, content.getvalue())
+    except StorageError as error:
+        logger.warning("%s is not kept: %s", file, error, extra={"video_id": record.id})
+    return content.getvalue()
 
 
 def _thumbnail(video: bytes) -> Image.Image:
