@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyramid_serve import api, cli
+from pyramid_serve.outputs import check_output
+from pyramid_serve.terminal import printable, printable_lines
 
 if TYPE_CHECKING:
     from deployments.http_client import Server, Video
@@ -113,6 +115,7 @@ def demo(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve demo``."""
     output: Path = arguments.output
     _check_output(output, ".mp4")
+    _check_output(output.with_suffix(".png"), ".png")
 
     from deployments.demo import PROMPT, LiveRows, demo_app, make, status_rows
     from deployments.http_client import Server
@@ -247,11 +250,12 @@ def submit(arguments: argparse.Namespace) -> None:
     fields = {name: value for name, value in vars(arguments).items() if name in _REQUEST_FIELDS}
     video = server.submit({"prompt": arguments.prompt, **fields}, picture=vars(arguments).get("image"))
     if arguments.output is None and not arguments.wait:
-        _say(f"{video['id']}\n\nTo follow it and fetch it: pyramid-serve download {video['id']}{_at(arguments)}")
+        video_id = printable(video["id"])
+        _say(f"{video_id}\n\nTo follow it and fetch it: pyramid-serve download {video_id}{_at(arguments)}")
         return
     video = _wait(server, video, arguments)
     if arguments.output is None:
-        _say(f"{video['id']}: completed")
+        _say(f"{printable(video['id'])}: completed")
     else:
         _write(server, video, arguments.output, "video")
 
@@ -262,11 +266,11 @@ def status(arguments: argparse.Namespace) -> None:
 
     video = _server(arguments).get(arguments.id)
     if arguments.json:
-        _say(json.dumps(video, indent=2))
+        _say(json.dumps(video, indent=2).replace("\x7f", "\\u007f"))  # the one control that JSON leaves as it is
         return
-    _say(f"{video['id']}: {_state(video)}")
-    _say(f"  prompt   {video['prompt']}")
-    _say(f"  video    {video['num_frames']} frames of {video['size']}, seed {video['seed']}, model {video['model']}")
+    _say(f"{printable(video['id'])}: {_state(video)}")
+    _say(f"  prompt   {printable(video['prompt'])}")
+    _say(f"  video    {_frames(video)}, seed {video['seed']}, model {printable(video['model'])}")
     _say(f"  units    {video['num_units_done']} of {video['num_units']} can be watched")
     _say(f"  created  {_time(video['created_at'])}")
     if video["expires_at"] is not None:
@@ -287,15 +291,16 @@ def list_videos(arguments: argparse.Namespace) -> None:
     for video in videos:
         prompt = video["prompt"] if len(video["prompt"]) <= 60 else video["prompt"][:57] + "..."
         _say(
-            f"{video['id']:38}  {_status(video):11}  {video['progress']:3}%  {_time(video['created_at']):16}  "
-            f"{video['size']:>9}  {video['num_frames']:6}  {' '.join(prompt.split())}"
+            f"{printable(video['id']):38}  {_status(video):11}  {video['progress']:3}%  "
+            f"{_time(video['created_at']):16}  {printable(video['size']):>9}  {video['num_frames']:6}  "
+            f"{printable(' '.join(prompt.split()))}"
         )
 
 
 def cancel(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve cancel``."""
     video = _server(arguments).cancel(arguments.id)
-    _say(f"{video['id']}: {_state(video)}")
+    _say(f"{printable(video['id'])}: {_state(video)}")
 
 
 def delete(arguments: argparse.Namespace) -> None:
@@ -332,9 +337,10 @@ def _wait(server: "Server", video: "Video", arguments: argparse.Namespace) -> "V
 
             video = server.wait(video["id"], show)
     except KeyboardInterrupt:
+        video_id = printable(video["id"])
         _say(
-            f"\n{video['id']} goes on without you. To fetch it: pyramid-serve download {video['id']}{_at(arguments)}\n"
-            f"To stop it: pyramid-serve cancel {video['id']}{_at(arguments)}",
+            f"\n{video_id} goes on without you. To fetch it: pyramid-serve download {video_id}{_at(arguments)}\n"
+            f"To stop it: pyramid-serve cancel {video_id}{_at(arguments)}",
             file=sys.stderr,
         )
         raise
@@ -344,14 +350,8 @@ def _wait(server: "Server", video: "Video", arguments: argparse.Namespace) -> "V
 
 
 def _write(server: "Server", video: "Video", output: Path, variant: str) -> None:
-    content = server.content(video["id"], variant=variant)
-    aside = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, output)
-    finally:
-        aside.unlink(missing_ok=True)
-    what = f"{video['num_frames']} frames of {video['size']}" if variant == "video" else variant
+    server.download(video["id"], output, variant=variant)
+    what = _frames(video) if variant == "video" else variant
     _say(f"{output}: {what}, seed {video['seed']}")
 
 
@@ -359,8 +359,7 @@ def _check_output(output: Path, suffix: str) -> None:
     """``ValueError`` where a file of this kind cannot be written there."""
     if output.suffix.lower() != suffix:
         raise ValueError(f"{output}: must end in {suffix}")
-    if not output.absolute().parent.is_dir():
-        raise ValueError(f"{output}: no folder {output.parent}")
+    check_output(output)
     if output.is_dir():
         raise ValueError(f"{output}: is a folder")
 
@@ -369,7 +368,7 @@ def _check_output(output: Path, suffix: str) -> None:
 
 
 def _say(text: str, *, file: Any = None) -> None:
-    print(text, file=file or sys.stdout, flush=True)
+    print(printable_lines(text), file=file or sys.stdout, flush=True)
 
 
 def _at(arguments: argparse.Namespace) -> str:
@@ -383,14 +382,23 @@ def _status(video: "Video") -> str:
     return "cancelled" if is_cancelled else str(video["status"])
 
 
+def _frames(video: "Video") -> str:
+    return f"{video['num_frames']} frames of {printable(video['size'])}"
+
+
 def _state(video: "Video") -> str:
     """The status in words, with what there is to say of it."""
     if video["status"] == "failed" and _status(video) != "cancelled":
-        return f"failed: {video['error']['message']}"
+        return f"failed: {_message(video)}"
     if video["status"] in ("completed", "failed"):
         return _status(video)
     outlook = _outlook(video)
     return f"{video['status'].replace('_', ' ')}, {video['progress']}% done" + (f", {outlook}" if outlook else "")
+
+
+def _message(video: "Video") -> str:
+    """Why a video failed."""
+    return "no reason given" if video["error"] is None else printable(video["error"]["message"])
 
 
 def _outlook(video: "Video") -> str:

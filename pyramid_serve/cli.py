@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from pyramid_serve import api
+from pyramid_serve.outputs import check_output
+from pyramid_serve.terminal import printable
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -92,6 +94,7 @@ def generate(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve generate``. Raises ``ValueError`` for what the user got wrong, before any work."""
     # Everything cheap is checked before torch and the model are loaded.
     request = request_from(arguments)
+    check_output(arguments.output)
 
     import torch
     from tqdm import tqdm
@@ -167,7 +170,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
     try:
         command(parsed)
     except ValueError as error:
-        print(f"pyramid-serve {parsed.command}: {error}".replace("\n", " "), file=sys.stderr)
+        print(f"pyramid-serve {parsed.command}: {printable(str(error))}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print(f"pyramid-serve {parsed.command}: interrupted", file=sys.stderr)
@@ -176,7 +179,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
         return READER_LEFT
     except OSError as error:
-        print(f"pyramid-serve {parsed.command}: {error}", file=sys.stderr)
+        print(f"pyramid-serve {parsed.command}: {printable(str(error))}", file=sys.stderr)
         return OUR_ERROR
     return 0
 
