@@ -12,24 +12,23 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyramid_serve import api, cli
+from pyramid_serve import cli
 from pyramid_serve.outputs import check_output
 from pyramid_serve.terminal import printable, printable_lines
 
 if TYPE_CHECKING:
     from deployments.http_client import Server, Video
+    from deployments.signals import StopSignals
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 VARIANTS = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".webp"}
-
-_REQUEST_FIELDS = api.VideoRequest.model_fields.keys() - {"prompt", "input_reference"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,25 +89,31 @@ def _add_server_commands(commands: "Commands") -> None:
 
 
 def up(arguments: argparse.Namespace) -> None:
-    """Run ``pyramid-serve up``: until Ctrl-C or SIGTERM."""
-    from deployments.demo import LiveRows, status_rows
-    from deployments.local_cluster import check_port, read_app, running
+    """Run ``pyramid-serve up``: until SIGTERM, which is its ordinary end, or Ctrl-C or SIGHUP."""
+    with _ending("up", terminated=0) as signals:
+        from deployments.demo import LiveRows, status_rows
+        from deployments.local_cluster import check_port, read_app, running
+        from pyramid_serve.storage import check_root, shown_root
 
-    app = read_app(arguments.config, host=arguments.host, port=arguments.port)
-    check_port(app.host, app.port)
-    _say(f"Starting Ray and the app: model {app.config.model.public_name}, videos in {app.config.storage_root} ...")
-    started = time.monotonic()
-    rows = LiveRows(sys.stdout)
-    with _terminable(), running(app, show=lambda statuses: rows.show(status_rows(statuses))):
-        at = "" if app.url == DEFAULT_URL else f" --url {app.url}"
-        _say(
-            f"Ready after {time.monotonic() - started:.0f} s: {app.url}  (docs: {app.url}/docs)\n\n"
-            f"In another terminal:\n"
-            f'  pyramid-serve submit "a red circle moves right on a black background" -o circle.mp4{at}\n'
-            f"  pyramid-serve list{at}\n\n"
-            "Ctrl-C stops it."
-        )
-        _wait_for_interrupt()
+        app = read_app(arguments.config, host=arguments.host, port=arguments.port)
+        check_port(app.host, app.port)
+        signals.begin()
+        check_root(app.config.storage_root)
+        storage = shown_root(app.config.storage_root)
+        _say(f"Starting Ray and the app: model {app.config.model.public_name}, videos in {storage} ...")
+        started = time.monotonic()
+        rows = LiveRows(sys.stdout)
+        with running(app, show=lambda statuses: rows.show(status_rows(statuses)), warn=rows.say) as logs:
+            at = "" if app.url == DEFAULT_URL else f" --url {app.url}"
+            _say(
+                f"Ready after {time.monotonic() - started:.0f} s: {app.url}  (docs: {app.url}/docs)\n"
+                f"Logs: {logs}\n\n"
+                f"In another terminal:\n"
+                f'  pyramid-serve submit "a red circle moves right on a black background" -o circle.mp4{at}\n'
+                f"  pyramid-serve list{at}\n\n"
+                "Ctrl-C stops it."
+            )
+            _wait_for_interrupt()
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -117,29 +122,33 @@ def demo(arguments: argparse.Namespace) -> None:
     _check_output(output, ".mp4")
     _check_output(output.with_suffix(".png"), ".png")
 
-    from deployments.demo import PROMPT, LiveRows, demo_app, make, status_rows
-    from deployments.http_client import Server
-    from deployments.local_cluster import running
+    with _ending("demo") as signals:
+        from deployments.demo import PROMPT, LiveRows, demo_app, make, status_rows
+        from deployments.http_client import Server
+        from deployments.local_cluster import running
 
-    rows = LiveRows(sys.stdout)
-    with _terminable(), demo_app() as app:
-        _say("Starting Ray and the app on this machine ...")
-        started = time.monotonic()
-        with running(app, show=lambda statuses: rows.show(status_rows(statuses))):
-            _say(f"Ready after {time.monotonic() - started:.0f} s.\n")
-            make(Server(app.url), arguments.prompt or PROMPT, output, out=sys.stdout)
-        _say("\nEverything that was started is stopped. To keep a server: pyramid-serve up")
+        signals.begin()
+        rows = LiveRows(sys.stdout)
+        with demo_app() as app:
+            _say("Starting Ray and the app on this machine ...")
+            started = time.monotonic()
+            with running(app, show=lambda statuses: rows.show(status_rows(statuses))):
+                _say(f"Ready after {time.monotonic() - started:.0f} s.\n")
+                make(Server(app.url), arguments.prompt or PROMPT, output, out=sys.stdout)
+            _say("\nEverything that was started is stopped. To keep a server: pyramid-serve up")
 
 
 def bench(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve bench``."""
     request = cli.request_from(arguments)
 
-    from deployments.bench import parse_levels, run_bench
+    with _ending("bench") as signals:
+        from deployments.bench import parse_levels, run_bench
 
-    levels = parse_levels(arguments.concurrency)
-    with _app_to_measure(arguments) as (app, model, variant):
-        report = run_bench(request, app=app, model=model, variant=variant, levels=levels)
+        levels = parse_levels(arguments.concurrency)
+        signals.begin()
+        with _app_to_measure(arguments) as (app, model, variant):
+            report = run_bench(request, app=app, model=model, variant=variant, levels=levels)
     _say(report.to_text())
     if arguments.output is not None:
         arguments.output.write_text(report.to_json())
@@ -168,7 +177,7 @@ def _app_to_measure(arguments: argparse.Namespace) -> Iterator[tuple[str, str, s
     # In a folder that goes with it: a server that runs here may use the one that is configured.
     with tempfile.TemporaryDirectory(prefix="pyramid-serve-bench-", ignore_cleanup_errors=True) as storage:
         app = app._replace(config=app.config.model_copy(update={"storage": storage}))
-        with _terminable(), running(app, show=lambda statuses: rows.show(status_rows(statuses))):
+        with running(app, show=lambda statuses: rows.show(status_rows(statuses))):
             yield app.name, app.config.model.source, app.config.model.variant
 
 
@@ -178,18 +187,36 @@ def _wait_for_interrupt() -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the block as Ctrl-C does, so that nothing is left behind.
+def _ending(command: str, *, terminated: int = cli.INTERRUPTED) -> Iterator["StopSignals"]:
+    """End the block at SIGTERM, SIGINT and SIGHUP with nothing left behind: see ``StopSignals``.
 
-    A shell script starts what it puts in the background with SIGINT ignored, so SIGINT is set as well.
+    ``terminated``: the exit status after SIGTERM; 0 is an end without a complaint.
     """
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, signal.default_int_handler) for number in signals]
-    try:
+    from deployments.signals import StopSignals
+
+    def leave(number: int) -> int:
+        is_stopped = number == signal.SIGTERM and terminated == 0
+        with suppress(OSError):  # the terminal may be closed
+            _say(f"pyramid-serve {command}: {'stopped' if is_stopped else 'interrupted'}", file=sys.stderr)
+        return terminated if number == signal.SIGTERM else cli.INTERRUPTED
+
+    with StopSignals(leave=leave) as signals:
+        try:
+            yield signals
+        except KeyboardInterrupt:
+            signals.end()
+            if signals.received != signal.SIGTERM or terminated:
+                raise
+            _say(f"pyramid-serve {command}: stopped", file=sys.stderr)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the block as Ctrl-C does; see ``StopSignals``."""
+    from deployments.signals import StopSignals
+
+    with StopSignals():
         yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
 
 
 # --- a client -------------------------------------------------------------------------------------------------------
@@ -244,10 +271,13 @@ def _server(arguments: argparse.Namespace) -> "Server":
 
 def submit(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve submit``."""
+    from pyramid_serve.api import VideoRequest
+
     if arguments.output is not None:
         _check_output(arguments.output, ".mp4")
     server = _server(arguments)
-    fields = {name: value for name, value in vars(arguments).items() if name in _REQUEST_FIELDS}
+    names = VideoRequest.model_fields.keys() - {"prompt", "input_reference"}
+    fields = {name: value for name, value in vars(arguments).items() if name in names}
     video = server.submit({"prompt": arguments.prompt, **fields}, picture=vars(arguments).get("image"))
     if arguments.output is None and not arguments.wait:
         video_id = printable(video["id"])

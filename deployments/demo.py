@@ -4,6 +4,7 @@ import io
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,19 +108,28 @@ def bar(part: float) -> str:
 
 
 class LiveRows:
-    """Lines that are drawn over again; for a terminal only."""
+    """Lines that are drawn over again; for a terminal only. Other lines may be said in between, from any thread."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lines: Sequence[str] = ()
+        self._lock = threading.Lock()
 
     def show(self, lines: Sequence[str]) -> None:
-        if not self._out.isatty() or lines == self._lines:
-            return
-        up = f"\x1b[{len(self._lines)}A" if self._lines else ""
-        self._out.write(up + "".join(f"\x1b[2K{line}\n" for line in lines))
-        self._out.flush()
-        self._lines = list(lines)
+        with self._lock:
+            if not self._out.isatty() or lines == self._lines:
+                return
+            up = f"\x1b[{len(self._lines)}A" if self._lines else ""
+            self._out.write(up + "".join(f"\x1b[2K{line}\n" for line in lines))
+            self._out.flush()
+            self._lines = list(lines)
+
+    def say(self, line: str) -> None:
+        """Print a line that stays; the rows are drawn below it from then on."""
+        with self._lock:
+            self._out.write(f"{line}\n")
+            self._out.flush()
+            self._lines = ()
 
 
 def status_rows(statuses: Mapping[str, str]) -> list[str]:

@@ -24,6 +24,7 @@ import hashlib
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -49,7 +50,7 @@ _MAX_ASIDE_S = 3600.0
 _LATENTS = "latents"
 _PROBE_BYTES = 4096
 """About the size of a record: fewer bytes may still fit on a disk that takes no record any more."""
-_CREDENTIALS = re.compile(r"(?<=://)[^/@]*:.*@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*:\S*@")
 _EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
     **dict.fromkeys(("gs", "gcs"), "gcs"),
@@ -58,11 +59,14 @@ _EXTRAS = {
 """The extra of this package that installs the filesystem of a protocol."""
 
 
+def mask_credentials(text: str) -> str:
+    """A text in which the credentials of URLs, such as ``s3://key:secret@bucket``, are ``***``."""
+    return _CREDENTIALS.sub("***@", text)
+
+
 def shown_root(root: str) -> str:
     """A storage root for people to read: credentials and query parameters of a URL are masked."""
-    if "://" not in root:
-        return root
-    return re.sub(r"\?.*", "?***", _CREDENTIALS.sub("***@", root))
+    return root if "://" not in root else re.sub(r"\?.*", "?***", mask_credentials(root))
 
 
 class StorageError(OSError):
@@ -87,6 +91,27 @@ class VideoFile(StrEnum):
     THUMBNAIL = "thumbnail.webp"
     SPRITESHEET = "spritesheet.webp"
     PICTURE = "input.png"
+
+
+def check_root(root: str, *, timeout_s: float = 30.0) -> None:
+    """``ValueError`` for a storage that cannot be written, read and deleted from, or does not answer in time."""
+    problems: list[str] = []
+
+    def check() -> None:
+        try:
+            VideoStore(root).check()
+        except (ValueError, StorageError) as error:
+            problems.append(str(error))
+        except Exception as error:  # of a filesystem that is set up wrongly; each raises classes of its own
+            problems.append(f"storage {shown_root(root)}: {type(error).__name__}: {_first_line(error)}")
+
+    thread = threading.Thread(target=check, daemon=True)  # an object store that is away can hang for minutes
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        raise ValueError(f"storage {shown_root(root)}: no answer within {timeout_s:.0f} s")
+    if problems:
+        raise ValueError(problems[0])
 
 
 class VideoStore:
@@ -154,7 +179,8 @@ class VideoStore:
         )
         for remove, path in removals:
             try:
-                remove(path)
+                if self._is_there(path):
+                    remove(path)
             except StorageError as error:
                 logger.warning("not accepted, and not all of it is removed: %s", error, extra={"video_id": video_id})
 
@@ -173,12 +199,7 @@ class VideoStore:
         return VideoRecord.model_validate_json(stored)
 
     def exists(self, video_id: str) -> bool:
-        # Not the filesystem's own `exists`, which takes a file that it cannot look at for one that is not there.
-        try:
-            self._size(f"{self._folder(video_id)}/video.json")
-        except FileNotFoundError:
-            return False
-        return True
+        return self._is_there(f"{self._folder(video_id)}/video.json")
 
     def ids(self, *, newest_first: bool = True) -> list[str]:
         """Every id in the order of creation. Reads no record; some may have been deleted meanwhile."""
@@ -444,6 +465,15 @@ class VideoStore:
         """Bytes of a file. Raises ``FileNotFoundError``."""
         with self._accessing("cannot be read"):
             return int(self._fs.info(path)["size"])
+
+    def _is_there(self, path: str) -> bool:
+        # Not the filesystem's own `exists`, which takes a file that it cannot look at for one that is not there.
+        try:
+            with self._accessing("cannot be read"):
+                self._fs.info(path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _put(self, path: str, content: bytes) -> None:
         try:

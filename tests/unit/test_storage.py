@@ -276,6 +276,14 @@ def test_of_a_video_that_is_not_accepted_nothing_is_left(
     assert [record.id for record in switched.unfinished()] == [kept.id]
 
 
+def test_where_nothing_was_written_nothing_is_said_to_be_left(
+    switched: VideoStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with refusing(errno.EROFS), pytest.raises(StorageError):
+        switched.create(new_record(SPEC), picture=b"picture")
+    assert caplog.messages == []
+
+
 def test_a_full_local_disk_leaves_nothing_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
