@@ -87,6 +87,20 @@ def _add_server_commands(commands: "Commands") -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("demo.mp4"), help="demo.mp4 unless given")
     parser.set_defaults(run=demo)
 
+    parser = commands.add_parser(
+        "doctor",
+        help="what a bug report needs to say of this machine",
+        description="Print versions, processor, GPU, ffmpeg and free space, and what does not work; no secrets. "
+        "The exit status is 0 unless something is broken that generate needs.",
+    )
+    parser.add_argument(
+        "--storage", metavar="URL", help="a storage root to try: writes, reads and deletes a small file"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="try the storage that this file names")
+    parser.add_argument("--ray", action="store_true", help="try whether Ray can start here")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=doctor)
+
 
 def up(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve up``: until SIGTERM, which is its ordinary end, or Ctrl-C or SIGHUP."""
@@ -136,6 +150,24 @@ def demo(arguments: argparse.Namespace) -> None:
                 _say(f"Ready after {time.monotonic() - started:.0f} s.\n")
                 make(Server(app.url), arguments.prompt or PROMPT, output, out=sys.stdout)
             _say("\nEverything that was started is stopped. To keep a server: pyramid-serve up")
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    """Run ``pyramid-serve doctor``. Raises ``ValueError`` when something is broken that ``generate`` needs."""
+    with _ending("doctor") as signals:
+        from deployments.doctor import examine, to_json
+
+        signals.begin()
+        lines = []
+        for line in examine(storage=arguments.storage, config=arguments.config, with_ray=arguments.ray):
+            lines.append(line)
+            if not arguments.json:
+                _say(str(line))
+        if arguments.json:
+            _say(to_json(lines))
+    broken = [line.name for line in lines if line.is_needed and not line.is_ok]
+    if broken:
+        raise ValueError(f"generate does not work here: see {', '.join(broken)}")
 
 
 def bench(arguments: argparse.Namespace) -> None:
