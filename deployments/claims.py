@@ -24,7 +24,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.logs import configure_logging
 from deployments.tasks import to_its_end
 from pyramid_serve.api import Status, TimelineEntry, VideoError, VideoRecord
-from pyramid_serve.storage import StorageError, VideoExistsError, VideoNotFoundError, VideoStore, shown_root
+from pyramid_serve.storage import VideoExistsError, VideoNotFoundError, VideoStore, shown_root
 
 logger = logging.getLogger(__name__)
 
@@ -201,8 +201,8 @@ class Claims:
                 try:
                     await self._in_thread(self._store.bind_key, record.idempotency_key, record.id)
                     return await self._accept(record, picture)
-                except StorageError:
-                    with suppress(StorageError):  # a key of a video that is not there stands for nothing
+                except OSError:
+                    with suppress(OSError):  # a key of a video that is not there stands for nothing
                         await self._in_thread(self._store.release_key, record.idempotency_key, record.id)
                     raise
 
@@ -523,7 +523,7 @@ class Claims:
                     await self._lose_if_silent(record)
                 except VideoNotFoundError:
                     pass  # deleted meanwhile
-                except StorageError as error:  # the next sweep tries again, and the other videos need not wait for it
+                except OSError as error:  # the next sweep tries again, and the other videos need not wait for it
                     logger.warning("not taken from its owner: %s", error, extra={"video_id": record.id})
         self._hand_out()
         num_queued = len(self._waiting())

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -224,7 +224,6 @@ def _ending(command: str, *, terminated: int = cli.INTERRUPTED) -> Iterator["Sto
 
     ``terminated``: the exit status after SIGTERM; 0 is an end without a complaint.
     """
-    from deployments.signals import StopSignals
 
     def leave(number: int) -> int:
         is_stopped = number == signal.SIGTERM and terminated == 0
@@ -232,7 +231,7 @@ def _ending(command: str, *, terminated: int = cli.INTERRUPTED) -> Iterator["Sto
             _say(f"pyramid-serve {command}: {'stopped' if is_stopped else 'interrupted'}", file=sys.stderr)
         return terminated if number == signal.SIGTERM else cli.INTERRUPTED
 
-    with StopSignals(leave=leave) as signals:
+    with _terminable(leave) as signals:
         try:
             yield signals
         except KeyboardInterrupt:
@@ -243,12 +242,12 @@ def _ending(command: str, *, terminated: int = cli.INTERRUPTED) -> Iterator["Sto
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the block as Ctrl-C does; see ``StopSignals``."""
+def _terminable(leave: Callable[[int], int] | None = None) -> Iterator["StopSignals"]:
+    """Let SIGTERM, SIGINT and SIGHUP end the block as Ctrl-C does; see ``StopSignals``."""
     from deployments.signals import StopSignals
 
-    with StopSignals():
-        yield
+    with StopSignals(leave=leave) as signals:
+        yield signals
 
 
 # --- a client -------------------------------------------------------------------------------------------------------

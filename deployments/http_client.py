@@ -104,7 +104,7 @@ class VideoObject(BaseModel):
     num_units_done: Count
     queue_position: Count | None
     eta_seconds: Seconds | None
-    timeline: list[Entry]
+    timeline: Annotated[list[Entry], Field(max_length=5000)]
 
 
 class VideoPage(BaseModel):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from deployments.http_errors import ApiError
 from pyramid_serve.api import Status, VideoRecord
-from pyramid_serve.storage import StorageError, VideoFile, VideoNotFoundError, VideoStore
+from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
 from pyramid_serve.video import EncodeError
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def _make_preview(store: VideoStore, record: VideoRecord, file: VideoFile) -> by
     picture.save(content, format="WEBP", quality=85)
     try:
         store.attach(record.id, file, content.getvalue())
-    except StorageError as error:
+    except OSError as error:
         logger.warning("%s is not kept: %s", file, error, extra={"video_id": record.id})
     return content.getvalue()
 

@@ -1,14 +1,12 @@
 """Whether the storage can be used, for probes that come as often as they like."""
 
 import asyncio
-import logging
+import errno
 import time
 from collections.abc import Callable
 from contextvars import Context
 
 from pyramid_serve.storage import StorageError, VideoStore
-
-logger = logging.getLogger(__name__)
 
 _MAX_RETRY_S = 2.0
 
@@ -54,8 +52,8 @@ class _SharedTry:
     async def _try(self) -> StorageError | None:
         try:
             await asyncio.to_thread(self._function)
-        except StorageError as error:
-            return error
+        except OSError as error:
+            return StorageError(error.errno or errno.EIO, str(error))
         finally:
             self._ended_at = time.monotonic()
         return None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_WAIT_S = 0.2
+_LOOK_S = 0.2
 _INSIST_S = 3.0
 
 _active: "StopSignals | None" = None
@@ -52,8 +52,9 @@ class StopSignals:
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
-        self._thread.start()
+        self._waiter = threading.Thread(target=self._wait, name="sigterm", daemon=True)
+        self._waiter.start()
+        threading.Thread(target=self._insist, name="signals", daemon=True).start()
         self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
         _active = self
         return self
@@ -63,7 +64,9 @@ class StopSignals:
     ) -> None:
         global _active
         self._is_over.set()
-        self._thread.join()
+        if self._waiter.ident is not None:
+            signal.pthread_kill(self._waiter.ident, signal.SIGTERM)
+        self._waiter.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
@@ -100,14 +103,21 @@ class StopSignals:
                 sys.stdout.flush()
             os._exit(status)
 
-    def _watch(self) -> None:
-        """Wait for SIGTERM; and raise again what was lost, as in a callback whose exceptions go nowhere."""
-        while not self._is_over.is_set():
-            is_sent = signal.sigtimedwait({signal.SIGTERM}, _WAIT_S) is not None
-            if is_sent and self.received is None:
+    def _wait(self) -> None:
+        """Take SIGTERM out, which no thread gets by itself."""
+        while True:
+            signal.sigwait({signal.SIGTERM})
+            if self._is_over.is_set():
+                return
+            if self.received is None:
                 self._note(signal.SIGTERM)
                 self._interrupt()
-            elif self.received is not None and not self._is_heeded and time.monotonic() - self._received_at > _INSIST_S:
+
+    def _insist(self) -> None:
+        """Raise again what was lost, as in a callback whose exceptions go nowhere."""
+        while not self._is_over.wait(_LOOK_S):
+            is_due = self.received is not None and time.monotonic() - self._received_at > _INSIST_S
+            if is_due and not self._is_heeded:
                 self._interrupt()
                 self._is_over.wait(_INSIST_S)
 

@@ -165,7 +165,7 @@ class VideoStore:
                 self._put(f"{folder}/{VideoFile.PICTURE}", picture)
             self._put(self._unfinished(record.id), b"")
             self._put(f"{folder}/video.json", _to_json(record))
-        except StorageError:
+        except OSError:
             self._withdraw(record.id)
             raise
 
@@ -245,7 +245,7 @@ class VideoStore:
             raise VideoNotFoundError(f"{video_id}: no such video") from None
         try:
             self._remove_folder(folder)
-        except StorageError:
+        except OSError:
             # Files without a record would be found by nobody. With it, the video can be deleted once more.
             self._put(f"{folder}/video.json", record)
             raise

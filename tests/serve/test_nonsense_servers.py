@@ -415,3 +415,23 @@ def test_a_list_without_an_end_ends(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_url_that_leads_nowhere_is_refused(url: str) -> None:
     with pytest.raises(ServerError, match="must be like"):
         Server(url)
+
+
+@pytest.mark.parametrize("start", [0, 1.5, 1e9, 253_402_214_400])
+@pytest.mark.parametrize("end", [0, 5e-324, 1e9, 253_402_214_400])
+def test_a_timeline_of_any_times_is_shown(start: float, end: float, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = [
+        {"stage": stage, "unit": unit, "start": first, "end": last, "replica": "a"}
+        for stage in ("encode", "denoise", "decode", "save")
+        for unit, first, last in ((None, 1.0, 2.0), (0, start, end), (10**9, end, start))
+    ]
+    with answering(objects(video_object(timeline=entries))) as url:
+        assert cli.main(["status", VIDEO_ID, "--url", url]) == 0
+    assert "Which unit was where, when:" in capsys.readouterr().out
+
+
+def test_a_timeline_without_an_end_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    entry = {"stage": "decode", "unit": 1, "start": 1.0, "end": 2.0, "replica": "a"}
+    with answering(objects(video_object(timeline=[entry] * 100_000))) as url:
+        assert cli.main(["status", VIDEO_ID, "--url", url]) == 2
+    assert "timeline" in check_one_line(capsys, "status")
