@@ -94,7 +94,7 @@ def _symbol(unit: int | None) -> str:
 def _axis(seconds: float, columns: int) -> str:
     """Seconds along the rows, at distances that are round."""
     seconds = max(seconds, 1e-3)
-    distances = (digit * 10.0**power for power in range(-3, 7) for digit in (1, 2, 5))
+    distances = (digit * 10.0**power for power in range(-3, 12) for digit in (1, 2, 5))
     distance = next(distance for distance in distances if distance / seconds * columns >= _LABEL_CHARACTERS)
     axis = [" "] * (columns + _LABEL_CHARACTERS)
     for index in range(int(seconds / distance) + 1):

@@ -24,7 +24,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.logs import configure_logging
 from deployments.tasks import to_its_end
 from pyramid_serve.api import Computed, Status, TimelineEntry, VideoError, VideoRecord
-from pyramid_serve.storage import VideoExistsError, VideoNotFoundError, VideoStore
+from pyramid_serve.storage import VideoExistsError, VideoNotFoundError, VideoStore, shown_root
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class Claims:
         self._running = metrics.Gauge("pyramid_serve_videos_in_progress", description="Videos that are being made.")
         await self._in_thread(self._store.write_epoch, self._epoch)
         await self._scan()
-        logger.info("claims: %d unfinished videos in %s", len(self._records), storage)
+        logger.info("claims: %d unfinished videos in %s", len(self._records), shown_root(storage))
         self._tasks = [asyncio.create_task(self._sweep_forever()), asyncio.create_task(self._expire_forever())]
 
     # --- for clients ------------------------------------------------------------------------------------------------
@@ -186,7 +186,8 @@ class Claims:
         """Accept a video and return its record, which is another's where its idempotency key was used before.
 
         owner: who begins to work on it at once, instead of whom claims would give it to. Asking again with the same
-        record is harmless. Raises ``QueueFullError``.
+        record is harmless. Raises ``QueueFullError``, and ``StorageError`` where the storage takes nothing: then there
+        is no such video, and its key is free.
         """
         if owner is not None:
             lease_expires_at = time.time() + self._config.lease_s
@@ -201,8 +202,13 @@ class Claims:
                 except VideoNotFoundError:
                     logger.info("the key's video is gone", extra={"video_id": known})
             with self._place_for(record.id):
-                await self._in_thread(self._store.bind_key, record.idempotency_key, record.id)
-                return await self._accept(record, picture)
+                try:
+                    await self._in_thread(self._store.bind_key, record.idempotency_key, record.id)
+                    return await self._accept(record, picture)
+                except OSError:
+                    with suppress(OSError):  # a key of a video that is not there stands for nothing
+                        await self._in_thread(self._store.release_key, record.idempotency_key, record.id)
+                    raise
 
     async def get(self, video_id: str) -> VideoRecord:
         """The record as it is now. Raises ``VideoNotFoundError``."""
@@ -517,8 +523,12 @@ class Claims:
             lock = self._locks.get(record.id)
             is_in_work = lock is not None and lock.locked()  # its owner is being heard of, perhaps
             if not is_in_work and not self._is_leased(record.id):
-                with suppress(VideoNotFoundError):
+                try:
                     await self._lose_if_silent(record)
+                except VideoNotFoundError:
+                    pass  # deleted meanwhile
+                except OSError as error:  # the next sweep tries again, and the other videos need not wait for it
+                    logger.warning("not taken from its owner: %s", error, extra={"video_id": record.id})
         self._hand_out()
         num_queued = len(self._waiting())
         self._queued.set(num_queued)

@@ -11,23 +11,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyramid_serve import api, cli
+from pyramid_serve import cli
+from pyramid_serve.outputs import check_output
+from pyramid_serve.terminal import printable, printable_lines
 
 if TYPE_CHECKING:
     from deployments.http_client import Server, Video
+    from deployments.signals import StopSignals
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 VARIANTS = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".webp"}
-
-_REQUEST_FIELDS = api.VideoRequest.model_fields.keys() - {"prompt", "input_reference"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,57 +87,100 @@ def _add_server_commands(commands: "Commands") -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("demo.mp4"), help="demo.mp4 unless given")
     parser.set_defaults(run=demo)
 
+    parser = commands.add_parser(
+        "doctor",
+        help="what a bug report needs to say of this machine",
+        description="Print versions, processor, GPU, ffmpeg and free space, and what does not work; no secrets. "
+        "The exit status is 0 unless something is broken that generate needs.",
+    )
+    parser.add_argument(
+        "--storage", metavar="URL", help="a storage root to try: writes, reads and deletes a small file"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="try the storage that this file names")
+    parser.add_argument("--ray", action="store_true", help="try whether Ray can start here")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=doctor)
+
 
 def up(arguments: argparse.Namespace) -> None:
-    """Run ``pyramid-serve up``: until Ctrl-C or SIGTERM."""
-    from deployments.demo import LiveRows, status_rows
-    from deployments.local_cluster import check_port, read_app, running
+    """Run ``pyramid-serve up``: until SIGTERM, which is its ordinary end, or Ctrl-C or SIGHUP."""
+    with _ending("up", terminated=0) as signals:
+        from deployments.demo import LiveRows, status_rows
+        from deployments.local_cluster import check_port, read_app, running
+        from pyramid_serve.storage import check_root, shown_root
 
-    app = read_app(arguments.config, host=arguments.host, port=arguments.port)
-    check_port(app.host, app.port)
-    _say(f"Starting Ray and the app: model {app.config.model.public_name}, videos in {app.config.storage_root} ...")
-    started = time.monotonic()
-    rows = LiveRows(sys.stdout)
-    with _terminable(), running(app, show=lambda statuses: rows.show(status_rows(statuses))):
-        at = "" if app.url == DEFAULT_URL else f" --url {app.url}"
-        _say(
-            f"Ready after {time.monotonic() - started:.0f} s: {app.url}  (docs: {app.url}/docs)\n\n"
-            f"In another terminal:\n"
-            f'  pyramid-serve submit "a red circle moves right on a black background" -o circle.mp4{at}\n'
-            f"  pyramid-serve list{at}\n\n"
-            "Ctrl-C stops it."
-        )
-        _wait_for_interrupt()
+        app = read_app(arguments.config, host=arguments.host, port=arguments.port)
+        check_port(app.host, app.port)
+        signals.begin()
+        check_root(app.config.storage_root)
+        storage = shown_root(app.config.storage_root)
+        _say(f"Starting Ray and the app: model {app.config.model.public_name}, videos in {storage} ...")
+        started = time.monotonic()
+        rows = LiveRows(sys.stdout)
+        with running(app, show=lambda statuses: rows.show(status_rows(statuses)), warn=rows.say) as logs:
+            at = "" if app.url == DEFAULT_URL else f" --url {app.url}"
+            _say(
+                f"Ready after {time.monotonic() - started:.0f} s: {app.url}  (docs: {app.url}/docs)\n"
+                f"Logs: {logs}\n\n"
+                f"In another terminal:\n"
+                f'  pyramid-serve submit "a red circle moves right on a black background" -o circle.mp4{at}\n'
+                f"  pyramid-serve list{at}\n\n"
+                "Ctrl-C stops it."
+            )
+            _wait_for_interrupt()
 
 
 def demo(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve demo``."""
     output: Path = arguments.output
     _check_output(output, ".mp4")
+    _check_output(output.with_suffix(".png"), ".png")
 
-    from deployments.demo import PROMPT, LiveRows, demo_app, make, status_rows
-    from deployments.http_client import Server
-    from deployments.local_cluster import running
+    with _ending("demo") as signals:
+        from deployments.demo import PROMPT, LiveRows, demo_app, make, status_rows
+        from deployments.http_client import Server
+        from deployments.local_cluster import running
 
-    rows = LiveRows(sys.stdout)
-    with _terminable(), demo_app() as app:
-        _say("Starting Ray and the app on this machine ...")
-        started = time.monotonic()
-        with running(app, show=lambda statuses: rows.show(status_rows(statuses))):
-            _say(f"Ready after {time.monotonic() - started:.0f} s.\n")
-            make(Server(app.url), arguments.prompt or PROMPT, output, out=sys.stdout)
-        _say("\nEverything that was started is stopped. To keep a server: pyramid-serve up")
+        signals.begin()
+        rows = LiveRows(sys.stdout)
+        with demo_app() as app:
+            _say("Starting Ray and the app on this machine ...")
+            started = time.monotonic()
+            with running(app, show=lambda statuses: rows.show(status_rows(statuses))):
+                _say(f"Ready after {time.monotonic() - started:.0f} s.\n")
+                make(Server(app.url), arguments.prompt or PROMPT, output, out=sys.stdout)
+            _say("\nEverything that was started is stopped. To keep a server: pyramid-serve up")
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    """Run ``pyramid-serve doctor``. Raises ``ValueError`` when something is broken that ``generate`` needs."""
+    with _ending("doctor") as signals:
+        from deployments.doctor import examine, to_json
+
+        signals.begin()
+        lines = []
+        for line in examine(storage=arguments.storage, config=arguments.config, with_ray=arguments.ray):
+            lines.append(line)
+            if not arguments.json:
+                _say(str(line))
+        if arguments.json:
+            _say(to_json(lines))
+    broken = [line.name for line in lines if line.is_needed and not line.is_ok]
+    if broken:
+        raise ValueError(f"generate does not work here: see {', '.join(broken)}")
 
 
 def bench(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve bench``."""
     request = cli.request_from(arguments)
 
-    from deployments.bench import parse_levels, run_bench
+    with _ending("bench") as signals:
+        from deployments.bench import parse_levels, run_bench
 
-    levels = parse_levels(arguments.concurrency)
-    with _app_to_measure(arguments) as (app, model, variant):
-        report = run_bench(request, app=app, model=model, variant=variant, levels=levels)
+        levels = parse_levels(arguments.concurrency)
+        signals.begin()
+        with _app_to_measure(arguments) as (app, model, variant):
+            report = run_bench(request, app=app, model=model, variant=variant, levels=levels)
     _say(report.to_text())
     if arguments.output is not None:
         arguments.output.write_text(report.to_json())
@@ -165,7 +209,7 @@ def _app_to_measure(arguments: argparse.Namespace) -> Iterator[tuple[str, str, s
     # In a folder that goes with it: a server that runs here may use the one that is configured.
     with tempfile.TemporaryDirectory(prefix="pyramid-serve-bench-", ignore_cleanup_errors=True) as storage:
         app = app._replace(config=app.config.model_copy(update={"storage": storage}))
-        with _terminable(), running(app, show=lambda statuses: rows.show(status_rows(statuses))):
+        with running(app, show=lambda statuses: rows.show(status_rows(statuses))):
             yield app.name, app.config.model.source, app.config.model.variant
 
 
@@ -175,18 +219,35 @@ def _wait_for_interrupt() -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the block as Ctrl-C does, so that nothing is left behind.
+def _ending(command: str, *, terminated: int = cli.INTERRUPTED) -> Iterator["StopSignals"]:
+    """End the block at SIGTERM, SIGINT and SIGHUP with nothing left behind: see ``StopSignals``.
 
-    A shell script starts what it puts in the background with SIGINT ignored, so SIGINT is set as well.
+    ``terminated``: the exit status after SIGTERM; 0 is an end without a complaint.
     """
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, signal.default_int_handler) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
+
+    def leave(number: int) -> int:
+        is_stopped = number == signal.SIGTERM and terminated == 0
+        with suppress(OSError):  # the terminal may be closed
+            _say(f"pyramid-serve {command}: {'stopped' if is_stopped else 'interrupted'}", file=sys.stderr)
+        return terminated if number == signal.SIGTERM else cli.INTERRUPTED
+
+    with _terminable(leave) as signals:
+        try:
+            yield signals
+        except KeyboardInterrupt:
+            signals.end()
+            if signals.received != signal.SIGTERM or terminated:
+                raise
+            _say(f"pyramid-serve {command}: stopped", file=sys.stderr)
+
+
+@contextmanager
+def _terminable(leave: Callable[[int], int] | None = None) -> Iterator["StopSignals"]:
+    """Let SIGTERM, SIGINT and SIGHUP end the block as Ctrl-C does; see ``StopSignals``."""
+    from deployments.signals import StopSignals
+
+    with StopSignals(leave=leave) as signals:
+        yield signals
 
 
 # --- a client -------------------------------------------------------------------------------------------------------
@@ -241,17 +302,21 @@ def _server(arguments: argparse.Namespace) -> "Server":
 
 def submit(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve submit``."""
+    from pyramid_serve.api import VideoRequest
+
     if arguments.output is not None:
         _check_output(arguments.output, ".mp4")
     server = _server(arguments)
-    fields = {name: value for name, value in vars(arguments).items() if name in _REQUEST_FIELDS}
+    names = VideoRequest.model_fields.keys() - {"prompt", "input_reference"}
+    fields = {name: value for name, value in vars(arguments).items() if name in names}
     video = server.submit({"prompt": arguments.prompt, **fields}, picture=vars(arguments).get("image"))
     if arguments.output is None and not arguments.wait:
-        _say(f"{video['id']}\n\nTo follow it and fetch it: pyramid-serve download {video['id']}{_at(arguments)}")
+        video_id = printable(video["id"])
+        _say(f"{video_id}\n\nTo follow it and fetch it: pyramid-serve download {video_id}{_at(arguments)}")
         return
     video = _wait(server, video, arguments)
     if arguments.output is None:
-        _say(f"{video['id']}: completed")
+        _say(f"{printable(video['id'])}: completed")
     else:
         _write(server, video, arguments.output, "video")
 
@@ -262,11 +327,11 @@ def status(arguments: argparse.Namespace) -> None:
 
     video = _server(arguments).get(arguments.id)
     if arguments.json:
-        _say(json.dumps(video, indent=2))
+        _say(json.dumps(video, indent=2).replace("\x7f", "\\u007f"))  # the one control that JSON leaves as it is
         return
-    _say(f"{video['id']}: {_state(video)}")
-    _say(f"  prompt   {video['prompt']}")
-    _say(f"  video    {video['num_frames']} frames of {video['size']}, seed {video['seed']}, model {video['model']}")
+    _say(f"{printable(video['id'])}: {_state(video)}")
+    _say(f"  prompt   {printable(video['prompt'])}")
+    _say(f"  video    {_frames(video)}, seed {video['seed']}, model {printable(video['model'])}")
     _say(f"  units    {video['num_units_done']} of {video['num_units']} can be watched")
     _say(f"  created  {_time(video['created_at'])}")
     if video["expires_at"] is not None:
@@ -287,15 +352,16 @@ def list_videos(arguments: argparse.Namespace) -> None:
     for video in videos:
         prompt = video["prompt"] if len(video["prompt"]) <= 60 else video["prompt"][:57] + "..."
         _say(
-            f"{video['id']:38}  {_status(video):11}  {video['progress']:3}%  {_time(video['created_at']):16}  "
-            f"{video['size']:>9}  {video['num_frames']:6}  {' '.join(prompt.split())}"
+            f"{printable(video['id']):38}  {_status(video):11}  {video['progress']:3}%  "
+            f"{_time(video['created_at']):16}  {printable(video['size']):>9}  {video['num_frames']:6}  "
+            f"{printable(' '.join(prompt.split()))}"
         )
 
 
 def cancel(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve cancel``."""
     video = _server(arguments).cancel(arguments.id)
-    _say(f"{video['id']}: {_state(video)}")
+    _say(f"{printable(video['id'])}: {_state(video)}")
 
 
 def delete(arguments: argparse.Namespace) -> None:
@@ -332,9 +398,10 @@ def _wait(server: "Server", video: "Video", arguments: argparse.Namespace) -> "V
 
             video = server.wait(video["id"], show)
     except KeyboardInterrupt:
+        video_id = printable(video["id"])
         _say(
-            f"\n{video['id']} goes on without you. To fetch it: pyramid-serve download {video['id']}{_at(arguments)}\n"
-            f"To stop it: pyramid-serve cancel {video['id']}{_at(arguments)}",
+            f"\n{video_id} goes on without you. To fetch it: pyramid-serve download {video_id}{_at(arguments)}\n"
+            f"To stop it: pyramid-serve cancel {video_id}{_at(arguments)}",
             file=sys.stderr,
         )
         raise
@@ -344,14 +411,8 @@ def _wait(server: "Server", video: "Video", arguments: argparse.Namespace) -> "V
 
 
 def _write(server: "Server", video: "Video", output: Path, variant: str) -> None:
-    content = server.content(video["id"], variant=variant)
-    aside = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, output)
-    finally:
-        aside.unlink(missing_ok=True)
-    what = f"{video['num_frames']} frames of {video['size']}" if variant == "video" else variant
+    server.download(video["id"], output, variant=variant)
+    what = _frames(video) if variant == "video" else variant
     _say(f"{output}: {what}, seed {video['seed']}")
 
 
@@ -359,8 +420,7 @@ def _check_output(output: Path, suffix: str) -> None:
     """``ValueError`` where a file of this kind cannot be written there."""
     if output.suffix.lower() != suffix:
         raise ValueError(f"{output}: must end in {suffix}")
-    if not output.absolute().parent.is_dir():
-        raise ValueError(f"{output}: no folder {output.parent}")
+    check_output(output)
     if output.is_dir():
         raise ValueError(f"{output}: is a folder")
 
@@ -369,7 +429,7 @@ def _check_output(output: Path, suffix: str) -> None:
 
 
 def _say(text: str, *, file: Any = None) -> None:
-    print(text, file=file or sys.stdout, flush=True)
+    print(printable_lines(text), file=file or sys.stdout, flush=True)
 
 
 def _at(arguments: argparse.Namespace) -> str:
@@ -383,14 +443,23 @@ def _status(video: "Video") -> str:
     return "cancelled" if is_cancelled else str(video["status"])
 
 
+def _frames(video: "Video") -> str:
+    return f"{video['num_frames']} frames of {printable(video['size'])}"
+
+
 def _state(video: "Video") -> str:
     """The status in words, with what there is to say of it."""
     if video["status"] == "failed" and _status(video) != "cancelled":
-        return f"failed: {video['error']['message']}"
+        return f"failed: {_message(video)}"
     if video["status"] in ("completed", "failed"):
         return _status(video)
     outlook = _outlook(video)
     return f"{video['status'].replace('_', ' ')}, {video['progress']}% done" + (f", {outlook}" if outlook else "")
+
+
+def _message(video: "Video") -> str:
+    """Why a video failed."""
+    return "no reason given" if video["error"] is None else printable(video["error"]["message"])
 
 
 def _outlook(video: "Video") -> str:

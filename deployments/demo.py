@@ -4,6 +4,7 @@ import io
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from PIL import Image
 from deployments.chart import hidden_share, timeline_chart
 from deployments.http_client import Server, Video
 from pyramid_serve.api import Stage, TimelineEntry
+from pyramid_serve.outputs import written_aside
+from pyramid_serve.terminal import printable
 
 if TYPE_CHECKING:
     from deployments.local_cluster import LocalApp
@@ -32,7 +35,17 @@ _ROWS = {
 
 
 def timeline_of(video: Video) -> list[TimelineEntry]:
-    return [TimelineEntry.model_validate(entry) for entry in video["timeline"]]
+    """The timeline of a video object, to be shown. Keys that a later server may add to its entries are left out."""
+    return [
+        TimelineEntry(
+            stage=entry["stage"],
+            unit=entry["unit"],
+            start=entry["start"],
+            end=entry["end"],
+            replica=printable(entry["replica"]),
+        )
+        for entry in video["timeline"]
+    ]
 
 
 def make(server: Server, prompt: str, output: Path, *, out: TextIO = sys.stdout) -> None:
@@ -42,18 +55,20 @@ def make(server: Server, prompt: str, output: Path, *, out: TextIO = sys.stdout)
     """
     started = time.monotonic()
     video = server.submit({"prompt": prompt})
-    print(f'POST {server.url}/v1/videos  "{prompt}"', file=out)
+    print(f'POST {server.url}/v1/videos  "{printable(prompt)}"', file=out)
     rows = LiveRows(out)
     video = server.wait(video["id"], lambda now: rows.show(deployment_rows(now)), interval_s=_INTERVAL_S)
     seconds = time.monotonic() - started
     if video["status"] != "completed":
-        raise ValueError(f"{video['id']} failed: {video['error']['message']}")
-    output.write_bytes(server.content(video["id"]))
+        reason = "no reason given" if video["error"] is None else video["error"]["message"]
+        raise ValueError(f"{video['id']} failed: {reason}")
+    server.download(video["id"], output)
     sheet = output.with_suffix(".png")
-    Image.open(io.BytesIO(server.content(video["id"], variant="spritesheet"))).save(sheet)
-    print(
-        f"{output}: {video['num_frames']} frames of {video['size']}, {video['fps']} fps, in {seconds:.1f} s", file=out
-    )
+    picture = Image.open(io.BytesIO(server.content(video["id"], variant="spritesheet")))
+    with written_aside(sheet) as opened:
+        picture.save(opened, format="PNG")
+    size = printable(video["size"])
+    print(f"{output}: {video['num_frames']} frames of {size}, {video['fps']} fps, in {seconds:.1f} s", file=out)
     print(f"{sheet}: its frames side by side\n", file=out)
     print(summary(video), file=out)
 
@@ -61,7 +76,8 @@ def make(server: Server, prompt: str, output: Path, *, out: TextIO = sys.stdout)
 def summary(video: Video) -> str:
     """The chart of a video's timeline, and how much of the decoding it hid."""
     timeline = timeline_of(video)
-    chart = timeline_chart(timeline, width=min(shutil.get_terminal_size((100, 24)).columns - 1, 160))
+    width = min(shutil.get_terminal_size((100, 24)).columns - 1, 160)
+    chart = timeline_chart(timeline, width=width)
     share = hidden_share(timeline)
     if share is None:
         return f"Which unit was where, when:\n{chart}"
@@ -92,19 +108,28 @@ def bar(part: float) -> str:
 
 
 class LiveRows:
-    """Lines that are drawn over again; for a terminal only."""
+    """Lines that are drawn over again; for a terminal only. Other lines may be said in between, from any thread."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lines: Sequence[str] = ()
+        self._lock = threading.Lock()
 
     def show(self, lines: Sequence[str]) -> None:
-        if not self._out.isatty() or lines == self._lines:
-            return
-        up = f"\x1b[{len(self._lines)}A" if self._lines else ""
-        self._out.write(up + "".join(f"\x1b[2K{line}\n" for line in lines))
-        self._out.flush()
-        self._lines = list(lines)
+        with self._lock:
+            if not self._out.isatty() or lines == self._lines:
+                return
+            up = f"\x1b[{len(self._lines)}A" if self._lines else ""
+            self._out.write(up + "".join(f"\x1b[2K{line}\n" for line in lines))
+            self._out.flush()
+            self._lines = list(lines)
+
+    def say(self, line: str) -> None:
+        """Print a line that stays; the rows are drawn below it from then on."""
+        with self._lock:
+            self._out.write(f"{line}\n")
+            self._out.flush()
+            self._lines = ()
 
 
 def status_rows(statuses: Mapping[str, str]) -> list[str]:

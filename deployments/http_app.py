@@ -19,11 +19,12 @@ from deployments import http_docs, http_schema
 from deployments.claims import QueueFullError
 from deployments.http_body import BodyLimits, parse_body, read_body
 from deployments.http_content import Variant, open_content, open_stream, padding, respond, respond_whole
-from deployments.http_errors import ApiError, add_error_handlers, not_found
+from deployments.http_errors import ApiError, add_error_handlers, not_found, storage_unavailable
 from deployments.http_guard import POLL_HEADER, VIDEO_ID_HEADER, CorsConfig, HostPattern, add_guards
 from deployments.http_schema import error_answers, file_answer
 from deployments.http_views import Views
 from deployments.lease import UNREACHABLE
+from deployments.readiness import Readiness
 from deployments.tasks import begin_apart
 from deployments.videos import Accepted, Videos, VideoView
 from pyramid_serve.api import (
@@ -39,7 +40,7 @@ from pyramid_serve.api import (
     unknown_model,
 )
 from pyramid_serve.pyramid_flow.shapes import num_frames_of, seconds_of
-from pyramid_serve.storage import VideoFile, VideoNotFoundError
+from pyramid_serve.storage import StorageError, VideoFile, VideoNotFoundError
 from pyramid_serve.video import read_picture
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class HttpConfig(BaseModel):
     events_keep_alive_s: PositiveFloat = 15.0
     """A comment is sent into a stream of events that is silent for so long."""
     ready_timeout_s: PositiveFloat = 5.0
+    storage_check_interval_s: PositiveFloat = 10.0
+    """How often at most ``/readyz`` writes something small to see whether the storage takes videos."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Door:
     videos: Videos
     views: Views
     config: HttpConfig
+    readiness: Readiness
     started_at: float = field(default_factory=time.time)
 
 
@@ -83,7 +87,8 @@ def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
     """The ASGI application."""
     config = config or HttpConfig()
     app = http_docs.new_app()
-    app.state.door = Door(videos, Views(videos), config)
+    readiness = Readiness(videos.store, interval_s=config.storage_check_interval_s)
+    app.state.door = Door(videos, Views(videos), config, readiness)
     app.include_router(_probes)
     app.include_router(_models, dependencies=[Depends(_check_key)])
     app.include_router(_videos, dependencies=[Depends(_check_key)])
@@ -608,7 +613,7 @@ async def healthz() -> Response:
 
 @_probes.get(
     "/readyz",
-    summary="Whether videos are taken: the queue can be asked and the storage be read",
+    summary="Whether videos are taken: the queue can be asked, and the storage be read and written",
     response_model=http_schema.Health,
     responses=error_answers(503),
 )
@@ -616,8 +621,11 @@ async def readyz(door: DoorOf) -> Response:
     try:
         async with asyncio.timeout(door.config.ready_timeout_s):
             await door.videos.queue()
-            await asyncio.to_thread(door.videos.store.page, limit=1)
-    except (*UNREACHABLE, TimeoutError, OSError) as error:
+            await door.readiness.check()
+    except StorageError as error:
+        logger.warning("not ready: %s", error)
+        raise storage_unavailable() from None
+    except (*UNREACHABLE, TimeoutError) as error:
         logger.warning("not ready: %s", error)
         raise ApiError(503, f"not ready: {type(error).__name__}", headers={"Retry-After": "2"}) from None
     return JSONResponse({"status": "ok"})

@@ -3,6 +3,7 @@ for."""
 
 import asyncio
 import io
+import logging
 import re
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from deployments.http_errors import ApiError
 from pyramid_serve.api import Status, VideoRecord
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
 from pyramid_serve.video import EncodeError
+
+logger = logging.getLogger(__name__)
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
 
@@ -62,18 +65,23 @@ async def open_content(store: VideoStore, record: VideoRecord, variant: Variant)
         reason = f": {record.error.message}" if record.error else f", {record.progress} % done"
         raise ApiError(409, f"{record.id}: is {record.status}{reason}", param="video_id")
     file, media_type = _FILES[variant]
+    preview = None
     try:
         num_bytes = await asyncio.to_thread(store.size_of, record.id, file)
     except VideoNotFoundError:
         if file is VideoFile.VIDEO:
             raise
-        num_bytes = await asyncio.to_thread(_make_preview, store, record, file)
+        # Sent from memory, for the storage may not have taken it.
+        preview = await asyncio.to_thread(_make_preview, store, record, file)
+        num_bytes = len(preview)
     return Content(
         file_name=f"{record.id}.{file.rpartition('.')[2]}",
         media_type=media_type,
         num_bytes=num_bytes,
         etag=f'"{record.id}-{variant}-{num_bytes}"',
-        chunks=lambda span: _read_chunks(store, record.id, file, span),
+        chunks=lambda span: (
+            _read_chunks(store, record.id, file, span) if preview is None else _chunks_of(preview, span)
+        ),
     )
 
 
@@ -182,17 +190,24 @@ async def _read_fragments(
         start += size
 
 
+async def _chunks_of(content: bytes, span: ByteRange) -> AsyncIterator[bytes]:
+    yield content[span.start : span.end]
+
+
 # --- previews -------------------------------------------------------------------------------------------------------
 
 
-def _make_preview(store: VideoStore, record: VideoRecord, file: VideoFile) -> int:
-    """Make a thumbnail or sprite sheet of a finished video and keep it; its size in bytes. Always the same bytes."""
+def _make_preview(store: VideoStore, record: VideoRecord, file: VideoFile) -> bytes:
+    """Make a thumbnail or sprite sheet of a finished video, and keep it if the storage takes it. Always the same."""
     video = store.fetch(record.id, VideoFile.VIDEO)
     picture = _thumbnail(video) if file is VideoFile.THUMBNAIL else _sprite_sheet(video, record.spec.num_frames)
     content = io.BytesIO()
     picture.save(content, format="WEBP", quality=85)
-    store.attach(record.id, file, content.getvalue())
-    return len(content.getvalue())
+    try:
+        store.attach(record.id, file, content.getvalue())
+    except OSError as error:
+        logger.warning("%s is not kept: %s", file, error, extra={"video_id": record.id})
+    return content.getvalue()
 
 
 def _thumbnail(video: bytes) -> Image.Image:

@@ -1,16 +1,18 @@
 """What went wrong, in the form of the API: ``{"error": {"message", "type", "param", "code"}}`` and a status."""
 
+import errno
 import logging
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from ray.exceptions import RayTaskError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from pyramid_serve.api import MODEL_NOT_FOUND, RequestError, is_video_id
-from pyramid_serve.storage import VideoNotFoundError
+from pyramid_serve.storage import StorageError, VideoNotFoundError
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ _CODES = {
 }
 _STATUSES = {MODEL_NOT_FOUND: 404}
 """By the code of a ``RequestError``. All others are 400."""
+_STORAGE_RETRY_AFTER_S = 10
+_STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class ApiError(Exception):
@@ -93,11 +97,22 @@ def not_found(video_id: str) -> ApiError:
     return ApiError(404, f"video_id={video_id[:60]!r}: no such video", param="video_id")
 
 
+def storage_unavailable() -> ApiError:
+    """503 while the storage cannot be read or written. Why is in the server's log: it may name paths and hosts."""
+    return ApiError(
+        503,
+        "the storage of this server cannot be used now; try again later",
+        code="storage_unavailable",
+        headers={"Retry-After": str(_STORAGE_RETRY_AFTER_S)},
+    )
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Let every error of the app leave in the form of the API; those that nobody expects need ``on_unexpected``."""
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(VideoNotFoundError, _on_video_not_found)
+    app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
@@ -115,6 +130,15 @@ def _on_request_error(_: Request, error: Exception) -> JSONResponse:
 
 def _on_video_not_found(request: Request, _: Exception) -> JSONResponse:
     return error_response(not_found(str(request.path_params.get("video_id", ""))))
+
+
+def _on_os_error(request: Request, error: Exception) -> JSONResponse:
+    """Of the storage, where it is not one of this process's own, such as a program that is missing."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, StorageError) or (isinstance(cause, OSError) and cause.errno in _STORAGE_ERRNOS):
+        logger.warning("%s %s: %s", request.method, request.url.path, cause)
+        return error_response(storage_unavailable())
+    return on_unexpected(request, error)
 
 
 def _on_validation_error(_: Request, error: Exception) -> JSONResponse:

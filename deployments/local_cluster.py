@@ -3,21 +3,23 @@
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+import psutil
 import ray
 from ray import serve
 from ray.exceptions import RayError
 
 from deployments.app import IMPORT_PATH, AppConfig, app_config, build, load_config
 from deployments.http_guard import DOTLESS
+from deployments.log_tail import warnings_told
+from deployments.signals import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ _RUN_KEYS = {"name", "route_prefix", "import_path", "args"}
 _MIN_CPUS = 2
 _LOOK_S = 0.5
 _NUM_STARTS = 3
+_END_S = 3.0
 
 Result = TypeVar("Result")
 Show = Callable[[Mapping[str, str]], None]
@@ -85,31 +88,61 @@ def read_app(config: Path | None, *, host: str | None = None, port: int | None =
 
 
 @contextmanager
-def running(app: LocalApp, *, show: Show) -> Iterator[None]:
-    """The app on a Ray of its own for as long as the block runs. On leaving, however, everything is gone at once.
+def running(app: LocalApp, *, show: Show, warn: Callable[[str], None] | None = None) -> Iterator[Path]:
+    """The app on a Ray of its own for as long as the block runs; the folder of its logs.
 
-    No video is lost by that: it goes on where the same storage is served again. Raises ``ValueError`` for a port that
-    is taken or an app that does not start.
+    On leaving, however that is, everything is gone at once. No video is lost by that: it goes on where the same storage
+    is served again. ``warn``: called, from a thread, with a line for each warning and error of the replicas. Raises
+    ``ValueError`` for a port that is taken or an app that does not start.
     """
     check_port(app.host, app.port)
     application = build(with_known_hosts(app))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    others = set(psutil.Process().children(recursive=True))
     try:
         session = start_ray(_start_local_ray)
         http_options = {**app.http_options, "host": app.host, "port": app.port}
         serve.start(proxy_location=app.proxy_location, http_options=http_options, logging_config=app.logging_config)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        with _watching(app.name, show):
-            try:
-                serve.run(application, name=app.name, route_prefix=app.route_prefix)
-            except (RayError, RuntimeError) as error:
-                logs = Path(session.address_info["session_dir"], "logs", "serve")
-                raise ValueError(f"the app did not start: {_reason(app.name) or error}; logs: {logs}") from None
+        logs = Path(session.address_info["session_dir"], "logs")
+        with nullcontext() if warn is None else warnings_told(logs, warn):
+            with _watching(app.name, show):
+                try:
+                    serve.run(application, name=app.name, route_prefix=app.route_prefix)
+                except (RayError, RuntimeError) as error:
+                    reason = _reason(app.name) or error
+                    raise ValueError(f"the app did not start: {reason}; logs: {logs / 'serve'}") from None
+            yield logs
+    finally:
+        with undisturbed(), _nothing_left(others):
+            ray.shutdown()
+
+
+@contextmanager
+def _nothing_left(others: set[psutil.Process]) -> Iterator[None]:
+    """Kill what Ray has started and not ended by the end of the block, as where it was still starting."""
+    started = set(psutil.Process().children(recursive=True)) - others
+    try:
         yield
     finally:
-        with _undisturbed():
+        _, left = psutil.wait_procs(started, timeout=_END_S)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=_END_S)
+
+
+def try_ray() -> None:
+    """Start Ray on this machine and stop it. Raises what Ray raises where it does not start."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    others = set(psutil.Process().children(recursive=True))
+    try:
+        start_ray(_start_local_ray)
+    finally:
+        with undisturbed(), _nothing_left(others):
             ray.shutdown()
 
 
@@ -211,16 +244,3 @@ def _reason(name: str) -> str:
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line.partition(":")[0]]
     return (errors or lines or [""])[-1]
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C would leave behind what the first one was about to end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

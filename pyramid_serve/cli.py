@@ -1,6 +1,7 @@
 """``pyramid-serve generate``: a video in this process, with no server.
 
 The commands that need a server are added by ``deployments.cli``, whose ``main`` is what ``pyramid-serve`` runs.
+What takes time to import is imported when a command runs.
 """
 
 import argparse
@@ -8,9 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from pyramid_serve import api
+from pyramid_serve.outputs import check_output
+from pyramid_serve.terminal import printable
+
+if TYPE_CHECKING:
+    from pyramid_serve import api
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -88,8 +93,10 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def request_from(arguments: argparse.Namespace) -> api.VideoRequest:
+def request_from(arguments: argparse.Namespace) -> "api.VideoRequest":
     """The request that the arguments make. ``RequestError`` names what is wrong; ``ValueError`` a missing picture."""
+    from pyramid_serve import api
+
     given = {name: value for name, value in vars(arguments).items() if name in api.VideoRequest.model_fields}
     image: Path | None = getattr(arguments, "image", None)
     if image is not None:
@@ -104,11 +111,12 @@ def generate(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve generate``. Raises ``ValueError`` for what the user got wrong, before any work."""
     # Everything cheap is checked before torch and the model are loaded.
     request = request_from(arguments)
+    check_output(arguments.output)
 
     from tqdm import tqdm
     from transformers.utils import logging as transformers_logging
 
-    from pyramid_serve import checkpoints
+    from pyramid_serve import api, checkpoints
     from pyramid_serve.pyramid_flow.autoencoder import Tiling
     from pyramid_serve.pyramid_flow.pipeline import Progress, PyramidFlow, VideoInput
     from pyramid_serve.video import check_video_path, read_picture, write_video
@@ -121,7 +129,7 @@ def generate(arguments: argparse.Namespace) -> None:
     capabilities = checkpoints.capabilities(arguments.model, options.get("variant"))
     if output.suffix.lower() == ".png" and request.seconds is None:
         request = request.model_copy(update={"seconds": 1 / 24})
-    spec = api.resolve(request, capabilities, model=arguments.model, limits=_NO_LIMITS)
+    spec = api.resolve(request, capabilities, model=arguments.model, limits=_no_limits())
     if output.suffix.lower() == ".png" and spec.num_frames > 1:
         raise ValueError(f"{output}: a .png holds one frame, and this video has {spec.num_frames}; leave --seconds out")
 
@@ -147,14 +155,17 @@ def generate(arguments: argparse.Namespace) -> None:
     print(f"{output}: {spec.num_frames} frames of {spec.size}, seed {spec.seed}")
 
 
-_NO_LIMITS = api.RequestLimits(
-    max_prompt_characters=10**9,
-    max_pixels=10**12,
-    max_num_latent_frames=10**9,
-    max_num_inference_steps=api.MAX_STEPS,
-    max_picture_bytes=10**12,
-    max_picture_pixels=10**12,
-)
+def _no_limits() -> "api.RequestLimits":
+    from pyramid_serve import api
+
+    return api.RequestLimits(
+        max_prompt_characters=10**9,
+        max_pixels=10**12,
+        max_num_latent_frames=10**9,
+        max_num_inference_steps=api.MAX_STEPS,
+        max_picture_bytes=10**12,
+        max_picture_pixels=10**12,
+    )
 
 
 def _device(name: str) -> str:
@@ -179,7 +190,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
     try:
         command(parsed)
     except ValueError as error:
-        print(f"pyramid-serve {parsed.command}: {error}".replace("\n", " "), file=sys.stderr)
+        print(f"pyramid-serve {parsed.command}: {printable(str(error))}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print(f"pyramid-serve {parsed.command}: interrupted", file=sys.stderr)
@@ -188,7 +199,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
         return READER_LEFT
     except OSError as error:
-        print(f"pyramid-serve {parsed.command}: {error}", file=sys.stderr)
+        print(f"pyramid-serve {parsed.command}: {printable(str(error))}", file=sys.stderr)
         return OUR_ERROR
     return 0
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -321,6 +322,36 @@ def test_a_port_that_is_taken_is_told_at_once(server: LocalServer, capsys: pytes
     port = server.url.rpartition(":")[2]
     assert cli.main(["up", "--port", port]) == 2
     assert f"port {port} of 127.0.0.1: address already in use; take another with --port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("storage", "text"),
+    [
+        ("file", "is not a folder"),
+        ("link", "is a symbolic link to nothing"),
+        ("file/under", "cannot be written: Not a directory"),
+        ("s3://key:secret@bucket/videos", 'is not installed: pip install "pyramid-serve[s3]"'),
+        ("nonsense://bucket", "Protocol not known: nonsense"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_told_before_ray_starts(
+    storage: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(url: str, **_: Any) -> Any:
+        if url.startswith("s3:"):
+            raise ImportError("Install s3fs to access S3")
+        return url_to_fs(url)
+
+    url_to_fs = fsspec.core.url_to_fs
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    application = {"import_path": "deployments.app:build", "args": {"storage": storage}}
+    (tmp_path / "config.yaml").write_text(json.dumps({"applications": [application]}))
+    assert cli.main(["up", "--config", "config.yaml", "--port", str(free_port())]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("pyramid-serve up: storage ") and text in captured.err
+    assert captured.err.count("\n") == 1 and captured.out == "" and "secret" not in captured.err
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,15 @@ class Up:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
         self.said = ""
-        while "Ctrl-C stops it" not in self.said:
+        self.until("Ctrl-C stops it")
+
+    def until(self, text: str) -> str:
+        """What it has said, once that has a text in it."""
+        while text not in self.said:
             line = self._lines.get(timeout=300)
             assert line, self.said
             self.said += line
+        return self.said
 
     def _read(self) -> None:
         assert self.command.process.stdout is not None
@@ -75,8 +80,8 @@ class Up:
             self._lines.put(line)
         self._lines.put("")  # it has ended
 
-    def stop(self) -> int:
-        self.command.interrupt()
+    def stop(self, number: int = signal.SIGINT) -> int:
+        os.killpg(self.command.process.pid, number)
         self.command.process.wait(60)
         return self.command.process.returncode
 
@@ -110,6 +115,48 @@ def test_it_says_where_it_is_and_what_to_type_next(up: Up) -> None:
     assert f"-o circle.mp4 --url {up.url}" in up.said
     assert up.client.get("/readyz").json() == {"status": "ok"}
     assert up.client.get("/docs").status_code == 200
+
+
+def test_it_says_where_its_logs_are(up: Up) -> None:
+    (line,) = (line for line in up.said.splitlines() if line.startswith("Logs: "))
+    logs = Path(line.removeprefix("Logs: "))
+    assert list(logs.glob("worker-*.err")) and (logs / "serve").is_dir()
+
+
+def test_a_storage_that_takes_nothing_is_told_on_the_terminal_and_to_clients(up: Up) -> None:
+    done = up.submit()
+    assert up.finish(done)["status"] == "completed"
+    # Where files are written before they are moved in place there is a file now: nothing can be written.
+    aside, kept = up.folder / "videos" / "aside", up.folder / "videos" / "kept"
+    aside.rename(kept)
+    aside.write_text("in the way")
+    try:
+        for _ in range(20):
+            answer = up.client.post("/v1/videos", json=SMALL, headers={"Idempotency-Key": "while full"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
+            assert int(answer.headers["retry-after"]) >= 1
+        assert up.client.get(f"/v1/videos/{done}/content").status_code == 200
+        assert up.client.get(f"/v1/videos/{done}/content?variant=thumbnail").status_code == 200
+        deadline = time.monotonic() + 30
+        while up.client.get("/readyz").status_code != 503:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    finally:
+        aside.unlink()
+        kept.rename(aside)
+    said = up.until("cannot be written")
+    (line,) = (line for line in said.splitlines() if "POST /v1/videos" in line)
+    assert (
+        "WARNING deployments.http_errors: POST /v1/videos: storage " in line
+        and "{" not in line
+        and "Traceback" not in said
+    )
+    deadline = time.monotonic() + 30
+    while up.client.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    answer = up.client.post("/v1/videos", json=SMALL, headers={"Idempotency-Key": "while full"})
+    assert up.finish(answer.json()["id"])["status"] == "completed"
 
 
 def test_the_sdk_makes_a_video_with_and_without_a_picture(up: Up, tmp_path: Path) -> None:
@@ -193,6 +240,17 @@ def test_head_and_the_file_in_one_request_come_through_the_proxy(up: Up) -> None
     assert int(up.client.head(f"{path}/content").headers["content-length"]) == len(answer.content)
 
 
+def test_sigterm_while_a_video_is_made_stops_it_for_now(up: Up) -> None:
+    video_id = up.submit(seconds="5", video_num_inference_steps=5)
+    os.kill(up.command.process.pid, signal.SIGTERM)
+    up.command.process.wait(60)
+    assert up.command.process.returncode == 0
+    assert up.until("stopped").strip().splitlines()[-1] == "pyramid-serve up: stopped"
+    up.command.check_nothing_runs()
+    up.start()
+    assert up.finish(video_id)["status"] == "completed"
+
+
 def test_an_ingress_that_is_killed_loses_no_accepted_video(up: Up) -> None:
     headers = {"Idempotency-Key": "around the kill"}
     fields = SMALL | {"seconds": "2"}
@@ -268,3 +326,30 @@ def test_ctrl_c_stops_it_and_the_next_start_goes_on(up: Up) -> None:
     up.command.check_nothing_runs()
     up.start()
     assert up.finish(video_id)["status"] == "completed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status", "last"),
+    [(signal.SIGTERM, 0, "stopped"), (signal.SIGINT, 130, "interrupted"), (signal.SIGHUP, 130, "interrupted")],
+)
+@pytest.mark.parametrize("moment", ["", "Starting Ray", "Ctrl-C stops it"])
+def test_it_ends_at_any_moment_with_nothing_left(
+    tmp_path: Path, number: int, status: int, last: str, moment: str
+) -> None:
+    command = Command("up", "--port", str(free_port()), cwd=tmp_path)
+    assert command.process.stdout is not None
+    said = ""
+    while moment and moment not in said:
+        line = command.process.stdout.readline()
+        assert line, said
+        said += line
+    time.sleep(2.0)
+    for _ in range(2):  # twice in a row
+        command.process.send_signal(number)
+        time.sleep(0.2)
+    out, _ = command.process.communicate(timeout=60)
+    assert command.process.returncode == status, said + out
+    assert (said + out).strip().splitlines()[-1] == f"pyramid-serve up: {last}"
+    assert "Traceback" not in said + out and "***" not in said + out
+    command.check_nothing_runs()

@@ -1,4 +1,6 @@
+import errno
 import os
+import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +11,28 @@ import pytest
 
 from pyramid_serve.api import Status, VideoRecord, VideoRequest, VideoSpec, new_record, new_video_id, resolve
 from pyramid_serve.checkpoints import Capabilities
-from pyramid_serve.storage import VideoExistsError, VideoFile, VideoNotFoundError, VideoStore
+from pyramid_serve.storage import (
+    StorageError,
+    VideoExistsError,
+    VideoFile,
+    VideoNotFoundError,
+    VideoStore,
+    shown_root,
+)
+from tests.switched_storage import FULL, READ_ONLY, READS, refusing
 
 SPEC: VideoSpec = resolve(VideoRequest(prompt="a red ball", seed=1), Capabilities(), "mini")
 LATENTS = numpy.arange(16 * 8 * 16, dtype=numpy.float32).reshape(16, 1, 8, 16)
+
+
+@pytest.fixture
+def switched(tmp_path: Path) -> VideoStore:
+    """A storage that can be made to refuse."""
+    return VideoStore(f"switched://{tmp_path}/storage")
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -238,3 +258,162 @@ def test_no_reader_ever_sees_half_a_record(tmp_path: Path) -> None:
         store.read(record.id)
     writer.join()
     assert list((tmp_path / "aside").iterdir()) == []
+
+
+# --- a storage that refuses -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", FULL + READ_ONLY)
+@pytest.mark.parametrize("what", ["video.json", "input.png", "unfinished"])
+def test_of_a_video_that_is_not_accepted_nothing_is_left(
+    switched: VideoStore, tmp_path: Path, what: str, number: int
+) -> None:
+    kept = accepted(switched)
+    before = files_of(tmp_path)
+    with refusing(number, operations=("pipe_file",), containing=what), pytest.raises(StorageError) as raised:
+        switched.create(new_record(SPEC), picture=b"picture")
+    assert raised.value.errno == number
+    assert f"cannot be written: {os.strerror(number)}" in str(raised.value)
+    assert files_of(tmp_path) == before
+    assert [record.id for record in switched.unfinished()] == [kept.id]
+
+
+def test_where_nothing_was_written_nothing_is_said_to_be_left(
+    switched: VideoStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with refusing(errno.EROFS), pytest.raises(StorageError):
+        switched.create(new_record(SPEC), picture=b"picture")
+    assert caplog.messages == []
+
+
+def test_a_full_local_disk_leaves_nothing_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = VideoStore(str(tmp_path))
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (
+        lambda: store.create(new_record(SPEC), picture=b"picture"),
+        lambda: store.bind_key("key", new_video_id()),
+        lambda: store.write_epoch("epoch"),
+        store.check,
+    ):
+        with pytest.raises(StorageError, match="No space left on device"):
+            write()
+    assert files_of(tmp_path) == [] and store.ids() == []
+
+
+class BackendError(Exception):
+    """As object stores raise them: no OSError."""
+
+
+def test_an_error_of_an_object_store_is_one_of_the_storage(switched: VideoStore) -> None:
+    record = accepted(switched)
+    with refusing(BackendError("403 Forbidden\n<Error>"), operations=READS):
+        for read in (
+            lambda: switched.read(record.id),
+            lambda: switched.exists(record.id),
+            lambda: switched.fetch(record.id, VideoFile.VIDEO),
+            lambda: switched.size_of(record.id, VideoFile.VIDEO),
+            lambda: switched.page(),
+            lambda: switched.read_epoch(),
+            lambda: switched.id_of_key("key"),
+            lambda: switched.num_fragments(record.id),
+        ):
+            with pytest.raises(StorageError, match=r"cannot be read: 403 Forbidden$"):
+                read()
+    assert switched.exists(record.id)
+
+
+@pytest.mark.parametrize("number", READ_ONLY)
+@pytest.mark.parametrize("operation", ["rm_file", "rm"])
+def test_a_video_that_cannot_be_deleted_is_still_whole(
+    switched: VideoStore, tmp_path: Path, number: int, operation: str
+) -> None:
+    record = accepted(switched)
+    switched.attach(record.id, VideoFile.VIDEO, b"video")
+    before = files_of(tmp_path)
+    with refusing(number, operations=(operation,)), pytest.raises(StorageError):
+        switched.delete(record.id)
+    assert files_of(tmp_path) == before
+    assert switched.read(record.id) == record and switched.fetch(record.id, VideoFile.VIDEO) == b"video"
+    switched.delete(record.id)
+    assert files_of(tmp_path) == []
+
+
+def test_a_video_is_deleted_from_a_full_disk(switched: VideoStore, tmp_path: Path) -> None:
+    record = accepted(switched)
+    with refusing(errno.ENOSPC, operations=("pipe_file",)):
+        switched.delete(record.id)
+    assert files_of(tmp_path) == []
+
+
+def test_a_marker_that_was_not_removed_is_swept_away(switched: VideoStore, tmp_path: Path) -> None:
+    record = record_at(1000.0)
+    switched.create(record)
+    with refusing(errno.EACCES, operations=("rm_file",), containing="unfinished"):
+        switched.delete(record.id)
+    assert not switched.exists(record.id) and switched.unfinished() == []
+    switched.sweep(retention_s=10.0, now=2000.0)
+    assert files_of(tmp_path) == []
+
+
+def test_a_storage_error_is_the_same_in_another_process() -> None:
+    error = StorageError(errno.ENOSPC, "storage /videos: cannot be written: No space left on device")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.errno) == (str(error), errno.ENOSPC)
+
+
+def test_a_check_of_the_storage_leaves_nothing(store: VideoStore) -> None:
+    store.check()
+    assert store.ids() == [] and store.unfinished() == []
+    assert store._names(f"{store._path}/probe") == []
+
+
+@pytest.mark.parametrize("operation", ["pipe_file", "cat_file", "rm_file"])
+def test_a_check_fails_where_the_storage_does(switched: VideoStore, operation: str) -> None:
+    with refusing(errno.EACCES, operations=(operation,)), pytest.raises(StorageError, match="Permission denied"):
+        switched.check()
+    switched.check()
+
+
+def test_a_root_that_cannot_be_a_folder_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for root, reason in (
+        ("file", "is not a folder"),
+        ("link", "is a symbolic link to nothing"),
+        ("file/under", "Not a directory"),
+    ):
+        with pytest.raises(StorageError, match=reason):
+            VideoStore(str(tmp_path / root)).check()
+
+
+@pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("gs", "gcs"), ("abfs", "azure")])
+def test_a_filesystem_that_is_not_installed_is_named_with_its_extra(
+    protocol: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("Install it")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(ValueError, match=rf'pip install "pyramid-serve\[{extra}\]"') as raised:
+        VideoStore(f"{protocol}://key:secret@bucket/videos")
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("root", "shown"),
+    [
+        ("outputs", "outputs"),
+        ("/videos/a:b@c", "/videos/a:b@c"),
+        ("s3://bucket/videos", "s3://bucket/videos"),
+        ("s3://AKIA:se/cr@t+@bucket/videos", "s3://***@bucket/videos"),
+        ("s3://key:se/cret@bucket/videos", "s3://***@bucket/videos"),
+        ("simplecache::s3://key:secret@bucket", "simplecache::s3://***@bucket"),
+        ("abfs://container@account.example/videos", "abfs://container@account.example/videos"),
+        ("https://host/videos?sig=abc", "https://host/videos?***"),
+    ],
+)
+def test_a_root_is_shown_without_credentials(root: str, shown: str) -> None:
+    assert shown_root(root) == shown

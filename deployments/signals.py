@@ -1,0 +1,169 @@
+"""Signals that end a command which runs Ray: every one is answered, at any moment, and once.
+
+Ray takes SIGTERM over when it starts: its C++ part prints a backtrace and ends the process, which leaves the rest of
+Ray behind, and when Ray has stopped, SIGTERM ends the process at once. So SIGTERM is blocked here in every thread,
+where no handler can get it, and taken out by a thread that waits for it.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_LOOK_S = 0.2
+_INSIST_S = 3.0
+
+_active: "StopSignals | None" = None
+
+
+class StopSignals:
+    """Let SIGTERM, SIGINT and SIGHUP end the block as Ctrl-C does: with ``KeyboardInterrupt`` in the main thread.
+
+    Only the first signal does; who sends it again changes nothing. SIGINT is heeded though a shell script starts what
+    it puts in the background with SIGINT ignored. SIGHUP stays ignored where ``nohup`` has ignored it. To be entered
+    in the main thread, before Ray is imported, since threads that are there already do not block SIGTERM.
+    """
+
+    def __init__(self, *, leave: Callable[[int], int] | None = None) -> None:
+        """``leave``: until ``begin`` is called, a signal ends the process at once, with the exit status that this gives
+        for it: an exception could be lost in the middle of an import. None: ``begin`` need not be called.
+        """
+        self.received: int | None = None
+        """The first signal that came."""
+        self._leave = leave
+        self._received_at = 0.0
+        self._is_raised = False
+        self._is_heeded = False
+        self._is_over = threading.Event()
+        self._main = threading.main_thread()
+
+    def begin(self) -> None:
+        """From here on there is something to clean up."""
+        self._leave = None
+
+    def __enter__(self) -> Self:
+        global _active
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        self._waiter = threading.Thread(target=self._wait, name="sigterm", daemon=True)
+        self._waiter.start()
+        threading.Thread(target=self._insist, name="signals", daemon=True).start()
+        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        _active = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _active
+        self._is_over.set()
+        if self._waiter.ident is not None:
+            signal.pthread_kill(self._waiter.ident, signal.SIGTERM)
+        self._waiter.join()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        _active = None
+
+    def heed(self) -> None:
+        """The main thread is cleaning up: the signal is not raised again."""
+        self._is_heeded = True
+
+    def end(self) -> None:
+        """Ignore all that comes from here on: the process is about to end, with what it has to say."""
+        self.heed()
+        for number in self._before:
+            self._before[number] = signal.SIG_IGN
+            signal.signal(number, signal.SIG_IGN)
+        if self.received == signal.SIGHUP:
+            _forget_terminal()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Runs in the main thread."""
+        if self.received is None:
+            self._note(number)
+        is_lost = time.monotonic() - self._received_at > _INSIST_S and not self._is_heeded
+        if not self._is_raised or is_lost:
+            self._is_raised = True
+            raise KeyboardInterrupt
+
+    def _note(self, number: int) -> None:
+        self.received = number
+        self._received_at = time.monotonic()
+        if self._leave is not None:
+            status = self._leave(number)
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os._exit(status)
+
+    def _wait(self) -> None:
+        """Take SIGTERM out, which no thread gets by itself."""
+        while True:
+            signal.sigwait({signal.SIGTERM})
+            if self._is_over.is_set():
+                return
+            if self.received is None:
+                self._note(signal.SIGTERM)
+                self._interrupt()
+
+    def _insist(self) -> None:
+        """Raise again what was lost, as in a callback whose exceptions go nowhere."""
+        while not self._is_over.wait(_LOOK_S):
+            is_due = self.received is not None and time.monotonic() - self._received_at > _INSIST_S
+            if is_due and not self._is_heeded:
+                self._interrupt()
+                self._is_over.wait(_INSIST_S)
+
+    def _interrupt(self) -> None:
+        if self._main.ident is not None and self._main.is_alive():
+            signal.pthread_kill(self._main.ident, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore signals while the block cleans up: a second Ctrl-C would leave behind what the first one was about to end.
+
+    SIGTERM needs no care within ``StopSignals``, which answers it once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _active is not None:
+        _active.heed()
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _in_child() -> None:
+    """What Ray starts must be ended by SIGTERM, and outlive a terminal until Ray is shut down in order."""
+    if _active is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
+def _forget_terminal() -> None:
+    """Write to nowhere what would go to a terminal that has been closed."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        _redirect(stream, null)
+
+
+def _redirect(stream: Any, null: int) -> None:
+    with contextlib.suppress(OSError, ValueError):  # of a stream that is no file
+        if os.isatty(stream.fileno()):
+            os.dup2(null, stream.fileno())
