@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ray import serve
 
+from deployments.app import ModelOptions
 from deployments.chart import hidden_share
 from deployments.client import Client
 from deployments.wire import ReplicaStats
@@ -103,24 +104,20 @@ class Report:
         return "\n".join(lines)
 
 
-def run_bench(request: VideoRequest, *, app: str, model: str, variant: str | None, levels: Sequence[int]) -> Report:
+def run_bench(request: VideoRequest, *, app: str, model: ModelOptions, levels: Sequence[int]) -> Report:
     """Measure an app of the cluster that this process is connected to. Raises ``RuntimeError`` if a video fails.
 
-    model, variant: what the app serves, for the plain loop to load; ``request.seed`` is that of the first video.
+    model: what the app serves, for the plain loop to load; ``request.seed`` is that of the first video.
     """
-    return asyncio.run(_measure(request, app=app, model=model, variant=variant, levels=levels))
+    return asyncio.run(_measure(request, app=app, model=model, levels=levels))
 
 
-async def _measure(
-    request: VideoRequest, *, app: str, model: str, variant: str | None, levels: Sequence[int]
-) -> Report:
+async def _measure(request: VideoRequest, *, app: str, model: ModelOptions, levels: Sequence[int]) -> Report:
     client = Client.connect(app)
     requests = _requests(request, max(levels))
     spec = (await _make_all(client, requests[:1]))[0].spec  # warms every deployment up, and tells the defaults
     measured = tuple([await _measure_level(client, app, requests[:level]) for level in levels])
-    loop = await asyncio.to_thread(
-        _run_loop, [spec.model_copy(update={"seed": r.seed}) for r in requests], model, variant
-    )
+    loop = await asyncio.to_thread(_run_loop, [spec.model_copy(update={"seed": r.seed}) for r in requests], model)
     return Report(
         model=spec.model,
         size=spec.size,
@@ -206,14 +203,14 @@ def _handover_seconds(timeline: Sequence[TimelineEntry]) -> float:
     return sum(max(later.start - earlier.end, 0.0) for earlier, later in pairwise(units))
 
 
-def _run_loop(specs: Sequence[VideoSpec], model: str, variant: str | None) -> Loop:
+def _run_loop(specs: Sequence[VideoSpec], model: ModelOptions) -> Loop:
     from transformers.utils import logging as transformers_logging
 
     from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
     from pyramid_serve.video import write_video
 
     transformers_logging.disable_progress_bar()
-    pipeline = PyramidFlow.from_pretrained(model, variant=variant)
+    pipeline = PyramidFlow.from_pretrained(model.source, variant=model.variant, dtype=model.dtype)
 
     def make(spec: VideoSpec, folder: str) -> None:
         units = pipeline.stream([VideoInput(spec.prompt, seed=spec.seed)], spec.settings)

@@ -9,9 +9,9 @@ import asyncio
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 from uuid import uuid4
 
@@ -89,8 +89,8 @@ class RunUpdate:
     """A denoiser has taken it."""
     prompt_truncated_at: int | None = None
     negative_prompt_truncated_at: int | None = None
-    computed: Mapping[str, Computed] = field(default_factory=dict)
-    """By the name of the part."""
+    computed: tuple[Computed, ...] = ()
+    """Of every part that has worked on the video."""
     timeline: tuple[TimelineEntry, ...] = ()
 
 
@@ -665,8 +665,9 @@ def _merge(record: VideoRecord, update: RunUpdate) -> dict[str, Any]:
     for name in ("prompt_truncated_at", "negative_prompt_truncated_at"):
         if getattr(update, name) not in (None, getattr(record, name)):
             fields[name] = getattr(update, name)
-    if update.computed.items() - record.computed.items():
-        fields["computed"] = {**record.computed, **update.computed}
+    if set(update.computed) - set(record.computed):
+        by_part = {computed.part: computed for computed in (*record.computed, *update.computed)}
+        fields["computed"] = tuple(by_part.values())
     # An update that was sent again because its answer was lost brings nothing new.
     news = tuple(entry for entry in update.timeline if entry not in record.timeline)
     if news:

@@ -22,6 +22,7 @@ from pyramid_serve.outputs import check_output
 from pyramid_serve.terminal import printable, printable_lines
 
 if TYPE_CHECKING:
+    from deployments.app import ModelOptions
     from deployments.http_client import Server, Video
     from deployments.signals import StopSignals
 
@@ -71,6 +72,9 @@ def _add_server_commands(commands: "Commands") -> None:
     parser.add_argument("--model", default="shapes", help="what --app serves, for the loop; shapes unless given")
     parser.add_argument("--variant", default=None)
     parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default=None, help="of the app and the loop"
+    )
+    parser.add_argument(
         "--concurrency", default="1,2,4,8", metavar="N,...", help="videos at once; 1,2,4,8 unless given"
     )
     parser.add_argument("-o", "--output", type=Path, default=None, metavar="FILE", help="the figures as JSON")
@@ -106,7 +110,7 @@ def up(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve up``: until SIGTERM, which is its ordinary end, or Ctrl-C or SIGHUP."""
     with _ending("up", terminated=0) as signals:
         from deployments.demo import LiveRows, status_rows
-        from deployments.local_cluster import check_port, read_app, running
+        from deployments.local_cluster import check_port, precision_text, read_app, running
         from pyramid_serve.storage import check_root, shown_root
 
         app = read_app(arguments.config, host=arguments.host, port=arguments.port)
@@ -114,7 +118,8 @@ def up(arguments: argparse.Namespace) -> None:
         signals.begin()
         check_root(app.config.storage_root)
         storage = shown_root(app.config.storage_root)
-        _say(f"Starting Ray and the app: model {app.config.model.public_name}, videos in {storage} ...")
+        _say(f"Model {app.config.model.public_name} in {precision_text(app.config)}.")
+        _say(f"Starting Ray and the app, videos in {storage} ...")
         started = time.monotonic()
         rows = LiveRows(sys.stdout)
         with running(app, show=lambda statuses: rows.show(status_rows(statuses)), warn=rows.say) as logs:
@@ -139,11 +144,12 @@ def demo(arguments: argparse.Namespace) -> None:
     with _ending("demo") as signals:
         from deployments.demo import PROMPT, LiveRows, demo_app, make, status_rows
         from deployments.http_client import Server
-        from deployments.local_cluster import running
+        from deployments.local_cluster import precision_text, running
 
         signals.begin()
         rows = LiveRows(sys.stdout)
         with demo_app() as app:
+            _say(f"Model {app.config.model.public_name} in {precision_text(app.config)}.")
             _say("Starting Ray and the app on this machine ...")
             started = time.monotonic()
             with running(app, show=lambda statuses: rows.show(status_rows(statuses))):
@@ -179,8 +185,8 @@ def bench(arguments: argparse.Namespace) -> None:
 
         levels = parse_levels(arguments.concurrency)
         signals.begin()
-        with _app_to_measure(arguments) as (app, model, variant):
-            report = run_bench(request, app=app, model=model, variant=variant, levels=levels)
+        with _app_to_measure(arguments) as (app, model):
+            report = run_bench(request, app=app, model=model, levels=levels)
     _say(report.to_text())
     if arguments.output is not None:
         arguments.output.write_text(report.to_json())
@@ -188,29 +194,33 @@ def bench(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _app_to_measure(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str | None]]:
-    """The app's name, its model and variant: of a cluster that runs, or of one of our own for as long as the block."""
+def _app_to_measure(arguments: argparse.Namespace) -> Iterator[tuple[str, "ModelOptions"]]:
+    """The app's name and its model: of a cluster that runs, or of one of our own for as long as the block."""
     if arguments.app is not None:
         import ray
 
+        from deployments.app import ModelOptions
+
         ray.init(address=arguments.address, log_to_driver=False)
         try:
-            yield arguments.app, arguments.model, arguments.variant
+            yield arguments.app, ModelOptions(source=arguments.model, variant=arguments.variant, dtype=arguments.dtype)
         finally:
             ray.shutdown()
         return
 
     from deployments.demo import LiveRows, status_rows
-    from deployments.local_cluster import free_port, read_app, running
+    from deployments.local_cluster import free_port, precision_text, read_app, running
 
     app = read_app(arguments.config, port=free_port())
     rows = LiveRows(sys.stdout)
-    _say(f"Starting Ray and the app: model {app.config.model.public_name} ...")
     # In a folder that goes with it: a server that runs here may use the one that is configured.
     with tempfile.TemporaryDirectory(prefix="pyramid-serve-bench-", ignore_cleanup_errors=True) as storage:
-        app = app._replace(config=app.config.model_copy(update={"storage": storage}))
+        model = app.config.model.model_copy(update={"dtype": arguments.dtype or app.config.model.dtype})
+        app = app._replace(config=app.config.model_copy(update={"storage": storage, "model": model}))
+        _say(f"Model {model.public_name} in {precision_text(app.config)}.")
+        _say("Starting Ray and the app ...")
         with running(app, show=lambda statuses: rows.show(status_rows(statuses))):
-            yield app.name, app.config.model.source, app.config.model.variant
+            yield app.name, model
 
 
 def _wait_for_interrupt() -> None:
@@ -336,6 +346,7 @@ def status(arguments: argparse.Namespace) -> None:
     _say(f"  created  {_time(video['created_at'])}")
     if video["expires_at"] is not None:
         _say(f"  expires  {_time(video['expires_at'])}")
+    _say_truncation(video)
     if video["timeline"]:
         _say(f"\n{summary(video)}")
 
@@ -414,6 +425,17 @@ def _write(server: "Server", video: "Video", output: Path, variant: str) -> None
     server.download(video["id"], output, variant=variant)
     what = _frames(video) if variant == "video" else variant
     _say(f"{output}: {what}, seed {video['seed']}")
+    _say_truncation(video)
+
+
+def _say_truncation(video: "Video") -> None:
+    """Say on stderr that the prompt was cut, if it was."""
+    truncated_at = video.get("prompt_truncated_at")
+    if truncated_at is not None:
+        from pyramid_serve.truncation import truncation_note
+
+        note = truncation_note(video["prompt"] + video.get("prompt_suffix", ""), truncated_at)
+        _say(printable(f"note: {note}"), file=sys.stderr)
 
 
 def _check_output(output: Path, suffix: str) -> None:

@@ -84,7 +84,7 @@ class Decoder:
         self._replica = replica_name()
         configure_logging(self._replica)
         config.set_up_torch()
-        self._computed = config.computed
+        self._computed = config.computed_as("decoder")
         self._device = config.torch_device
         self._vae = load_vae(config.source, dtype=config.torch_dtype, device=self._device)
         self._scale = latent_scale_of(config.source, config.variant)

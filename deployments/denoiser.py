@@ -53,7 +53,7 @@ class Denoiser:
         self._replica = replica_name()
         configure_logging(self._replica)
         config.set_up_torch()
-        self._computed = config.computed
+        self._computed = config.computed_as("denoiser")
         self._device = config.torch_device
         self._attention = attention_by_name(config.attention_name)
         self._transformer = load_transformer(

@@ -158,13 +158,9 @@ def _precision_line() -> str:
     """The dtype that a model is computed in on this machine's first device, and why."""
     torch = _imported("torch")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        precision = importlib.import_module("pyramid_serve.precision")
-    except ModuleNotFoundError:
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
-        return f"{dtype} on {device}: what a model is computed in there unless it says another"
-    choice = precision.suitable_dtype(device, None)
-    return f"{str(choice.dtype).removeprefix('torch.')} on {device}: {choice.reason}"
+    precision = importlib.import_module("pyramid_serve.precision")  # here, for it imports torch, which may be broken
+    choice = precision.suitable_dtype(device)
+    return f"{choice.name} on {device}: {choice.reason}"
 
 
 def _ffmpeg() -> str:

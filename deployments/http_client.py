@@ -104,6 +104,8 @@ class VideoObject(BaseModel):
     num_units_done: Count
     queue_position: Count | None
     eta_seconds: Seconds | None
+    prompt_suffix: str = ""
+    prompt_truncated_at: Count | None = None
     timeline: Annotated[list[Entry], Field(max_length=5000)]
 
 

@@ -61,7 +61,7 @@ VIDEO_EXAMPLE: Schema = {
     "num_units_done": 2,
     "prompt_truncated_at": None,
     "negative_prompt_truncated_at": None,
-    "computed": {"denoiser": {"dtype": "float32", "device": "cpu"}},
+    "computed": [{"part": "denoiser", "dtype": "float32", "device": "cpu"}],
     "attempts": 1,
     "started_at": 1764000000.4,
     "first_frame_at": 1764000001.2,
@@ -285,7 +285,7 @@ class Video(BaseModel):
         description="The character of prompt and prompt_suffix together at which the text encoder stopped reading."
     )
     negative_prompt_truncated_at: int | None
-    computed: dict[str, Computed] = Field(description="The dtype and device of each part of the pipeline.")
+    computed: list[Computed] = Field(description="The dtype and device of each part of the pipeline.")
     attempts: int
     started_at: float | None
     first_frame_at: float | None

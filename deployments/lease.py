@@ -68,10 +68,11 @@ class Lease:
     def tell_retry(self) -> None:
         self.tell(num_units_retried=self._update.num_units_retried + 1)
 
-    def tell_computed(self, part: str, computed: Computed) -> None:
+    def tell_computed(self, computed: Computed) -> None:
         """Let claims know what a part of the pipeline computes in."""
-        if self._update.computed.get(part) != computed:
-            self.tell(computed={**self._update.computed, part: computed})
+        if computed not in self._update.computed:
+            others = [other for other in self._update.computed if other.part != computed.part]
+            self.tell(computed=(*others, computed))
 
     def note(self, stage: Stage, unit: int | None, *, start: float, end: float, replica: str) -> None:
         """Add to the timeline."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import ray
+import torch
 from ray import serve
 from ray.exceptions import RayError
 
@@ -20,6 +21,7 @@ from deployments.app import IMPORT_PATH, AppConfig, app_config, build, load_conf
 from deployments.http_guard import DOTLESS
 from deployments.log_tail import warnings_told
 from deployments.signals import undisturbed
+from pyramid_serve.precision import device_name
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +166,15 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def precision_text(config: AppConfig) -> str:
+    """What the model of an app on this machine is computed in, and why, for people."""
+    pool, settings = config.denoiser, config.denoiser_config
+    has_gpu = bool(pool.ray_actor_options.num_gpus) and torch.cuda.is_available()
+    device = torch.device(settings.device or ("cuda" if has_gpu else "cpu"))
+    precision = settings.precision_on(device)
+    return f"{precision.name} on {device_name(device)}: {precision.reason}"
 
 
 def start_ray(start: Callable[[], Result]) -> Result:

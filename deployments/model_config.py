@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import cached_property
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -35,14 +36,16 @@ class ModelConfig(BaseModel):
     def torch_device(self) -> torch.device:
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    @property
+    @cached_property
     def precision(self) -> Precision:
-        return capabilities(self.source, self.variant).precision_on(self.torch_device, self.dtype)
+        return self.precision_on(self.torch_device)
 
-    @property
-    def computed(self) -> Computed:
-        """What a replica computes in, for the records of its videos."""
-        return Computed(dtype=self.precision.name, device=device_name(self.torch_device))
+    def precision_on(self, device: torch.device) -> Precision:
+        return capabilities(self.source, self.variant).precision_on(device, self.dtype)
+
+    def computed_as(self, part: str) -> Computed:
+        """What a replica computes in as this part of the pipeline, for the records of its videos."""
+        return Computed(part=part, dtype=self.precision.name, device=device_name(self.torch_device))
 
     @property
     def torch_dtype(self) -> torch.dtype:

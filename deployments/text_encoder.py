@@ -62,7 +62,7 @@ class TextEncoder:
         self._replica = replica_name()
         configure_logging(self._replica)
         config.set_up_torch()
-        self._computed = config.computed
+        self._computed = config.computed_as("text_encoder")
         self._encoder = text_encoder.TextEncoder.from_pretrained(
             config.source, dtype=config.torch_dtype, device=config.torch_device
         )

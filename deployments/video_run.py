@@ -166,7 +166,7 @@ class VideoRun:
             )
         self._lease.tell(prompt_truncated_at=positive.truncated_at, negative_prompt_truncated_at=negative.truncated_at)
         if positive.computed is not None:
-            self._lease.tell_computed("text_encoder", positive.computed)
+            self._lease.tell_computed(positive.computed)
         return Prompts(positive, negative)
 
     async def _encode_prompt(self, prompt: str) -> WirePromptEmbeds:
@@ -203,7 +203,7 @@ class VideoRun:
         finally:
             stream.cancel()
         self._lease.tell(num_steps_done=num_steps_before + item.num_steps)
-        self._lease.tell_computed("denoiser", item.computed)
+        self._lease.tell_computed(item.computed)
         self._lease.note(Stage.DENOISE, unit, start=item.started, end=item.ended, replica=item.replica)
         self._metrics.stage(Stage.DENOISE, item.ended - item.started)
         return latents_from_wire(item.latents)
@@ -242,7 +242,7 @@ class VideoRun:
         for _ in range(self._num_saved, self._spec.num_latent_frames):
             unit = await denoised.get()
             result = await self._decoder.decode(unit, self._latents)
-            self._lease.tell_computed("decoder", result.computed)
+            self._lease.tell_computed(result.computed)
             self._lease.note(Stage.DECODE, unit, start=result.started, end=result.ended, replica=result.replica)
             self._metrics.stage(Stage.DECODE, result.ended - result.started)
             await decoded.put((unit, result.frames))

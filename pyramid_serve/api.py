@@ -606,6 +606,8 @@ class Computed(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    part: str
+    """``text_encoder``, ``denoiser`` or ``decoder``."""
     dtype: str
     device: str
 
@@ -661,8 +663,8 @@ class VideoRecord(BaseModel):
     prompt_truncated_at: int | None = None
     """The character of ``spec.full_prompt`` at which the text encoder stopped reading. None: it read all of it."""
     negative_prompt_truncated_at: int | None = None
-    computed: dict[str, Computed] = {}
-    """What each part of the pipeline computed in, by its name, as far as it has worked on the video."""
+    computed: tuple[Computed, ...] = ()
+    """What each part of the pipeline computed in, as far as it has worked on the video."""
     timeline: tuple[TimelineEntry, ...] = ()
     idempotency_key: str | None = None
     user: str | None = None
@@ -715,7 +717,7 @@ class VideoRecord(BaseModel):
             "num_units_done": self.num_units_done,
             "prompt_truncated_at": self.prompt_truncated_at,
             "negative_prompt_truncated_at": self.negative_prompt_truncated_at,
-            "computed": {part: computed.model_dump() for part, computed in self.computed.items()},
+            "computed": [computed.model_dump() for computed in self.computed],
             "attempts": self.attempts,
             "started_at": self.started_at,
             "first_frame_at": self.first_frame_at,

@@ -30,7 +30,8 @@ from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.parts import LatentScale, Transformer, latent_scale_of, load_transformer, load_vae
 from pyramid_serve.pyramid_flow.sampler import Predict, SamplingSettings, append_unit, denoise_unit, run_units
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, LatentShape
-from pyramid_serve.pyramid_flow.text_encoder import TextEncoder, truncation_note
+from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
+from pyramid_serve.truncation import truncation_note
 from pyramid_serve.video import fit_picture, to_uint8
 
 logger = logging.getLogger(__name__)

@@ -116,15 +116,6 @@ class TextEncoder:
         return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
 
-def truncation_note(prompt: str, truncated_at: int) -> str:
-    """A sentence for people on a prompt that was cut, with the words around the place."""
-    read, unread = prompt[:truncated_at], prompt[truncated_at:]
-    return (
-        f"the text encoder reads {MAX_PROMPT_TOKENS} tokens and stopped at character {truncated_at} of "
-        f"{len(prompt)}, between {read[-30:]!r} and {unread[:30]!r}; what comes after has no effect"
-    )
-
-
 def _encoder_folders(folder: Path) -> list[Path]:
     """``text_encoder``, ``text_encoder_2``, ... in the order of their numbers."""
 

@@ -20,7 +20,6 @@ from deployments.client import Client
 from deployments.wire import ReplicaStats
 from pyramid_serve.api import (
     MODEL_NOT_FOUND,
-    Computed,
     RequestError,
     Stage,
     Status,
@@ -219,8 +218,8 @@ async def test_the_record_tells_the_truth_as_it_goes(handle: Handle) -> None:
     assert work >= {(stage, unit) for stage in (Stage.DENOISE, Stage.DECODE, Stage.SAVE) for unit in range(4)}
     assert (Stage.ENCODE, None) in work
     assert done.created_at <= done.started_at <= done.first_frame_at <= done.completed_at
-    computed = Computed(dtype="float32", device="cpu")
-    assert done.computed == {"text_encoder": computed, "denoiser": computed, "decoder": computed}
+    assert {computed.part for computed in done.computed} == {"text_encoder", "denoiser", "decoder"}
+    assert {(computed.dtype, computed.device) for computed in done.computed} == {("float32", "cpu")}
     assert done.prompt_truncated_at is None
 
 

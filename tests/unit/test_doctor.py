@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deployments import cli, doctor
 from deployments.doctor import Line, examine
+from pyramid_serve import precision
+from pyramid_serve.precision import Precision
 
 NAMES = [
     "versions", "python", "processor", "flags", "memory", "disk", "ffmpeg", "storage",
@@ -130,14 +133,7 @@ def test_a_machine_that_tells_nothing_of_itself_still_gets_its_lines(monkeypatch
     assert not found["memory"].is_ok and found["processor"].is_ok
 
 
-def test_the_dtype_is_that_of_the_rule_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    import types
-
-    import torch
-
-    rule = types.ModuleType("pyramid_serve.precision")
-    choice = types.SimpleNamespace(dtype=torch.bfloat16, reason="it is fast here")
-    rule.suitable_dtype = lambda device, preferred: choice  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pyramid_serve.precision", rule)
+def test_the_dtype_is_that_of_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "suitable_dtype", lambda device: Precision(torch.bfloat16, "it is fast here"))
     assert lines()["dtype"].text.startswith("bfloat16 on ")
     assert lines()["dtype"].text.endswith(": it is fast here")
