@@ -49,6 +49,7 @@ FLAGS = (
 )  # fmt: skip
 """Instructions that the speed of a model depends on."""
 
+_OLDEST_PYTHON, _NEWEST_PYTHON = (3, 11), (3, 13)
 _GIB = 2**30
 _PROGRAM_S = 20.0
 _NAME_CHARACTERS = 10
@@ -129,8 +130,10 @@ def _version(package: str) -> str:
 
 def _python() -> str:
     text = f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}, {sys.executable}"
-    if sys.version_info[:2] != (3, 11):
-        raise ProblemError(f"{text}: must be 3.11")
+    if not _OLDEST_PYTHON <= sys.version_info[:2] <= _NEWEST_PYTHON:
+        raise ProblemError(
+            f"{text}: must be {'.'.join(map(str, _OLDEST_PYTHON))} to {'.'.join(map(str, _NEWEST_PYTHON))}"
+        )
     return text
 
 

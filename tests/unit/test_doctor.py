@@ -1,5 +1,6 @@
 """``pyramid-serve doctor``: every line there, whatever is missing, and no secrets."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -137,3 +138,13 @@ def test_the_dtype_is_that_of_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "suitable_dtype", lambda device: Precision(torch.bfloat16, "it is fast here"))
     assert lines()["dtype"].text.startswith("bfloat16 on ")
     assert lines()["dtype"].text.endswith(": it is fast here")
+
+
+@pytest.mark.parametrize(("version", "is_ok"), [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), False)])
+def test_the_pythons_are_those_that_the_package_takes(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], is_ok: bool
+) -> None:
+    requires = str(importlib.metadata.metadata("pyramid-serve")["Requires-Python"]).split(",")
+    assert set(requires) == {">=3.11", "<3.14"}
+    monkeypatch.setattr(sys, "version_info", (*version, 0, "final", 0))
+    assert lines()["python"].is_ok is is_ok
