@@ -109,9 +109,10 @@ def generate(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging as transformers_logging
 
     from pyramid_serve import checkpoints
+    from pyramid_serve.pictures import read_picture
     from pyramid_serve.pyramid_flow.autoencoder import Tiling
     from pyramid_serve.pyramid_flow.pipeline import Progress, PyramidFlow, VideoInput
-    from pyramid_serve.video import check_video_path, read_picture, write_video
+    from pyramid_serve.video import check_video_path, write_video
 
     options = vars(arguments)
     output = check_video_path(arguments.output)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyramid_serve import checkpoints
 from pyramid_serve.checkpoints import Capabilities, Source, choose_variant
+from pyramid_serve.pictures import fit_picture
 from pyramid_serve.precision import (
     DTypeName,
     NonFiniteError,
@@ -31,7 +32,7 @@ from pyramid_serve.pyramid_flow.parts import LatentScale, Transformer, latent_sc
 from pyramid_serve.pyramid_flow.sampler import Predict, SamplingSettings, append_unit, denoise_unit, run_units
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, LatentShape
 from pyramid_serve.pyramid_flow.text_encoder import TextEncoder, truncation_note
-from pyramid_serve.video import fit_picture, to_uint8
+from pyramid_serve.video import to_uint8
 
 logger = logging.getLogger(__name__)
 
