@@ -303,8 +303,6 @@ def _open_png(content: bytes) -> ImageFile.ImageFile:
             break
         at = end
     image = PngImagePlugin.PngImageFile(io.BytesIO(b"".join(kept)))
-    if (key := image.info.get("transparency")) is not None and not isinstance(key, bytes) and image.mode != "P":
-        image.info["transparency"] = _scaled_key(key, depth=content[24])
     image.info.update(info)
     return image
 
@@ -347,17 +345,11 @@ def _inflate(compressed: bytes, most: int) -> bytes | None:
     return content if stream.eof else None
 
 
-def _scaled_key(key: int | tuple[int, ...], *, depth: int) -> int | tuple[int, ...]:
-    """The transparent colour of a PNG, which counts in samples of ``depth`` bits, in the samples that Pillow makes."""
-    if isinstance(key, tuple):
-        return tuple(sample >> 8 if depth == 16 else sample & 255 for sample in key)
-    return (key & (2**depth - 1)) * {2: 85, 4: 17}.get(depth, 1) if depth > 1 else key
-
-
 # --- pixels ---------------------------------------------------------------------------------------------------------
 
 
 def _to_srgb(image: Image.Image, max_pixels: int | None) -> Image.Image:
+    image = _with_scaled_key(image)
     image.load()
     _check_size(image, max_pixels)  # again: some formats tell their true size only now
     profile, orientation = image.info.get("icc_profile"), _orientation(image)
@@ -371,6 +363,22 @@ def _to_srgb(image: Image.Image, max_pixels: int | None) -> Image.Image:
         picture = picture.transpose(_UPRIGHT[orientation])
     picture.info = {}
     return picture
+
+
+def _with_scaled_key(image: Image.Image) -> Image.Image:
+    """A PNG with its transparent colour in the samples that Pillow makes of it; Pillow leaves it as it is stored."""
+    if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
+        return image
+    key, samples = image.info.get("transparency"), image.tile[0].args
+    if isinstance(key, tuple):
+        scaled: int | tuple[int, ...] = tuple(x >> 8 if samples == "RGB;16B" else x & 255 for x in key)
+    elif isinstance(key, int) and image.mode == "L":
+        scaled = {"L;2": 85 * (key & 3), "L;4": 17 * (key & 15)}.get(str(samples), key & 255)
+    else:
+        return image
+    copied = image.copy()
+    copied.info["transparency"] = scaled
+    return copied
 
 
 def _orientation(image: Image.Image) -> int:

@@ -380,9 +380,11 @@ def test_the_transparent_colour_of_a_png_is_white_and_no_other(
     samples: numpy.ndarray, colour_type: int, depth: int, key: tuple[int, ...], width: int
 ) -> None:
     transparent = chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
-    picture = read_picture(png_of(samples, colour_type=colour_type, depth=depth, before=(transparent,), width=width))
-    assert picture.getpixel((0, 0)) == (255, 255, 255)
-    assert picture.getpixel((1, 0)) != (255, 255, 255)
+    content = png_of(samples, colour_type=colour_type, depth=depth, before=(transparent,), width=width)
+    for source in (content, Image.open(io.BytesIO(content))):
+        picture = read_picture(source)
+        assert picture.getpixel((0, 0)) == (255, 255, 255)
+        assert picture.getpixel((1, 0)) != (255, 255, 255)
 
 
 def test_16_bits_with_opacity_keep_their_upper_8() -> None:
@@ -539,6 +541,8 @@ def test_a_bfloat16_tensor_is_a_picture_and_its_opacity_counts() -> None:
 
 CLOSED = Image.open(io.BytesIO(file_of(gradient(), "PNG")))
 CLOSED.close()
+CLOSED_PLAIN = gradient()
+CLOSED_PLAIN.close()
 CLOSED_FILE = io.BytesIO(b"")
 CLOSED_FILE.close()
 
@@ -550,6 +554,7 @@ CLOSED_FILE.close()
         ([[0, 1]], "must be a path, .* not list"),
         (7, "must be a path, .* not int"),
         (CLOSED_FILE, "must be a path, .* not BytesIO"),
+        (CLOSED_PLAIN, "its pixels cannot be loaded"),
         (CLOSED, "its pixels cannot be loaded: its file is damaged, or was closed"),
         ("no such file.png", "no such file.png: no such file"),
         ("a\0b.png", "no such file"),
