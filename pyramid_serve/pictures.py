@@ -109,15 +109,21 @@ def fit_picture(image: Image.Image, *, height: int, width: int, name: str = "pic
     size comes through unchanged. ``ValueError``, which begins with ``name``, for one so narrow that what is cut off
     would fill the memory.
     """
-    scale = max(height / image.height, width / image.width)
-    covering_size = (round(image.width * scale), round(image.height * scale))
-    if covering_size[0] * covering_size[1] > MAX_PICTURE_PIXELS:
-        raise ValueError(f"{name}: {image.width}x{image.height} is too long and narrow for {width}x{height}")
-    covering = image.convert("RGB").resize(covering_size, Image.Resampling.LANCZOS)
+    size = covering_size(image, height=height, width=width, name=name)
+    covering = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     left, top = round((covering.width - width) / 2), round((covering.height - height) / 2)
     cropped = covering.crop((left, top, left + width, top + height))
     pixels = torch.from_numpy(numpy.array(cropped)).permute(2, 0, 1)
     return (pixels.float() / 127.5 - 1).contiguous()
+
+
+def covering_size(image: Image.Image, *, height: int, width: int, name: str = "picture") -> tuple[int, int]:
+    """(width, height) to which ``fit_picture`` scales a picture before it is cut; raises as that does."""
+    scale = max(height / image.height, width / image.width)
+    size = (round(image.width * scale), round(image.height * scale))
+    if size[0] * size[1] > MAX_PICTURE_PIXELS:
+        raise ValueError(f"{name}: {image.width}x{image.height} is too long and narrow for {width}x{height}")
+    return size
 
 
 # --- sources --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pyramid_serve import checkpoints
 from pyramid_serve.api import MAX_SEED, parse_request
 from pyramid_serve.checkpoints import Capabilities, Source, choose_variant
 from pyramid_serve.checks import whole_number
-from pyramid_serve.pictures import PictureSource, fit_picture, read_picture
+from pyramid_serve.pictures import PictureSource, covering_size, fit_picture, read_picture
 from pyramid_serve.precision import (
     DTypeName,
     NonFiniteError,
@@ -170,7 +170,13 @@ class VideoInput:
         return SeededNoise(self.seed, shape)
 
     def check(self, shape: LatentShape) -> None:
-        """``ValueError`` unless ``latents`` are the beginning of a video of this shape, and all of them finite."""
+        """``ValueError`` unless this can begin a video of this shape.
+
+        The picture must not be too narrow for it, and ``latents`` must be the beginning of one, all of them finite.
+        """
+        if isinstance(self.image, Image.Image):
+            height, width = shape.pixel_size
+            covering_size(self.image, height=height, width=width, name="image")
         if self.latents is None:
             return
         expected = (LATENT_CHANNELS, *shape.size_at(NUM_STAGES - 1))

@@ -137,6 +137,8 @@ def test_what_does_not_fit_is_refused_before_any_work(pipeline: PyramidFlow) -> 
         pipeline.stream([VideoInput("a"), VideoInput("b", image=picture())], fine)
     with pytest.raises(ValueError, match="say which settings"):
         pipeline.stream([VideoInput("a", latents=torch.zeros(16, 1, 8, 16)), VideoInput("b", image=picture())])
+    with pytest.raises(ValueError, match="image: 1x2000000 is too long and narrow for 128x64"):
+        pipeline.stream([VideoInput("a", image=Image.new("RGB", (1, 2_000_000)))], fine)
     with pytest.raises(ValueError, match="size=100x64"):
         pipeline.settings(width=100, height=64)
     with pytest.raises(ValueError, match="give both"):
