@@ -116,7 +116,9 @@ def generate(arguments: argparse.Namespace) -> None:
 
     options = vars(arguments)
     output = check_video_path(arguments.output)
-    image = read_picture(request.input_reference) if request.input_reference is not None else None
+    image = None
+    if request.input_reference is not None:
+        image = read_picture(request.input_reference, name=f"--image {arguments.image}")
     tiling = Tiling(options["tiling"]) if "tiling" in options else None
     device = _device(arguments.device)
     capabilities = checkpoints.capabilities(arguments.model, options.get("variant"))

@@ -7,6 +7,7 @@ line and the server. Metadata is read apart from the pixels: what is broken or o
 import contextlib
 import io
 import os
+import re
 import stat
 import threading
 import warnings
@@ -45,8 +46,10 @@ _MAX_FILE_BYTES = 2**30
 """What the most pixels need uncompressed in the largest format that is read: 16 bytes each."""
 _MAX_PROFILE_BYTES = 16 * 2**20
 _MAX_TEXT_BYTES = 2**20
-_MAX_JPEG_SCANS = 1000
+_MAX_JPEG_SCANS = 100
 """A progressive JPEG has about ten. Each one, however short, costs a pass over the whole picture."""
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+"""The start of a segment; the others are samples of 255 and restarts within a scan."""
 
 _ONE_AT_A_TIME = threading.Lock()
 """Warnings are process-wide, so they are silenced by one thread at a time; it also bounds the memory of pictures."""
@@ -264,7 +267,7 @@ def _open(content: bytes, kind: str) -> ImageFile.ImageFile:
         case "PNG":
             return _open_png(content)
         case "JPEG":
-            if content.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+            if _has_more_scans(content, _MAX_JPEG_SCANS):
                 raise _RefusedError(f"not a readable image: its JPEG data has more than {_MAX_JPEG_SCANS} scans")
             return JpegImagePlugin.JpegImageFile(io.BytesIO(content))  # also the first picture of a phone's MPO
         case "WebP":
@@ -283,6 +286,18 @@ def _open(content: bytes, kind: str) -> ImageFile.ImageFile:
             return HeifImageFile(io.BytesIO(content))
 
 
+def _has_more_scans(content: bytes, most: int) -> bool:
+    """Whether a JPEG is sent in more than ``most`` scans, without those of the thumbnails in its metadata."""
+    num_scans, at = 0, 2
+    while (found := _JPEG_MARKER.search(content, at)) is not None and found[1] != b"\xd9":
+        at = found.end()
+        num_scans += found[1] == b"\xda"
+        if num_scans > most:
+            return True
+        at += int.from_bytes(content[at : at + 2])
+    return False
+
+
 class _Tiff(TiffImagePlugin.TiffImageFile):
     """A TIFF whose metadata is not read along with its pixels, where an error in it would cost the picture."""
 
@@ -296,7 +311,7 @@ def _open_png(content: bytes) -> ImageFile.ImageFile:
     Texts may be longer than Pillow takes (a workflow, as picture generators write them, is megabytes), and none of
     their checksums matters.
     """
-    kept, info = [content[:8]], dict[str, bytes | str]()
+    kept, info = [content[:8]], dict[str, bytes | str | None]()
     view, at = memoryview(content), 8
     while at + 8 <= len(content):
         length, kind = int.from_bytes(view[at : at + 4]), bytes(view[at + 4 : at + 8])
@@ -309,24 +324,25 @@ def _open_png(content: bytes) -> ImageFile.ImageFile:
             break
         at = end
     image = PngImagePlugin.PngImageFile(io.BytesIO(b"".join(kept)))
-    image.info.update(info)
+    image.info.update({name: value for name, value in info.items() if value is not None})
     return image
 
 
-def _read_png_metadata(info: dict[str, bytes | str], kind: bytes, body: memoryview) -> None:
-    """Put the colour profile, EXIF, and texts that hold EXIF or XMP where Pillow has them; the first of each counts."""
+def _read_png_metadata(info: dict[str, bytes | str | None], kind: bytes, body: memoryview) -> None:
+    """Put the colour profile, EXIF, and texts that hold EXIF or XMP where Pillow has them, None for a broken one.
+
+    Only the first of each is unpacked, as there may be thousands, each of them megabytes.
+    """
     if kind == b"eXIf":
         info.setdefault("exif", b"Exif\0\0" + body)
     elif kind == b"iCCP" and "icc_profile" not in info:
         _, _, rest = bytes(body).partition(b"\0")
-        if (profile := _inflate(rest[1:], _MAX_PROFILE_BYTES)) is not None:
-            info["icc_profile"] = profile
+        info["icc_profile"] = _inflate(rest[1:], _MAX_PROFILE_BYTES)
     elif kind in (b"tEXt", b"zTXt", b"iTXt"):
         keyword = bytes(body[:80]).partition(b"\0")[0].decode("latin-1")
         if keyword in ("XML:com.adobe.xmp", "Raw profile type exif") and keyword not in info:
             text = _png_text(kind, bytes(body[len(keyword) + 1 :]))
-            if text is not None and len(text) <= _MAX_TEXT_BYTES:
-                info[keyword] = text.decode("utf-8", errors="replace")
+            info[keyword] = text.decode("utf-8", errors="replace") if text and len(text) <= _MAX_TEXT_BYTES else None
 
 
 def _png_text(kind: bytes, body: bytes) -> bytes | None:
