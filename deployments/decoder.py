@@ -18,12 +18,12 @@ from deployments.memory import MemoryStore
 from deployments.model_config import ModelConfig
 from deployments.wire import DecodeJob, DecodeResult, MemoryMissing, ReplicaStats, WireTensor, from_wire, to_wire
 from pyramid_serve.checkpoints import capabilities
+from pyramid_serve.pictures import fit_picture, read_picture
 from pyramid_serve.precision import NonFiniteError
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory, Tiling
 from pyramid_serve.pyramid_flow.parts import LatentScale, latent_scale_of, load_vae
 from pyramid_serve.pyramid_flow.pipeline import decode_unit, encode_picture
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, SIZE_MULTIPLE, LatentShape
-from pyramid_serve.video import fit_picture, read_picture
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,9 @@ class Decoder:
         Raises ``ValueError`` for bytes that are no picture.
         """
         with self._calls.of("encode_picture"):
-            pixels = await asyncio.to_thread(lambda: fit_picture(read_picture(picture), height=height, width=width))
+            # No limit of pixels: the one that held when it was accepted may have been any.
+            image = await asyncio.to_thread(lambda: read_picture(picture, max_pixels=None))
+            pixels = await asyncio.to_thread(lambda: fit_picture(image, height=height, width=width))
             latents = await self._engine.run_between_turns(lambda: self._encode(pixels))
         return to_wire(latents)
 

@@ -39,9 +39,9 @@ from pyramid_serve.api import (
     steps_within,
     unknown_model,
 )
+from pyramid_serve.pictures import read_picture
 from pyramid_serve.pyramid_flow.shapes import num_frames_of, seconds_of
 from pyramid_serve.storage import StorageError, VideoFile, VideoNotFoundError
-from pyramid_serve.video import read_picture
 
 logger = logging.getLogger(__name__)
 
@@ -301,7 +301,7 @@ def _is_same_picture(door: Door, picture: bytes, video_id: str) -> bool:
     except VideoNotFoundError:
         return False
     given = read_picture(picture, max_pixels=door.videos.model.limits.max_picture_pixels)
-    return given == read_picture(stored)
+    return given == read_picture(stored, max_pixels=None)
 
 
 async def _view(door: Door, record: VideoRecord) -> VideoView:

@@ -83,7 +83,7 @@ _TEXT_RULE = "No control characters but newline and tab."
 _PICTURE_FILE = {
     "type": "string",
     "format": "binary",
-    "description": "A picture that the video begins with: PNG, JPEG, WebP, GIF, BMP or TIFF.",
+    "description": "A picture that the video begins with: PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC.",
 }
 _PICTURE_URL = {
     "type": "object",

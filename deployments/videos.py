@@ -27,8 +27,8 @@ from pyramid_serve.api import (
     resolve,
 )
 from pyramid_serve.checkpoints import Capabilities
+from pyramid_serve.pictures import fit_picture, read_picture
 from pyramid_serve.storage import VideoNotFoundError, VideoStore
-from pyramid_serve.video import fit_picture, read_picture
 
 logger = logging.getLogger(__name__)
 
@@ -233,10 +233,10 @@ class Videos:
 def _to_png(picture: bytes, spec: VideoSpec, *, max_pixels: int) -> bytes:
     """The PNG file of a picture of any format that a video can begin with. Raises ``RequestError``."""
     try:
-        image = read_picture(picture, max_pixels=max_pixels)
-        fit_picture(image, height=spec.height, width=spec.width)
+        image = read_picture(picture, max_pixels=max_pixels, name="input_reference")
+        fit_picture(image, height=spec.height, width=spec.width, name="input_reference")
     except ValueError as error:
-        raise RequestError(f"input_reference: {error}", param="input_reference") from None
+        raise RequestError(str(error), param="input_reference") from None
     content = io.BytesIO()
     image.save(content, format="PNG")
     return content.getvalue()

@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pyramid_serve.checks import whole_number
 from pyramid_serve.precision import DTypeName, Precision, choose_dtype
 from pyramid_serve.pyramid_flow.shapes import PIXELS_PER_TOKEN, SIZE_MULTIPLE, seconds_of
 
@@ -416,19 +417,19 @@ class Capabilities:
 
     def check_size(self, width: int, height: int) -> None:
         """``ValueError`` unless the model makes this size (pixels)."""
+        width, height = whole_number("width", width, least=1), whole_number("height", height, least=1)
         if self.sizes is not None:
             if (width, height) not in self.sizes:
                 allowed = ", ".join(f"{w}x{h}" for w, h in self.sizes)
                 raise ValueError(f"size={width}x{height}: this model makes {allowed}")
-        elif min(width, height) <= 0 or width % SIZE_MULTIPLE or height % SIZE_MULTIPLE:
+        elif width % SIZE_MULTIPLE or height % SIZE_MULTIPLE:
             raise ValueError(f"size={width}x{height}: width and height must be positive multiples of {SIZE_MULTIPLE}")
         elif self.max_side is not None and max(width, height) > self.max_side:
             raise ValueError(f"size={width}x{height}: this model's positions reach to {self.max_side} pixels a side")
 
     def check_num_latent_frames(self, num_latent_frames: int) -> None:
         """``ValueError`` unless the model makes videos of this length."""
-        if num_latent_frames < 1:
-            raise ValueError(f"num_latent_frames={num_latent_frames}: at least 1")
+        num_latent_frames = whole_number("num_latent_frames", num_latent_frames, least=1)
         longest = self.max_num_latent_frames
         if longest is not None and num_latent_frames > longest:
             length = "a single picture" if longest == 1 else f"{seconds_of(longest):.2g} s at 24 fps"

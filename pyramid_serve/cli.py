@@ -117,13 +117,16 @@ def generate(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging as transformers_logging
 
     from pyramid_serve import api, checkpoints
+    from pyramid_serve.pictures import read_picture
     from pyramid_serve.pyramid_flow.autoencoder import Tiling
     from pyramid_serve.pyramid_flow.pipeline import Progress, PyramidFlow, VideoInput
-    from pyramid_serve.video import check_video_path, read_picture, write_video
+    from pyramid_serve.video import check_video_path, write_video
 
     options = vars(arguments)
     output = check_video_path(arguments.output)
-    image = read_picture(request.input_reference) if request.input_reference is not None else None
+    image = None
+    if request.input_reference is not None:
+        image = read_picture(request.input_reference, name=f"--image {arguments.image}")
     tiling = Tiling(options["tiling"]) if "tiling" in options else None
     device = _device(arguments.device)
     capabilities = checkpoints.capabilities(arguments.model, options.get("variant"))

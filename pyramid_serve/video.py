@@ -1,14 +1,12 @@
-"""Frames to files, pictures to tensors.
+"""Frames to files.
 
 Frames are uint8 tensors (F, H, W, 3), RGB, on any device; a video is an iterable of such chunks, of any lengths, so
 that encoding runs while frames are still being made. Files are written aside and then moved: what is there is whole.
 """
 
 import contextlib
-import io
 import os
 import shutil
-import struct
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,15 +16,11 @@ from typing import IO, Self
 from uuid import uuid4
 
 import imageio_ffmpeg
-import numpy
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND
-
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PICTURE_PIXELS = 64 * 1024 * 1024
 
 FFMPEG_OPTIONS = ["-hide_banner", "-loglevel", "error", "-nostats", "-y"]
 # Converted and tagged as BT.709, for that is what players take video of these sizes to be.
@@ -48,9 +42,6 @@ class EncodeError(RuntimeError):
 def to_uint8(pixels: Tensor) -> Tensor:
     """Frames (F, H, W, 3) of pixels (3, F, H, W) in [-1, 1]: ``clamp(127.5 x + 127.5, 0, 255)``, truncated."""
     return (pixels.float() * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
-
-
-# --- frames to files ------------------------------------------------------------------------------------------------
 
 
 def check_video_path(path: str | os.PathLike[str]) -> Path:
@@ -260,54 +251,3 @@ class _Ffmpeg:
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip()[-1000:]
         return f"ffmpeg ended with {self._process.returncode}: {said or 'it said nothing'}"
-
-
-# --- pictures -------------------------------------------------------------------------------------------------------
-
-
-def read_picture(source: str | os.PathLike[str] | bytes, *, max_pixels: int = MAX_PICTURE_PIXELS) -> Image.Image:
-    """An RGB picture from a file or its bytes, upright by its EXIF orientation, transparency over white.
-
-    Raises ``ValueError`` for a file that is not there, is no picture of a known format, is broken or has more than
-    ``max_pixels``, which is known before it is unpacked.
-    """
-    name = "picture" if isinstance(source, bytes) else str(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=PICTURE_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise ValueError(f"{name}: {image.width}x{image.height} is more than {max_pixels} pixels")
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ValueError(f"{name}: no such file") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{name}: more than {max_pixels} pixels") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name}: no picture; known are {', '.join(PICTURE_FORMATS)}") from error
-    except (OSError, SyntaxError, EOFError, struct.error) as error:
-        raise ValueError(f"{name}: a broken picture: {error}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((numpy.asarray(image) >> 8).astype(numpy.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def fit_picture(image: Image.Image, *, height: int, width: int) -> Tensor:
-    """A picture brought to ``height`` x ``width`` pixels as the published demo does: (3, H, W) in [-1, 1], float32.
-
-    Scaled with its aspect kept until it just covers the size (Lanczos), then cut from its centre. A picture of that
-    size comes through unchanged. ``ValueError`` for one so narrow that what is cut off would fill the memory.
-    """
-    scale = max(height / image.height, width / image.width)
-    covering_size = (round(image.width * scale), round(image.height * scale))
-    if covering_size[0] * covering_size[1] > MAX_PICTURE_PIXELS:
-        raise ValueError(f"picture: {image.width}x{image.height} is too long and narrow for {width}x{height}")
-    covering = image.convert("RGB").resize(covering_size, Image.Resampling.LANCZOS)
-    left, top = round((covering.width - width) / 2), round((covering.height - height) / 2)
-    cropped = covering.crop((left, top, left + width, top + height))
-    pixels = torch.from_numpy(numpy.array(cropped)).permute(2, 0, 1)
-    return (pixels.float() / 127.5 - 1).contiguous()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pyramid_serve.checks import whole_multiple
 from pyramid_serve.pyramid_flow.causal_conv import Carry, CausalConv3d, LayerFrames
 from pyramid_serve.pyramid_flow.shapes import SPATIAL_FACTOR, TEMPORAL_FACTOR, num_latent_frames_of
 
@@ -79,8 +80,7 @@ class Tiling:
     size: int = 256
 
     def __post_init__(self) -> None:
-        if self.size < 4 * SPATIAL_FACTOR or self.size % (4 * SPATIAL_FACTOR):
-            raise ValueError(f"tiling={self.size}: must be a positive multiple of {4 * SPATIAL_FACTOR} pixels")
+        object.__setattr__(self, "size", whole_multiple("tiling", self.size, of=4 * SPATIAL_FACTOR))
 
 
 @dataclass(frozen=True)

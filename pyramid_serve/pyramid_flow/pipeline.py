@@ -4,7 +4,8 @@ B videos, T latent frames (units), F pixel frames, H W in pixels, h w = H / 8, W
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -14,7 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pyramid_serve import checkpoints
+from pyramid_serve.api import MAX_SEED, parse_request
 from pyramid_serve.checkpoints import Capabilities, Source, choose_variant
+from pyramid_serve.checks import whole_number
+from pyramid_serve.pictures import PictureSource, covering_size, fit_picture, read_picture
 from pyramid_serve.precision import (
     DTypeName,
     NonFiniteError,
@@ -32,7 +36,7 @@ from pyramid_serve.pyramid_flow.sampler import Predict, SamplingSettings, append
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, LatentShape
 from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
 from pyramid_serve.truncation import truncation_note
-from pyramid_serve.video import fit_picture, to_uint8
+from pyramid_serve.video import to_uint8
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +58,10 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """All that the videos of one call have in common. Sizes in pixels; see :meth:`PyramidFlow.settings`."""
+    """All that the videos of one call have in common. Sizes in pixels; see :meth:`PyramidFlow.settings`.
+
+    Raises ``ValueError`` for values that no model could use, naming the field.
+    """
 
     width: int
     height: int
@@ -62,6 +69,14 @@ class VideoSettings:
     sampling: SamplingSettings
     prompt_suffix: str
     negative_prompt: str
+
+    def __post_init__(self) -> None:
+        for name in ("width", "height", "num_latent_frames"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=1))
+        if not isinstance(self.sampling, SamplingSettings):
+            raise ValueError(f"sampling={self.sampling!r:.60}: must be SamplingSettings")
+        _check_texts({"prompt_suffix": self.prompt_suffix, "negative_prompt": self.negative_prompt})
+        _ = self.latent_shape  # refuses a size that has no latents
 
     @property
     def latent_shape(self) -> LatentShape:
@@ -117,16 +132,31 @@ def default_sampling(capabilities: Capabilities, *, has_image: bool = False) -> 
 class VideoInput:
     """What one video of a call is made from.
 
-    image: a picture to begin with, resized and cropped to the video's size; latents: (16, k, h, w) of units already
-    made, to go on from, with the same ``image`` as before where there was one (their first is the picture, and the
-    model's own guidance depends on there being one); noise: drawn from ``seed`` unless given.
+    seed: 0 to 2**64 - 1; None and -1 are replaced by one that is drawn, so that ``video.seed`` tells it; image: a
+    picture to begin with, as a file, an image or an array (see :data:`pyramid_serve.pictures.PictureSource`), which is
+    read at once (:func:`pyramid_serve.pictures.read_picture`) and later resized and cropped to the video's size;
+    latents: (16, k, h, w) of units already made, to go on from, with the same ``image`` as before where there was one
+    (their first is the picture, and the model's own guidance depends on there being one); noise: drawn from ``seed``
+    unless given.
+
+    Raises ``ValueError`` naming the field for a prompt that is blank or no text, and for what is no seed, picture or
+    tensor.
     """
 
     prompt: str
-    seed: int = 0
-    image: Image.Image | None = None
+    seed: int | None = 0
+    image: PictureSource | None = None
     latents: Tensor | None = None
     noise: NoiseSource | None = None
+
+    def __post_init__(self) -> None:
+        _check_texts({"prompt": self.prompt})
+        object.__setattr__(self, "seed", _seed_of(self.seed))
+        if self.image is not None:
+            object.__setattr__(self, "image", read_picture(self.image, name="image"))
+        if self.latents is not None and not (isinstance(self.latents, Tensor) and self.latents.is_floating_point()):
+            came = self.latents.dtype if isinstance(self.latents, Tensor) else type(self.latents).__name__
+            raise ValueError(f"latents: must be a tensor of floating-point numbers, not {came}")
 
     @property
     def num_given_units(self) -> int:
@@ -135,10 +165,19 @@ class VideoInput:
         return max(num_made, int(self.image is not None))
 
     def noise_source(self, shape: LatentShape) -> NoiseSource:
-        return SeededNoise(self.seed, shape) if self.noise is None else self.noise
+        if self.noise is not None:
+            return self.noise
+        assert self.seed is not None  # drawn where it was
+        return SeededNoise(self.seed, shape)
 
     def check(self, shape: LatentShape) -> None:
-        """``ValueError`` unless ``latents`` are the beginning of a video of this shape, and all of them finite."""
+        """``ValueError`` unless this can begin a video of this shape.
+
+        The picture must not be too narrow for it, and ``latents`` must be the beginning of one, all of them finite.
+        """
+        if isinstance(self.image, Image.Image):
+            height, width = shape.pixel_size
+            covering_size(self.image, height=height, width=width, name="image")
         if self.latents is None:
             return
         expected = (LATENT_CHANNELS, *shape.size_at(NUM_STAGES - 1))
@@ -150,6 +189,51 @@ class VideoInput:
             )
         for unit, latents in enumerate(self.latents.unbind(1)):
             check_finite(latents, f"latents: unit {unit}")
+
+
+Videos = str | VideoInput | Sequence[str | VideoInput]
+"""What a call makes: one video or several, each a ``VideoInput`` or only its prompt."""
+
+
+def _inputs_of(videos: Videos) -> list[VideoInput]:
+    """The videos of a call. ``ValueError`` for what is none, naming its place."""
+    if isinstance(videos, str | VideoInput):
+        return [_input_of(videos)]
+    if not isinstance(videos, Sequence) or isinstance(videos, bytes | bytearray | memoryview):
+        raise ValueError(
+            f"videos={videos!r:.60}: must be a prompt, a VideoInput, or a sequence of them, not {type(videos).__name__}"
+        )
+    if not videos:
+        raise ValueError("videos: give at least one")
+    inputs = []
+    for index, video in enumerate(videos):
+        try:
+            inputs.append(_input_of(video))
+        except ValueError as error:
+            raise ValueError(f"videos[{index}]: {error}") from None
+    return inputs
+
+
+def _input_of(video: str | VideoInput) -> VideoInput:
+    return video if isinstance(video, VideoInput) else VideoInput(video)
+
+
+def _seed_of(seed: object) -> int:
+    """A seed as it was given, or one that is drawn."""
+    try:
+        given = -1 if seed is None else whole_number("seed", seed, least=-1, most=MAX_SEED)
+    except ValueError:
+        allowed = f"a whole number from 0 to {MAX_SEED}, or -1 or None to draw one"
+        raise ValueError(f"seed={seed!r:.60}: must be {allowed}") from None
+    return secrets.randbelow(MAX_SEED + 1) if given == -1 else given
+
+
+def _check_texts(texts: Mapping[str, object]) -> None:
+    """``ValueError`` unless these are texts such as a server would take, too."""
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{name}={text!r:.60}: must be text, not {type(text).__name__}")
+    parse_request({"prompt": "any", **texts})
 
 
 def encode_picture(vae: CausalVideoVAE, scale: LatentScale, picture: Tensor, *, tiling: Tiling | None = None) -> Tensor:
@@ -271,7 +355,7 @@ class PyramidFlow:
 
     def generate(
         self,
-        videos: Sequence[VideoInput],
+        videos: Videos,
         settings: VideoSettings | None = None,
         *,
         tiling: Tiling | None = None,
@@ -283,7 +367,7 @@ class PyramidFlow:
 
     def stream(
         self,
-        videos: Sequence[VideoInput],
+        videos: Videos,
         settings: VideoSettings | None = None,
         *,
         tiling: Tiling | None = None,
@@ -291,15 +375,16 @@ class PyramidFlow:
     ) -> Iterator[Tensor]:
         """Frames of each unit as it is made: (B, 1, H, W, 3) 8-bit, then (B, 8, H, W, 3) T - 1 times.
 
-        settings: from :meth:`settings`, the model's own unless given; tiling: of the VAE; progress: called after every
-        step. Raises ``ValueError`` for what does not fit, before any work.
+        videos: one or several, each a prompt or a :class:`VideoInput`; settings: from :meth:`settings`, the model's own
+        unless given; tiling: of the VAE; progress: called after every step. Raises ``ValueError`` for what does not
+        fit, before any work.
         """
         units = self.stream_latents(videos, settings, tiling=tiling, progress=progress)
         return self._decode(self._taking_turns(units), tiling)
 
     def generate_latents(
         self,
-        videos: Sequence[VideoInput],
+        videos: Videos,
         settings: VideoSettings | None = None,
         *,
         tiling: Tiling | None = None,
@@ -313,26 +398,29 @@ class PyramidFlow:
 
     def stream_latents(
         self,
-        videos: Sequence[VideoInput],
+        videos: Videos,
         settings: VideoSettings | None = None,
         *,
         tiling: Tiling | None = None,
         progress: ProgressCallback | None = None,
     ) -> Iterator[Tensor]:
         """Each unit's latents (B, 16, 1, h, w) in turn, those given first. Arguments as for :meth:`stream`."""
-        if not videos:
-            raise ValueError("videos: give at least one")
+        inputs = _inputs_of(videos)
         if settings is None:
-            if len({video.image is None for video in videos}) > 1:
+            if len({video.image is None for video in inputs}) > 1:
                 raise ValueError("videos: some begin with a picture, some do not: say which settings are meant")
-            settings = self.settings(has_image=videos[0].image is not None)
+            settings = self.settings(has_image=inputs[0].image is not None)
+        if not isinstance(settings, VideoSettings):
+            raise ValueError(f"settings={settings!r:.60}: must be what PyramidFlow.settings() gives")
+        if tiling is not None and not isinstance(tiling, Tiling):
+            raise ValueError(f"tiling={tiling!r:.60}: must be a Tiling")
         self.capabilities.check_size(settings.width, settings.height)
         self.capabilities.check_num_latent_frames(settings.num_latent_frames)
-        for video in videos:
+        for video in inputs:
             video.check(settings.latent_shape)
-        if len({video.num_given_units for video in videos}) > 1:
+        if len({video.num_given_units for video in inputs}) > 1:
             raise ValueError("videos: all of a call must begin at the same unit (with a picture, or without)")
-        return self._denoise(videos, settings, tiling, progress)
+        return self._denoise(inputs, settings, tiling, progress)
 
     def decode(self, latents: Tensor, *, tiling: Tiling | None = None) -> Iterator[Tensor]:
         """Frames of each unit, as :meth:`stream` yields them, from finished latents (B, 16, T, h, w)."""
@@ -348,6 +436,8 @@ class PyramidFlow:
 
         A prompt longer than the text encoder reads is cut, which is logged as a warning and told by ``truncated_at``.
         """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts={prompts!r:.60}: must be a sequence of prompts")
         texts = [*(prompt + prompt_suffix for prompt in prompts), negative_prompt]
         with torch.inference_mode():
             *positive, negative = self.text_encoder.encode(texts)
@@ -421,6 +511,7 @@ class PyramidFlow:
         if video.image is None:
             size = settings.latent_shape.size_at(NUM_STAGES - 1)
             return torch.zeros(LATENT_CHANNELS, 0, *size, device=self.device)
+        assert isinstance(video.image, Image.Image)  # read when the input was made
         picture = fit_picture(video.image, height=settings.height, width=settings.width).to(self.device)
         with torch.inference_mode():
             return encode_picture(self.vae, self.latent_scale, picture, tiling=tiling)

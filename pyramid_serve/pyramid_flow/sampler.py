@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyramid_serve.checks import real_number, whole_number
 from pyramid_serve.precision import check_finite
 from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.noise import NoiseSource, halve_noise
@@ -24,6 +25,7 @@ UnitSteps = Generator[tuple[ClipSequence, ...], Sequence[Tensor], Tensor]
 Predict = Callable[[Sequence[ClipSequence]], list[Tensor]]
 
 MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class LinearGuidance:
     minimum: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "minimum"):
-            if not 0 <= getattr(self, name) <= 100:
-                raise ValueError(f"linear_guidance.{name}={getattr(self, name)}: must be between 0 and 100")
+        for name, value in (("alpha", self.alpha), ("minimum", self.minimum)):
+            number = real_number(f"linear_guidance.{name}", value, least=0, most=MAX_GUIDANCE)
+            object.__setattr__(self, name, number)
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,12 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_inference_steps", "video_num_inference_steps"):
-            steps = getattr(self, name)
-            if len(steps) != NUM_STAGES or not all(1 <= n <= MAX_STEPS for n in steps):
-                raise ValueError(f"{name}={list(steps)}: must be {NUM_STAGES} numbers from 1 to {MAX_STEPS}")
+            object.__setattr__(self, name, _checked_steps(name, getattr(self, name)))
         for name in ("guidance_scale", "video_guidance_scale"):
-            scale = getattr(self, name)
-            if not 0 <= scale <= 100:
-                raise ValueError(f"{name}={scale}: must be between 0 and 100")
+            scale = real_number(name, getattr(self, name), least=0, most=MAX_GUIDANCE)
+            object.__setattr__(self, name, scale)
+        if self.linear_guidance is not None and not isinstance(self.linear_guidance, LinearGuidance):
+            raise ValueError(f"linear_guidance={self.linear_guidance!r:.60}: must be a LinearGuidance or None")
 
     def steps_of(self, unit: int) -> Steps:
         return self.num_inference_steps if unit == 0 else self.video_num_inference_steps
@@ -76,6 +77,17 @@ class SamplingSettings:
         if self.linear_guidance is not None:
             return max(self.guidance_scale - self.linear_guidance.alpha * unit, self.linear_guidance.minimum)
         return self.guidance_scale if unit == 0 else self.video_guidance_scale
+
+
+def _checked_steps(name: str, steps: object) -> Steps:
+    given = steps if isinstance(steps, list | tuple) else ()
+    try:
+        first, second, third = (whole_number(name, number, least=1, most=MAX_STEPS) for number in given)
+    except ValueError:
+        raise ValueError(
+            f"{name}={steps!r:.60}: must be {NUM_STAGES} whole numbers from 1 to {MAX_STEPS}, one for each stage"
+        ) from None
+    return first, second, third
 
 
 def denoise_unit(

@@ -7,6 +7,8 @@ Source: arXiv 2410.05954, section 4.1, and the published configurations.
 
 from typing import NamedTuple
 
+from pyramid_serve.checks import whole_multiple, whole_number
+
 LATENT_CHANNELS = 16
 FRAMES_PER_SECOND = 24
 SPATIAL_FACTOR = 8
@@ -26,7 +28,8 @@ def num_frames_of(num_latent_frames: int) -> int:
 
 def num_latent_frames_of(num_frames: int) -> int:
     """Latent frames that this many pixel frames encode to. ``ValueError`` unless ``num_frames`` is 8 n + 1."""
-    if num_frames < 1 or (num_frames - 1) % TEMPORAL_FACTOR:
+    num_frames = whole_number("num_frames", num_frames, least=1)
+    if (num_frames - 1) % TEMPORAL_FACTOR:
         raise ValueError(f"num_frames={num_frames}: must be {TEMPORAL_FACTOR} n + 1 (1, 9, 17, ...)")
     return (num_frames - 1) // TEMPORAL_FACTOR + 1
 
@@ -51,12 +54,11 @@ class LatentShape(NamedTuple):
     @classmethod
     def of_pixels(cls, *, height: int, width: int, num_latent_frames: int) -> "LatentShape":
         """The latents of a video of ``height`` x ``width`` pixels. ``ValueError`` for a size that has none."""
-        for name, value in (("height", height), ("width", width)):
-            if value <= 0 or value % SIZE_MULTIPLE:
-                raise ValueError(f"{name}={value}: must be a positive multiple of {SIZE_MULTIPLE} pixels")
-        if num_latent_frames < 1:
-            raise ValueError(f"num_latent_frames={num_latent_frames}: must be at least 1")
-        return cls(num_latent_frames, height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
+        return cls(
+            whole_number("num_latent_frames", num_latent_frames, least=1),
+            whole_multiple("height", height, of=SIZE_MULTIPLE) // SPATIAL_FACTOR,
+            whole_multiple("width", width, of=SIZE_MULTIPLE) // SPATIAL_FACTOR,
+        )
 
     @property
     def pixel_size(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from PIL import Image
 from deployments.http_app import HttpConfig
 from deployments.http_body import BodyLimits
 from tests.serve.local_server import LocalServer, serve_locally
+from tests.unit.pictures_at_hand import file_of
 
 UNKNOWN_ID = "video_" + "0" * 32
 BODY = BodyLimits(max_bytes=600_000, discard_timeout_s=1.0)
@@ -408,6 +409,10 @@ BROKEN_PICTURES = {
     "no pixels": png_bomb(0, 0),
     "a jpeg cut short": b"\xff\xd8\xff\xe0\x00\x10JFIF",
     "a gif cut short": b"GIF89a\x01\x00",
+    "an avif that is none": b"\0\0\0\x18ftypavif\0\0\0\0avifmif1" + bytes(40),
+    "a heic that is none": b"\0\0\0\x18ftypheic\0\0\0\0heicmif1" + bytes(40),
+    "floats above 1": file_of(Image.new("F", (64, 64), 7.0), "TIFF"),
+    "floats that are no numbers": file_of(Image.new("F", (64, 64), float("nan")), "TIFF"),
 }
 
 

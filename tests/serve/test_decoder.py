@@ -12,10 +12,10 @@ from torch import Tensor
 
 from deployments.decoder import Decoder, DecoderConfig
 from deployments.wire import DecodeJob, DecodeResult, MemoryMissing, ReplicaStats, from_wire, to_wire
+from pyramid_serve.pictures import fit_picture
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE
 from pyramid_serve.pyramid_flow.parts import LatentScale, latent_scale_of, load_vae
 from pyramid_serve.pyramid_flow.pipeline import decode_unit, encode_picture
-from pyramid_serve.video import fit_picture
 from tests.serve.conftest import deployed, quick
 
 pytestmark = pytest.mark.asyncio
@@ -135,7 +135,7 @@ async def test_a_picture_is_encoded_as_by_the_library(decoder: Handle, vae: Caus
 
 
 async def test_bytes_that_are_no_picture_are_refused(decoder: Handle) -> None:
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="picture: not a readable image"):
         await decoder.encode_picture.remote(b"not a picture", height=64, width=128)
 
 

@@ -19,6 +19,7 @@ from deployments.http_schema import VIDEO_EXAMPLE
 from pyramid_serve.api import VideoRequest
 from tests.serve.local_server import LocalServer, fragment, probe, serve_locally
 from tests.serve.test_bad_requests import check, png
+from tests.unit.pictures_at_hand import DISPLAY_P3_COLORANTS, exif, file_of, gradient, orientation, rgb_profile
 
 KEYS = [
     "id",
@@ -650,6 +651,17 @@ def test_requests_with_one_key_make_one_video(server: LocalServer) -> None:
 def test_a_key_with_the_same_request_is_the_same_video(server: LocalServer, fields: dict[str, Any]) -> None:
     headers = {"Idempotency-Key": f"the same {sorted(fields)}"}
     answers = [server.client.post("/v1/videos", json={"prompt": "a"} | fields, headers=headers) for _ in range(2)]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+
+
+def test_a_key_knows_a_jpeg_with_metadata_again(server: LocalServer) -> None:
+    options = {"exif": b"Exif\0\0" + exif(orientation(6)), "icc_profile": rgb_profile(DISPLAY_P3_COLORANTS)}
+    files: Any = {
+        "prompt": (None, "a"),
+        "input_reference": ("a.jpg", file_of(gradient(), "JPEG", dpi=(72, 72), **options)),
+    }
+    headers = {"Idempotency-Key": "a photo"}
+    answers = [server.client.post("/v1/videos", files=files, headers=headers) for _ in range(2)]
     assert answers[0].json()["id"] == answers[1].json()["id"]
 
 

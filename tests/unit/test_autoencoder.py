@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -114,9 +116,9 @@ def test_a_tile_that_holds_the_whole_changes_nothing(vae: CausalVideoVAE) -> Non
     assert torch.equal(vae.decode(latents, tiling=Tiling(64)), vae.decode(latents))
 
 
-@pytest.mark.parametrize("size", [0, 8, 100, -32])
-def test_a_tile_of_a_wrong_size_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"tiling={size}"):
+@pytest.mark.parametrize("size", [0, 8, 100, -32, 64.0, True, "64", None, float("nan")])
+def test_a_tile_of_a_wrong_size_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match=f"tiling={size!r}"):
         Tiling(size)
 
 

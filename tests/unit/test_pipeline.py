@@ -1,7 +1,9 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -9,8 +11,10 @@ from torch import nn
 
 from pyramid_serve.precision import DTypeName, NonFiniteError
 from pyramid_serve.pyramid_flow.autoencoder import Tiling
+from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pipeline import Offload, Progress, PyramidFlow, VideoInput, VideoSettings
 from pyramid_serve.pyramid_flow.sampler import SamplingSettings
+from pyramid_serve.pyramid_flow.shapes import LatentShape
 
 DTYPES: tuple[DTypeName, ...] = ("float32", "float16")
 STEPS = SamplingSettings((1, 2, 1), (1, 1, 2))
@@ -133,6 +137,8 @@ def test_what_does_not_fit_is_refused_before_any_work(pipeline: PyramidFlow) -> 
         pipeline.stream([VideoInput("a"), VideoInput("b", image=picture())], fine)
     with pytest.raises(ValueError, match="say which settings"):
         pipeline.stream([VideoInput("a", latents=torch.zeros(16, 1, 8, 16)), VideoInput("b", image=picture())])
+    with pytest.raises(ValueError, match="image: 1x2000000 is too long and narrow for 128x64"):
+        pipeline.stream([VideoInput("a", image=Image.new("RGB", (1, 2_000_000)))], fine)
     with pytest.raises(ValueError, match="size=100x64"):
         pipeline.settings(width=100, height=64)
     with pytest.raises(ValueError, match="give both"):
@@ -189,3 +195,147 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_warning_that_says_where(
     assert long.truncated_at is not None and 0 < long.truncated_at < len(prompts[1])
     (record,) = caplog.records
     assert f"stopped at character {long.truncated_at} of {len(prompts[1]) + 4}" in record.message
+
+
+def pixels_of(picture: object) -> Any:
+    assert isinstance(picture, Image.Image)
+    return numpy.asarray(picture)
+
+
+def test_a_prompt_is_a_video_and_so_is_each_of_several(pipeline: PyramidFlow) -> None:
+    inputs = [VideoInput("a ball"), VideoInput("a cube")]
+    both = pipeline.generate_latents(inputs, settings(pipeline, 2))
+    assert torch.equal(pipeline.generate_latents(["a ball", "a cube"], settings(pipeline, 2)), both)
+    assert torch.equal(pipeline.generate_latents([inputs[0], "a cube"], settings(pipeline, 2)), both)
+    one = pipeline.generate(inputs[:1], settings(pipeline, 2))
+    assert torch.equal(pipeline.generate("a ball", settings(pipeline, 2)), one)
+    assert torch.equal(pipeline.generate(inputs[0], settings(pipeline, 2)), one)
+    assert torch.equal(torch.cat(list(pipeline.stream("a ball", settings(pipeline, 2))), dim=1), one)
+    (first, *_) = pipeline.stream_latents(("a ball",), settings(pipeline, 2))
+    assert first.shape == (1, 16, 1, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("videos", "message"),
+    [
+        (None, "videos=None: must be a prompt, a VideoInput, or a sequence of them, not NoneType"),
+        (7, "videos=7: must be a prompt"),
+        (b"a ball", "videos=b'a ball': must be a prompt"),
+        ({"prompt": "a ball"}, "videos={'prompt': 'a ball'}: must be a prompt"),
+        ([], "videos: give at least one"),
+        ("", "prompt='': must not be blank"),
+        (["a ball", None], r"videos\[1\]: prompt=None: must be text, not NoneType"),
+        (["a ball", " \n"], r"videos\[1\]: prompt=.*: must not be blank"),
+        ("a\0ball", r"prompt=.*U\+0000 at character 2"),
+        ("a \ud800 ball", r"prompt=.*U\+D800 at character 3"),
+    ],
+)
+def test_what_is_no_video_is_refused_where_it_is_given(pipeline: PyramidFlow, videos: Any, message: str) -> None:
+    for call in (pipeline.generate, pipeline.stream, pipeline.generate_latents, pipeline.stream_latents):
+        with pytest.raises(ValueError, match=message):
+            call(videos, settings(pipeline))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("prompt", 3, "prompt=3: must be text, not int"),
+        ("prompt", b"a", "prompt=b'a': must be text, not bytes"),
+        ("prompt", "", "prompt='': must not be blank"),
+        ("seed", 1.5, "seed=1.5: must be a whole number from 0 to 18446744073709551615, or -1 or None to draw one"),
+        ("seed", True, "seed=True: must be"),
+        ("seed", "3", "seed='3': must be"),
+        ("seed", 2**64, "seed=18446744073709551616: must be"),
+        ("seed", -2, "seed=-2: must be"),
+        ("seed", float("nan"), "seed=nan: must be"),
+        ("image", "no such file.png", "image=no such file.png: no such file"),
+        ("image", b"no picture", "image: not a readable image"),
+        ("image", [1, 2], "image: must be a path"),
+        ("image", numpy.zeros((3, 64, 64), numpy.uint8), "image: shape"),
+        ("image", numpy.full((4, 4), numpy.nan), "image: has values that are NaN"),
+        ("latents", [1, 2], "latents: must be a tensor of floating-point numbers, not list"),
+        ("latents", torch.zeros(16, 1, 8, 16, dtype=torch.int64), "latents: must be .* not torch.int64"),
+    ],
+)
+def test_a_video_input_refuses_what_it_cannot_use(field: str, value: Any, message: str) -> None:
+    given: dict[str, Any] = {"prompt": "a", field: value}
+    with pytest.raises(ValueError, match=message):
+        VideoInput(**given)
+
+
+@pytest.mark.parametrize("seed", [None, -1])
+def test_a_seed_that_is_not_given_is_drawn_and_told(seed: int | None) -> None:
+    drawn = [VideoInput("a", seed=seed).seed for _ in range(8)]
+    assert len(set(drawn)) == 8
+    assert all(isinstance(value, int) and 0 <= value < 2**64 for value in drawn)
+    assert VideoInput("a").seed == 0
+
+
+def test_every_seed_from_0_to_the_largest_makes_its_noise() -> None:
+    shape = LatentShape(1, 8, 16)
+    for seed in (0, 7, 2**63, 2**64 - 1):
+        noise = VideoInput("a", seed=seed).noise_source(shape)
+        assert torch.equal(noise.initial(0), SeededNoise(seed, shape).initial(0))
+        assert type(VideoInput("a", seed=cast(int, numpy.uint64(seed))).seed) is int
+    # The first numbers of seed 7 as they have always been.
+    first = SeededNoise(7, shape).initial(0).flatten()[:3]
+    assert first.tolist() == pytest.approx([0.302259, -0.065828, -0.043738], abs=1e-4)
+
+
+def test_a_picture_is_the_same_in_whatever_way_the_library_is_given_it(tmp_path: Path) -> None:
+    upright = Image.linear_gradient("L").convert("RGB").resize((40, 24))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "a.png", exif=exif)
+    for source in (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        (tmp_path / "a.png").read_bytes(),
+        Image.open(tmp_path / "a.png"),
+        numpy.asarray(upright),
+        torch.from_numpy(numpy.array(upright)) / 255,
+    ):
+        assert (pixels_of(VideoInput("a", image=source).image) == numpy.asarray(upright)).all()
+
+
+def test_an_image_that_is_drawn_on_later_does_not_change_the_video() -> None:
+    image = Image.new("RGB", (8, 8), "white")
+    video = VideoInput("a", image=image)
+    image.paste("black", (0, 0, 8, 8))
+    assert pixels_of(video.image).min() == 255
+    assert pixels_of(replace(video, seed=3).image).min() == 255
+
+
+@pytest.mark.parametrize("value", [2.5, True, "4", float("nan"), 0, -1, None])
+@pytest.mark.parametrize("field", ["width", "height", "num_latent_frames"])
+def test_settings_that_are_no_whole_numbers_are_refused(pipeline: PyramidFlow, field: str, value: Any) -> None:
+    fine = settings(pipeline)
+    with pytest.raises(ValueError, match=field):
+        replace(fine, **{field: value})
+    if value is not None:
+        sizes = {"width": 128, "height": 64, field: value}
+        with pytest.raises(ValueError, match=field):
+            pipeline.settings(**sizes)
+    assert replace(fine, **{field: numpy.int64(128)}) == replace(fine, **{field: 128})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("prompt_suffix", None), ("negative_prompt", 3), ("negative_prompt", "a\0"), ("sampling", (20, 20, 20))],
+)
+def test_settings_of_other_types_are_refused_by_name(pipeline: PyramidFlow, field: str, value: Any) -> None:
+    given: dict[str, Any] = {field: value}
+    with pytest.raises(ValueError, match=f"{field}="):
+        replace(settings(pipeline), **given)
+
+
+def test_settings_and_tiling_of_other_types_are_refused_before_any_work(pipeline: PyramidFlow) -> None:
+    wrong_settings: Any = {"width": 128}
+    wrong_tiling: Any = 64
+    with pytest.raises(ValueError, match="settings="):
+        pipeline.stream("a ball", wrong_settings)
+    with pytest.raises(ValueError, match="tiling=64: must be a Tiling"):
+        pipeline.stream("a ball", settings(pipeline), tiling=wrong_tiling)
+    with pytest.raises(ValueError, match="prompts='a ball'"):
+        pipeline.encode_prompts("a ball", prompt_suffix="", negative_prompt="")

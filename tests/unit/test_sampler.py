@@ -1,5 +1,7 @@
 from collections.abc import Sequence
+from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -83,9 +85,22 @@ def test_linear_guidance_falls_to_its_minimum() -> None:
     [
         ("num_inference_steps", (20, 20)),
         ("num_inference_steps", (0, 1, 1)),
+        ("num_inference_steps", (2.5, 1, 1)),
+        ("num_inference_steps", (True, 1, 1)),
+        ("num_inference_steps", ("4", 1, 1)),
+        ("num_inference_steps", "456"),
+        ("num_inference_steps", 20),
+        ("num_inference_steps", None),
         ("video_num_inference_steps", (1, 1, 2000)),
+        ("video_num_inference_steps", (float("nan"), 1, 1)),
         ("guidance_scale", -1.0),
+        ("guidance_scale", "7"),
+        ("guidance_scale", True),
+        ("guidance_scale", None),
+        ("guidance_scale", 10**400),
         ("video_guidance_scale", float("nan")),
+        ("video_guidance_scale", float("inf")),
+        ("linear_guidance", 0.5),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(field: str, value: object) -> None:
@@ -99,3 +114,21 @@ def test_guidance_of_zero_is_off_for_every_unit() -> None:
     assert len(next(unit_steps(unit=1, settings=settings))) == 1
     on = SamplingSettings(guidance_scale=5.0, video_guidance_scale=0.0)
     assert len(next(unit_steps(unit=1, settings=on))) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 101, "1", True, None])
+@pytest.mark.parametrize("field", ["alpha", "minimum"])
+def test_linear_guidance_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^linear_guidance.{field}="):
+        LinearGuidance(**{field: value})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given: Any = SamplingSettings(
+        num_inference_steps=tuple(numpy.array([3, 2, 1])),
+        video_num_inference_steps=[1, 1, numpy.int32(1)],  # type: ignore[arg-type]
+        guidance_scale=numpy.float32(4),  # type: ignore[arg-type]
+        video_guidance_scale=numpy.int64(2),  # type: ignore[arg-type]
+    )
+    assert given == SamplingSettings((3, 2, 1), (1, 1, 1), 4.0, 2.0)
+    assert {type(number) for number in given.num_inference_steps} == {int}

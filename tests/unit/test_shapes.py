@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from pyramid_serve.pyramid_flow.shapes import (
@@ -18,9 +20,9 @@ def test_frames_and_latent_frames_convert_both_ways() -> None:
     assert [num_latent_frames_of(num_frames_of(t)) for t in range(1, 40)] == list(range(1, 40))
 
 
-@pytest.mark.parametrize("num_frames", [0, 2, 8, 120, -7])
-def test_a_number_of_frames_that_is_not_8n_plus_1_is_refused(num_frames: int) -> None:
-    with pytest.raises(ValueError, match=f"num_frames={num_frames}"):
+@pytest.mark.parametrize("num_frames", [0, 2, 8, 120, -7, 9.0, True, "9", None])
+def test_a_number_of_frames_that_is_not_8n_plus_1_is_refused(num_frames: Any) -> None:
+    with pytest.raises(ValueError, match=f"num_frames={num_frames!r}"):
         num_latent_frames_of(num_frames)
 
 
@@ -29,10 +31,18 @@ def test_seconds_go_to_the_nearest_length(seconds: float, expected: int) -> None
     assert nearest_num_latent_frames(seconds) == expected
 
 
-@pytest.mark.parametrize(("height", "width"), [(65, 64), (64, 32), (0, 64), (384, -640)])
-def test_a_size_that_does_not_split_into_stages_is_refused(height: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("height", "width"), [(65, 64), (64, 32), (0, 64), (384, -640), (64.0, 64), (64, "64"), (64, float("nan"))]
+)
+def test_a_size_that_does_not_split_into_stages_is_refused(height: Any, width: Any) -> None:
     with pytest.raises(ValueError, match="must be a positive multiple of 64"):
         LatentShape.of_pixels(height=height, width=width, num_latent_frames=1)
+
+
+@pytest.mark.parametrize("num_latent_frames", [0, 2.5, True, "4", None, float("nan")])
+def test_a_length_that_is_no_whole_number_is_refused(num_latent_frames: Any) -> None:
+    with pytest.raises(ValueError, match="num_latent_frames="):
+        LatentShape.of_pixels(height=64, width=64, num_latent_frames=num_latent_frames)
 
 
 def test_the_longest_768p_sequence_has_the_published_number_of_tokens() -> None:

@@ -1,4 +1,3 @@
-import io
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,6 @@ from pyramid_serve.video import (
     EncodeError,
     Mp4Writer,
     check_video_path,
-    fit_picture,
-    read_picture,
     to_uint8,
     write_video,
 )
@@ -50,12 +47,6 @@ def decode(file: Path) -> torch.Tensor:
 def describe(file: Path) -> str:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(file), "-vf", "showinfo", "-f", "null", "-"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stderr
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def test_pixels_become_bytes_by_truncation() -> None:
@@ -183,87 +174,3 @@ def test_a_name_with_a_colon_is_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     write_video(clip(2), "12:30.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["12:30.mp4"]
-
-
-# --- pictures
-
-
-def test_transparency_is_laid_over_white() -> None:
-    assert read_picture(png(Image.new("RGBA", (2, 2), (255, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_a_picture_is_turned_upright_by_its_exif(tmp_path: Path) -> None:
-    image = Image.new("RGB", (40, 20))
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg").size == (20, 40)
-
-
-@pytest.mark.parametrize(
-    ("mode", "white"),
-    [("1", 1), ("L", 255), ("LA", (255, 255)), ("P", "white"), ("I;16", 65535), ("CMYK", (0, 0, 0, 0))],
-)
-def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, white: int | str | tuple[int, ...]) -> None:
-    Image.new(mode, (2, 2), white).save(tmp_path / "a.tiff")
-    picture = read_picture(tmp_path / "a.tiff")
-    assert picture.mode == "RGB"
-    assert picture.getpixel((0, 0)) == (255, 255, 255)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"no picture", "no picture; known are PNG"), (png(Image.new("RGB", (64, 64)))[:60], "broken picture")],
-)
-def test_bytes_that_are_no_picture_are_refused(content: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_picture(content)
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no.png: no such file"):
-        read_picture(tmp_path / "no.png")
-
-
-def test_a_picture_with_too_many_pixels_is_refused() -> None:
-    with pytest.raises(ValueError, match="64x64 is more than 4000 pixels"):
-        read_picture(png(Image.new("RGB", (64, 64))), max_pixels=4000)
-
-
-def test_a_decompression_bomb_is_refused() -> None:
-    with pytest.raises(ValueError, match="pixels"):
-        read_picture(png(Image.new("1", (20000, 10000))))
-
-
-def test_a_picture_of_the_size_comes_through_unchanged() -> None:
-    picture = read_picture(Path(__file__).parents[1] / "golden/mmdit/i2v_image.png")
-    pixels = fit_picture(picture, height=64, width=128)
-    expected = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
-    assert torch.equal(pixels, expected)
-
-
-@pytest.mark.parametrize(("width", "height"), [(300, 100), (100, 300), (128, 66), (64, 32)])
-def test_a_picture_is_scaled_to_cover_the_size_and_cut_from_its_centre(width: int, height: int) -> None:
-    # A cross through the middle stays in the middle, whatever is cut off.
-    image = Image.new("RGB", (width, height))
-    image.paste("white", (0, height // 2 - 3, width, height - height // 2 + 3))
-    image.paste("white", (width // 2 - 3, 0, width - width // 2 + 3, height))
-    pixels = fit_picture(image, height=64, width=128)
-    assert pixels.shape == (3, 64, 128)
-    assert pixels.min() >= -1
-    assert pixels.max() == 1
-    assert torch.allclose(pixels, pixels.flip(1), atol=0.3)
-    assert torch.allclose(pixels, pixels.flip(2), atol=0.3)
-
-
-def test_a_cut_between_two_pixels_is_rounded_as_pillow_does() -> None:
-    image = Image.fromarray(numpy.arange(67 * 128 * 3, dtype=numpy.uint8).reshape(67, 128, 3))
-    expected = numpy.asarray(image.crop((0, 1.5, 128, 65.5)))
-    assert torch.equal(
-        to_uint8(fit_picture(image, height=64, width=128).unsqueeze(1) + 1e-3)[0], torch.tensor(expected)
-    )
-
-
-def test_a_picture_too_narrow_to_scale_is_refused() -> None:
-    with pytest.raises(ValueError, match="picture: 10000x1 is too long and narrow for 1280x768"):
-        fit_picture(Image.new("RGB", (10000, 1)), height=768, width=1280)
