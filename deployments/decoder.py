@@ -15,7 +15,7 @@ from deployments.engine import Engine, Forward
 from deployments.logs import configure_logging
 from deployments.measures import CallMetrics, ForwardMetrics, replica_name, replica_stats
 from deployments.memory import MemoryStore
-from deployments.model_config import ModelConfig
+from deployments.model_config import ModelConfig, reported_if_not_finite
 from deployments.wire import DecodeJob, DecodeResult, MemoryMissing, ReplicaStats, WireTensor, from_wire, to_wire
 from pyramid_serve.checkpoints import capabilities
 from pyramid_serve.pictures import fit_picture, read_picture
@@ -92,7 +92,8 @@ class Decoder:
         self._memories = MemoryStore(
             device_budget_bytes=config.memory_budget_bytes, host_budget_bytes=config.host_budget_bytes
         )
-        self._warm_up(config)
+        with reported_if_not_finite():
+            self._warm_up(config)
         self._calls = CallMetrics()
         self._engine: Engine[DecodeStep, Decoded] = Engine(
             self._decode,

@@ -12,7 +12,7 @@ from torch import Tensor
 from deployments.engine import Engine, Forward
 from deployments.logs import configure_logging
 from deployments.measures import CallMetrics, ForwardMetrics, replica_name, replica_stats
-from deployments.model_config import ModelConfig
+from deployments.model_config import ModelConfig, reported_if_not_finite
 from deployments.wire import ReplicaStats, UnitJob, UnitProgress, UnitResult, from_wire, prompt_from_wire, to_wire
 from pyramid_serve.checkpoints import read_config, transformer_folder
 from pyramid_serve.pyramid_flow.attention import AttentionName, attention_by_name, fastest_on
@@ -59,7 +59,8 @@ class Denoiser:
         self._transformer = load_transformer(
             config.source, config.variant, dtype=config.torch_dtype, device=self._device
         )
-        run_units(self._predict, [warm_up_steps(config)])
+        with reported_if_not_finite():
+            run_units(self._predict, [warm_up_steps(config)])
         self._calls = CallMetrics()
         self._engine: Engine[ClipSequence, Tensor] = Engine(
             self._predict,

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -9,11 +11,20 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from pyramid_serve.api import Computed
 from pyramid_serve.checkpoints import capabilities
-from pyramid_serve.precision import DTypeName, Precision, device_name
+from pyramid_serve.precision import DTypeName, NonFiniteError, Precision, device_name
 
 logger = logging.getLogger(__name__)
 
 _NICE = 5
+
+
+@contextmanager
+def reported_if_not_finite() -> Iterator[None]:
+    """Let a warm-up go on whose numbers overflow, with an error in the log: each video then fails and says where."""
+    try:
+        yield
+    except NonFiniteError as error:
+        logger.error("the model fails its warm-up, so its videos will fail too: %s", error)
 
 
 class ModelConfig(BaseModel):

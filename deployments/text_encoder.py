@@ -14,7 +14,7 @@ from ray import serve
 from deployments.engine import DeviceFailedError, EngineStats, Forward
 from deployments.logs import configure_logging
 from deployments.measures import CallMetrics, ForwardMetrics, replica_name, replica_stats
-from deployments.model_config import ModelConfig
+from deployments.model_config import ModelConfig, reported_if_not_finite
 from deployments.wire import ReplicaStats, WirePromptEmbeds, prompt_to_wire
 from pyramid_serve.pyramid_flow import text_encoder
 
@@ -66,7 +66,8 @@ class TextEncoder:
         self._encoder = text_encoder.TextEncoder.from_pretrained(
             config.source, dtype=config.torch_dtype, device=config.torch_device
         )
-        self._encode([""])
+        with reported_if_not_finite():
+            self._embed([""])
         self._cache = EmbedsCache(config.cache_bytes)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text_encoder")
         self._calls, self._metrics = CallMetrics(), ForwardMetrics()
@@ -84,7 +85,9 @@ class TextEncoder:
                 return cached
             self._num_waiting += 1
             try:
-                embeds: WirePromptEmbeds = await self._encode_batched(prompt)
+                embeds: WirePromptEmbeds | Exception = await self._encode_batched(prompt)
+                if isinstance(embeds, Exception):
+                    raise embeds
                 return embeds
             finally:
                 self._num_waiting -= 1
@@ -96,9 +99,15 @@ class TextEncoder:
         if self._device_error is not None:
             raise DeviceFailedError(self._device_error)
 
-    async def _encode_batch(self, prompts: list[str]) -> list[WirePromptEmbeds]:
-        """Each prompt's embeddings; equal ones, and those that a batch before this one has brought, once."""
-        found = {prompt: embeds for prompt in prompts if (embeds := self._cache.get(prompt)) is not None}
+    async def _encode_batch(self, prompts: list[str]) -> list[WirePromptEmbeds | Exception]:
+        """Each prompt's embeddings, or the error that it alone has; equal prompts, and those that a batch before this
+        one has brought, are encoded once.
+        """
+        found: dict[str, WirePromptEmbeds | Exception] = {}
+        for prompt in prompts:
+            cached = self._cache.get(prompt)
+            if cached is not None:
+                found[prompt] = cached
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         if missing:
             started = time.time()
@@ -108,12 +117,24 @@ class TextEncoder:
                 self._device_error = f"the device failed: {error}"
                 raise DeviceFailedError(self._device_error) from None
             self._record(Forward(len(missing), 0, started, time.time()))
-            for prompt, embeds in zip(missing, encoded, strict=True):
-                found[prompt] = embeds
-                self._cache.put(prompt, embeds)
+            for prompt, result in zip(missing, encoded, strict=True):
+                found[prompt] = result
+                if not isinstance(result, Exception):
+                    self._cache.put(prompt, result)
         return [found[prompt] for prompt in prompts]
 
-    def _encode(self, prompts: Sequence[str]) -> list[WirePromptEmbeds]:
+    def _encode(self, prompts: Sequence[str]) -> list[WirePromptEmbeds | Exception]:
+        """As ``_embed``, but a prompt that fails does not fail those beside it."""
+        try:
+            return [*self._embed(prompts)]
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            if len(prompts) == 1:
+                return [error.with_traceback(None)]
+        return [embeds for prompt in prompts for embeds in self._encode([prompt])]
+
+    def _embed(self, prompts: Sequence[str]) -> list[WirePromptEmbeds]:
         with torch.inference_mode():
             return [prompt_to_wire(embeds, self._computed) for embeds in self._encoder.encode(prompts)]
 

@@ -1,5 +1,6 @@
 import asyncio
 import io
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -384,6 +385,22 @@ async def test_a_video_whose_numbers_overflow_fails_and_says_where(handle: Handl
     assert (failed.status, failed.attempts) == (Status.FAILED, 1)
     assert failed.error is not None and failed.error.code == "non_finite"
     assert "unit" in failed.error.message and "NaN among the values" in failed.error.message
+
+
+async def test_an_app_whose_vae_overflows_starts_and_fails_its_videos(
+    local_ray: None, miniflux: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(miniflux, checkpoint)
+    weights = checkpoint / "causal_video_vae" / "diffusion_pytorch_model.bin"
+    state = torch.load(weights, weights_only=True)
+    state["decoder.conv_in.conv.weight"].fill_(float("inf"))
+    torch.save(state, weights)
+    with deployed(build(config_of(checkpoint, tmp_path / "videos")), "overflowing"):
+        overflowing = serve.get_deployment_handle("Orchestrator", "overflowing")
+        failed = await asyncio.wait_for(overflowing.generate.remote(request_of(23, seconds=0.5)), 120)
+    assert failed.error is not None and failed.error.code == "non_finite"
+    assert "unit 0: frames: NaN among the values, first at decoder.conv_in" in failed.error.message
 
 
 async def test_a_video_goes_on_from_its_last_saved_unit(

@@ -1,10 +1,13 @@
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from deployments.text_encoder import EmbedsCache, TextEncoder, TextEncoderConfig
 from deployments.wire import ReplicaStats, WirePromptEmbeds, prompt_from_wire, prompt_to_wire
@@ -47,6 +50,33 @@ async def test_prompts_share_a_forward_equal_ones_count_once_and_known_ones_need
     for one, other in zip(first, again, strict=True):
         assert torch.equal(prompt_from_wire(one).prompt_embeds, prompt_from_wire(other).prompt_embeds)
     assert (await encoder.stats.remote()).num_present == 0
+
+
+@pytest.mark.asyncio
+async def test_a_prompt_that_overflows_does_not_fail_those_beside_it(
+    local_ray: None, miniflux: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(miniflux, checkpoint)
+    break_word(checkpoint, "zebra", beside="a ball two balls")
+    config = TextEncoderConfig(source=str(checkpoint), dtype="float32", batch_wait_timeout_s=0.5)
+    with deployed(quick(TextEncoder, max_ongoing_requests=16).bind(config), "broken_text_encoder") as handle:
+        prompts = ["a ball", "a zebra", "two balls"]
+        results = await asyncio.gather(*(handle.encode.remote(p) for p in prompts), return_exceptions=True)
+    assert [isinstance(result, Exception) for result in results] == [False, True, False]
+    assert "prompt embeddings: NaN among the values" in str(results[1])
+
+
+def break_word(checkpoint: Path, word: str, *, beside: str) -> None:
+    """Give one of T5's tokens of a word, that is none of those of ``beside``, an embedding that is not finite."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer_2")
+    others = set(tokenizer(beside)["input_ids"])
+    token = next(i for i in tokenizer(word, add_special_tokens=False)["input_ids"] if i not in others)
+    for path in (checkpoint / "text_encoder_2").glob("*.safetensors"):
+        tensors = load_file(path)
+        for name in tensors.keys() & {"shared.weight", "encoder.embed_tokens.weight"}:
+            tensors[name][token] = float("nan")
+        save_file(tensors, path, metadata={"format": "pt"})
 
 
 def embeds_of(num_bytes: int) -> WirePromptEmbeds:
