@@ -188,12 +188,16 @@ async def create_video(
     request: Request,
     door: DoorOf,
     wait: Annotated[
-        bool, Query(description="Answer when the video is over. It is cancelled when the client leaves before.")
+        bool,
+        Query(
+            description="Answer when the video is over. It is cancelled when the client leaves before, unless the "
+            "request has an Idempotency-Key."
+        ),
     ] = False,
 ) -> Response:
     record, is_new = await _accept(request, door, while_wanted=wait)
     if wait and not record.is_over:
-        finished = await _until_over(request, door, record, cancel=is_new)
+        finished = await _until_over(request, door, record, cancel=is_new and record.idempotency_key is None)
         return Response(status_code=CLIENT_LEFT) if finished is None else _video_response(VideoView(finished))
     return _video_response(VideoView(record) if record.is_over else await _view(door, record))
 
@@ -201,7 +205,8 @@ async def create_video(
 @_videos.post(
     "/sync",
     summary="Ask for a video and get its file",
-    description="Answers with the MP4 when it is there. The video is cancelled when the client leaves before.",
+    description="Answers with the MP4 when it is there. The video is cancelled when the client leaves before, unless "
+    "the request has an Idempotency-Key.",
     response_class=Response,
     openapi_extra={"parameters": [http_schema.IDEMPOTENCY_KEY]},
     responses={
@@ -212,7 +217,8 @@ async def create_video(
 )
 async def create_video_file(request: Request, door: DoorOf) -> Response:
     record, is_new = await _accept(request, door, while_wanted=True)
-    finished = record if record.is_over else await _until_over(request, door, record, cancel=is_new)
+    is_unwanted = is_new and record.idempotency_key is None
+    finished = record if record.is_over else await _until_over(request, door, record, cancel=is_unwanted)
     if finished is None:
         return Response(status_code=CLIENT_LEFT)
     headers = {VIDEO_ID_HEADER: finished.id}
@@ -232,11 +238,14 @@ async def create_video_file(request: Request, door: DoorOf) -> Response:
 
 
 async def _accept(request: Request, door: Door, *, while_wanted: bool) -> Accepted:
-    """Accept the video that a request asks for; ``while_wanted``: for a client that waits until it is over."""
+    """Accept the video that a request asks for; ``while_wanted``: for a client that waits until it is over.
+
+    One with a key may send its request again after a broken connection, so its video is made whether it waits or not.
+    """
     video_request = await _read_request(request, door)
     key = _idempotency_key(request)
     try:
-        accept = door.videos.accept_while_wanted if while_wanted else door.videos.accept
+        accept = door.videos.accept_while_wanted if while_wanted and key is None else door.videos.accept
         accepted = await accept(video_request, idempotency_key=key)
     except QueueFullError as error:
         raise ApiError(429, str(error), headers={"Retry-After": str(error.retry_after_s)}) from None

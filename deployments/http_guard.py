@@ -197,12 +197,13 @@ class OriginCheck:
 
     def _foreign(self, headers: Headers) -> str | None:
         """The header that tells of a page of another origin which may not ask; None where there is none."""
-        origin = headers.get("origin")
-        if origin is None:
+        origins = headers.getlist("origin")
+        if not origins:
             # Browsers send an Origin with these requests; where something took it out, they still tell this.
             site = headers.get("sec-fetch-site", "none").lower()
             return None if site in ("none", "same-origin") else "Sec-Fetch-Site"
-        if ANY in self._allowed or origin.lower() in self._allowed or _is_same(origin, headers.get("host", "")):
+        host = headers.get("host", "")
+        if ANY in self._allowed or all(each.lower() in self._allowed or _is_same(each, host) for each in origins):
             return None
         return "Origin"
 

@@ -211,12 +211,15 @@ def free_port(host: str = DEFAULT_HOST) -> int:
 
 def check_port(host: str, port: int) -> None:
     """``ValueError`` for a port that is taken or may not be used."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"port {port}: must be from 1 to 65535")
     try:
         with socket.create_server((host, port)):
             pass
     except OSError as error:
         reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else error
-        raise ValueError(f"port {port} of {host}: {reason}; take another with --port") from None
+        option = "--host" if isinstance(error, socket.gaierror) else "--port"
+        raise ValueError(f"port {port} of {host}: {reason}; take another with {option}") from None
 
 
 @contextmanager

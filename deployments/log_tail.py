@@ -47,11 +47,17 @@ def read_record(line: bytes) -> Warned | None:
     number = logging.getLevelNamesMapping().get(level) if isinstance(level, str) else None
     if number is None or number < logging.WARNING or not isinstance(message, str):
         return None
-    video_id, error = _text(record, "video_id"), _text(record, "error").strip().rpartition("\n")[2]
+    video_id, error = _text(record, "video_id"), _last_words(_text(record, "error"))
     parts = (f"{level} {_text(record, 'logger')}: {message}", error and f": {error}", video_id and f" [{video_id}]")
     text = printable("".join(parts))
     clock = _text(record, "time").partition("T")[2][:8]
     return Warned(_VARIABLE.sub("#", text), printable(f"{clock} {_shortened(text)}".strip()))
+
+
+def _last_words(traceback: str) -> str:
+    """The last line of a traceback that says something: that of a group of errors ends in a frame of its own."""
+    lines = (line.strip(" |+-") for line in reversed(traceback.splitlines()))
+    return next(filter(None, lines), "")
 
 
 class Throttle:

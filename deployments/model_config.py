@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from pyramid_serve.api import Computed
 from pyramid_serve.checkpoints import capabilities
-from pyramid_serve.precision import DTypeName, NonFiniteError, Precision, device_name
+from pyramid_serve.precision import DTypeName, NonFiniteError, Precision, device_name, dtype_name, vae_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ class ModelConfig(BaseModel):
 
     def computed_as(self, part: str) -> Computed:
         """What a replica computes in as this part of the pipeline, for the records of its videos."""
-        return Computed(part=part, dtype=self.precision.name, device=device_name(self.torch_device))
+        dtype = vae_dtype(self.torch_dtype) if part == "decoder" else self.torch_dtype
+        return Computed(part=part, dtype=dtype_name(dtype), device=device_name(self.torch_device))
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -30,7 +30,7 @@ from deployments.video_run import OnFrames, Pools, RunConfig, VideoRun
 from deployments.videos import ServedModel, Videos, VideoView
 from pyramid_serve.api import VideoError, VideoRecord, VideoRequest
 from pyramid_serve.precision import NonFiniteError
-from pyramid_serve.storage import VideoNotFoundError, VideoStore
+from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
 
@@ -285,5 +285,7 @@ def _code_of(error: Exception) -> str:
 
 
 def _describe(error: Exception) -> str:
+    if isinstance(error, StorageError):
+        return "the storage of this server could not be read or written"  # why names paths and hosts: it is in the log
     first_line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first_line}"[:500]

@@ -145,8 +145,8 @@ def _check_text(text: str) -> str:
     found = _NO_TEXT.search(text)
     if found is not None:
         raise ValueError(
-            f"has U+{ord(found.group()):04X} at character {found.start() + 1}; must be text without NUL or other "
-            "control characters except newline and tab"
+            f"has U+{ord(found.group()):04X} at character {found.start() + 1}; must be text without control characters "
+            "(except newline and tab), characters that reverse the reading direction, and halves of surrogate pairs"
         )
     return text
 

@@ -6,8 +6,11 @@ What takes time to import is imported when a command runs.
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -118,9 +121,10 @@ def generate(arguments: argparse.Namespace) -> None:
 
     from pyramid_serve import api, checkpoints
     from pyramid_serve.pictures import read_picture
+    from pyramid_serve.precision import available_device
     from pyramid_serve.pyramid_flow.autoencoder import Tiling
     from pyramid_serve.pyramid_flow.pipeline import Progress, PyramidFlow, VideoInput
-    from pyramid_serve.video import check_video_path, write_video
+    from pyramid_serve.video import EncodeError, check_video_path, write_video
 
     options = vars(arguments)
     output = check_video_path(arguments.output)
@@ -128,7 +132,7 @@ def generate(arguments: argparse.Namespace) -> None:
     if request.input_reference is not None:
         image = read_picture(request.input_reference, name=f"--image {arguments.image}")
     tiling = Tiling(options["tiling"]) if "tiling" in options else None
-    device = _device(arguments.device)
+    device = available_device(arguments.device)
     capabilities = checkpoints.capabilities(arguments.model, options.get("variant"))
     if output.suffix.lower() == ".png" and request.seconds is None:
         request = request.model_copy(update={"seconds": 1 / 24})
@@ -154,8 +158,29 @@ def generate(arguments: argparse.Namespace) -> None:
 
         video = VideoInput(spec.prompt, seed=spec.seed, image=image)
         units = pipeline.stream([video], spec.settings, tiling=tiling, progress=show)
-        write_video((frames[0] for frames in units), output)
+        try:
+            with _terminable():
+                write_video((frames[0] for frames in units), output)
+        except (EncodeError, OSError) as error:
+            reason = str(error).strip().rpartition("\n")[2]
+            raise OSError(f"{output}: cannot be written: {reason}") from None
     print(f"{output}: {spec.num_frames} frames of {spec.size}, seed {spec.seed}")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that no half-written file is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _no_limits() -> "api.RequestLimits":
@@ -169,18 +194,6 @@ def _no_limits() -> "api.RequestLimits":
         max_picture_bytes=10**12,
         max_picture_pixels=10**12,
     )
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise ValueError(f"device={name!r}: not here: {first_line}") from None
-    return str(device)
 
 
 def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ class Precision(NamedTuple):
     @property
     def name(self) -> str:
         """For example ``bfloat16``."""
-        return str(self.dtype).removeprefix("torch.")
+        return dtype_name(self.dtype)
 
 
 class NonFiniteError(ValueError):
@@ -45,7 +45,7 @@ def choose_dtype(
     suitable = suitable_dtype(device, preferred)
     if asked is None:
         return suitable
-    name = str(asked).removeprefix("torch.")
+    name = asked if isinstance(asked, str) else dtype_name(asked)
     if name not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={name}: must be float32, bfloat16 or float16")
     dtype: torch.dtype = getattr(torch, name)
@@ -78,6 +78,23 @@ def vae_dtype(dtype: torch.dtype) -> torch.dtype:
     Activations within the decoder go beyond 65504, the largest number of float16.
     """
     return torch.float32 if dtype == torch.float16 else dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """For example ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def available_device(device: torch.device | str) -> torch.device:
+    """The device, with its index where it has one. Raises ``ValueError`` for one that is not on this machine."""
+    try:
+        found = torch.empty(1, device=device)
+        if found.is_meta:
+            raise RuntimeError("it holds no values")
+        return found.device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ValueError(f"device={str(device)!r:.60}: not here: {first_line}") from None
 
 
 def device_name(device: torch.device) -> str:
@@ -124,7 +141,7 @@ def _why_slow_on_cpu(dtype: torch.dtype) -> str | None:
     """Why this CPU is slow at a dtype; None where it is not."""
     if dtype == torch.float32:
         return None
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     if not torch.backends.mkldnn.is_available() or not _library_has(dtype):
         return f"torch has no fast {name} kernels for this processor"
     if platform.machine().lower() in ("aarch64", "arm64"):

@@ -7,7 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 import accelerate
 import torch
@@ -23,6 +23,7 @@ from pyramid_serve.precision import (
     DTypeName,
     NonFiniteError,
     Precision,
+    available_device,
     check_finite,
     device_name,
     first_non_finite_layer,
@@ -154,9 +155,13 @@ class VideoInput:
         object.__setattr__(self, "seed", _seed_of(self.seed))
         if self.image is not None:
             object.__setattr__(self, "image", read_picture(self.image, name="image"))
-        if self.latents is not None and not (isinstance(self.latents, Tensor) and self.latents.is_floating_point()):
-            came = self.latents.dtype if isinstance(self.latents, Tensor) else type(self.latents).__name__
-            raise ValueError(f"latents: must be a tensor of floating-point numbers, not {came}")
+        if self.latents is not None and (not _is_dense_floats(self.latents) or self.latents.ndim != 4):
+            came = type(self.latents).__name__
+            if isinstance(self.latents, Tensor):
+                came = f"{self.latents.dtype} {tuple(self.latents.shape)} on {self.latents.device}"
+            raise ValueError(
+                f"latents: must be a tensor of floating-point numbers, not {came}; (16, k, h, w) and dense"
+            )
 
     @property
     def num_given_units(self) -> int:
@@ -193,6 +198,16 @@ class VideoInput:
 
 Videos = str | VideoInput | Sequence[str | VideoInput]
 """What a call makes: one video or several, each a ``VideoInput`` or only its prompt."""
+
+
+def _is_dense_floats(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and not value.is_meta
+        and not value.is_quantized
+    )
 
 
 def _inputs_of(videos: Videos) -> list[VideoInput]:
@@ -311,7 +326,9 @@ class PyramidFlow:
         "flex" on CUDA and "blocks" elsewhere unless given, see :mod:`attention`. Raises ``CheckpointError`` (a
         ``ValueError``).
         """
-        device = torch.empty(0, device=device).device  # with its index, which accelerate compares
+        if offload not in get_args(Offload):
+            raise ValueError(f"offload={offload!r:.60}: must be one of {', '.join(get_args(Offload))}")
+        device = available_device(device)  # with its index, which accelerate compares
         variant = choose_variant(source, variant)
         capabilities = checkpoints.capabilities(source, variant)
         precision = capabilities.precision_on(device, dtype)
@@ -423,7 +440,16 @@ class PyramidFlow:
         return self._denoise(inputs, settings, tiling, progress)
 
     def decode(self, latents: Tensor, *, tiling: Tiling | None = None) -> Iterator[Tensor]:
-        """Frames of each unit, as :meth:`stream` yields them, from finished latents (B, 16, T, h, w)."""
+        """Frames of each unit, as :meth:`stream` yields them, from finished latents (B, 16, T, h, w), floating point.
+
+        Raises ``ValueError`` for what is no such tensor, and ``NonFiniteError`` where values are NaN or infinite.
+        """
+        if not _is_dense_floats(latents) or latents.ndim != 5:
+            came = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"latents: must be a dense floating-point tensor (B, 16, T, h, w), not {came}")
+        return self._decode_whole(latents, tiling)
+
+    def _decode_whole(self, latents: Tensor, tiling: Tiling | None) -> Iterator[Tensor]:
         try:
             yield from self._decode(latents.split(1, dim=2), tiling)
         finally:

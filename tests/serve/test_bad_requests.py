@@ -53,7 +53,7 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "prompt", "is required"),
     ({"prompt": ""}, "prompt", "must not be blank"),
     ({"prompt": " \n\t"}, "prompt", "must not be blank"),
-    ({"prompt": "nul\0"}, "prompt", "without NUL"),
+    ({"prompt": "nul\0"}, "prompt", "without control characters"),
     ({"prompt": "red \x1b[31m"}, "prompt", "has U+001B at character 5"),
     ({"prompt": "back\rto the start"}, "prompt", "has U+000D"),
     ({"prompt": "delete \x7f"}, "prompt", "has U+007F"),

@@ -287,3 +287,9 @@ def test_every_answer_keeps_browsers_from_guessing_and_framing(server: LocalServ
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'")
     assert "frame-ancestors 'none'" in policy
+
+
+def test_a_second_origin_hides_behind_no_first(server: LocalServer) -> None:
+    own = server.url
+    answer = server.client.post("/v1/videos", json=SMALL, headers=[("Origin", own), ("Origin", "https://evil.example")])
+    check(answer, 403, "Origin")

@@ -1,6 +1,7 @@
 """The videos API as its clients see it, with real claims and storage and invented videos behind it."""
 
 import base64
+import contextlib
 import io
 import json
 import time
@@ -812,3 +813,14 @@ def test_200_requests_at_once_are_each_finished_or_told_to_come_again(tmp_path: 
         for video_id in holding:
             server.client.delete(f"/v1/videos/{video_id}")
         assert {server.finish(video_id, timeout_s=60)["status"] for video_id in accepted} == {"completed"}
+
+
+@pytest.mark.parametrize("path", ["/v1/videos?wait=true", "/v1/videos/sync"])
+def test_a_connection_that_breaks_loses_no_video_of_a_key(server: LocalServer, path: str) -> None:
+    headers, request = {"Idempotency-Key": f"broken {path}"}, {"prompt": "a ball", "seconds": "2", "user": path}
+    with contextlib.suppress(httpx.ReadTimeout):
+        server.client.post(path, json=request, headers=headers, timeout=0.05)
+    answer = server.client.post(path, json=request, headers=headers)
+    assert answer.status_code == 200
+    video_id = answer.headers.get("x-video-id") or answer.json()["id"]
+    assert server.client.get(f"/v1/videos/{video_id}").json()["status"] == "completed"

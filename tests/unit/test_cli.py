@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pyramid_serve import cli
+from pyramid_serve.video import EncodeError
 from tests.unit.test_video import decode
 
 SMALL = ["--size", "128x64", "--seconds", "0.3", "--steps", "1", "--video-steps", "1", "--seed", "3"]
@@ -152,3 +153,33 @@ sys.exit(cli.run(parser, ["say"]))
     process = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
     assert (process.returncode, process.stderr) == (cli.READER_LEFT, "")
+
+
+@pytest.mark.parametrize("error", [EncodeError("ffmpeg ended with 1: x\nNo space left on device"), OSError(28, "full")])
+def test_a_disk_that_fills_up_is_one_line_with_the_path(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    miniflux: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pyramid_serve.video.write_video", fail)
+    assert generate("a ball", "--model", miniflux, "-o", tmp_path / "out.mp4", *SMALL) == cli.OUR_ERROR
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"pyramid-serve generate: {tmp_path / 'out.mp4'}: cannot be written: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_writes_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "pyramid_serve.cli", "generate", "a red circle", "-o", str(tmp_path / "out.mp4")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not any(tmp_path.iterdir()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(60) == cli.INTERRUPTED
+    assert not any(tmp_path.iterdir())

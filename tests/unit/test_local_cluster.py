@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from deployments.app import IMPORT_PATH, AppConfig, ConfigError
-from deployments.local_cluster import LocalApp, read_app, start_ray, with_known_hosts
+from deployments.local_cluster import LocalApp, check_port, read_app, start_ray, with_known_hosts
 
 
 def file_of(folder: Path, **content: Any) -> Path:
@@ -91,3 +91,9 @@ def test_a_server_for_this_machine_alone_has_names_of_this_machine_alone(
     ingress = {"settings": {"allowed_hosts": allowed_hosts}}
     config = with_known_hosts(LocalApp(AppConfig.model_validate({"ingress": ingress}), host, 8000))
     assert config.ingress.settings.allowed_hosts == expected
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 99999])
+def test_a_port_that_is_none_is_refused(port: int) -> None:
+    with pytest.raises(ValueError, match=f"port {port}: must be from 1 to 65535"):
+        check_port("127.0.0.1", port)

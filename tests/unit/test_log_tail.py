@@ -137,3 +137,11 @@ def test_a_terminal_that_is_gone_is_no_error(tmp_path: Path) -> None:
 
     with warnings_told(tmp_path, say):
         (tmp_path / "worker-1.err").write_bytes(record_line() + b"\n")
+
+
+def test_an_error_of_several_tasks_tells_what_the_last_of_them_says() -> None:
+    try:
+        raise ExceptionGroup("tasks", [ValueError("it does not fit")])
+    except ExceptionGroup as error:
+        line = read(record_line(logging.ERROR, "attempt failed", exc_info=(type(error), error, error.__traceback__)))
+    assert line.endswith("attempt failed: ValueError: it does not fit")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from deployments.app import AppConfig
+from deployments.decoder import DecoderConfig
 from deployments.denoiser import DenoiserConfig
 from pyramid_serve import precision
 from pyramid_serve.checkpoints import CheckpointError, capabilities
@@ -69,3 +70,9 @@ def test_another_dtype_is_refused(checkpoint: Path) -> None:
     (checkpoint / "pyramid_serve.json").write_text(json.dumps({"dtype": "int8"}))
     with pytest.raises(CheckpointError, match="dtype"):
         capabilities(checkpoint)
+
+
+def test_the_record_says_what_the_vae_is_in_beside_float16(checkpoint: Path) -> None:
+    config = DecoderConfig(source=str(checkpoint), device="cpu", dtype="float16")
+    assert config.computed_as("decoder").dtype == "float32"
+    assert config.computed_as("denoiser").dtype == "float16"

@@ -339,3 +339,36 @@ def test_settings_and_tiling_of_other_types_are_refused_before_any_work(pipeline
         pipeline.stream("a ball", settings(pipeline), tiling=wrong_tiling)
     with pytest.raises(ValueError, match="prompts='a ball'"):
         pipeline.encode_prompts("a ball", prompt_suffix="", negative_prompt="")
+
+
+@pytest.mark.parametrize(
+    "latents",
+    [
+        None,
+        [0.0],
+        torch.zeros(1, 16, 1, 8, 16, dtype=torch.int64),
+        torch.zeros(16, 1, 8, 16),
+        torch.zeros(1, 16, 1, 8, 16, device="meta"),
+        torch.zeros(1, 16, 1, 8, 16, dtype=torch.complex64),
+    ],
+)
+def test_what_is_no_tensor_of_latents_is_not_decoded(pipeline: PyramidFlow, latents: object) -> None:
+    with pytest.raises(ValueError, match="latents: must be a dense floating-point tensor"):
+        pipeline.decode(cast(torch.Tensor, latents))
+
+
+@pytest.mark.parametrize("latents", [torch.tensor(0.0), torch.zeros(16, 1, 8, 16, device="meta")])
+def test_a_video_goes_on_from_no_other_tensor(latents: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="latents: must be a tensor of floating-point numbers"):
+        VideoInput("a ball", latents=latents)
+
+
+@pytest.mark.parametrize("device", ["nope", "meta", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(miniflux: Path, device: str) -> None:
+    with pytest.raises(ValueError, match="device="):
+        PyramidFlow.from_pretrained(miniflux, device=device)
+
+
+def test_another_way_to_offload_is_refused(miniflux: Path) -> None:
+    with pytest.raises(ValueError, match="offload='x': must be one of none, model, layers"):
+        PyramidFlow.from_pretrained(miniflux, offload=cast(Offload, "x"))
