@@ -195,9 +195,10 @@ async def create_video(
         ),
     ] = False,
 ) -> Response:
-    record, is_new = await _accept(request, door, while_wanted=wait)
+    accepted = await _accept(request, door, while_wanted=wait)
+    record = accepted.record
     if wait and not record.is_over:
-        finished = await _until_over(request, door, record, cancel=is_new and record.idempotency_key is None)
+        finished = await _until_over(request, door, accepted)
         return Response(status_code=CLIENT_LEFT) if finished is None else _video_response(VideoView(finished))
     return _video_response(VideoView(record) if record.is_over else await _view(door, record))
 
@@ -216,9 +217,8 @@ async def create_video(
     dependencies=[_only_query()],
 )
 async def create_video_file(request: Request, door: DoorOf) -> Response:
-    record, is_new = await _accept(request, door, while_wanted=True)
-    is_unwanted = is_new and record.idempotency_key is None
-    finished = record if record.is_over else await _until_over(request, door, record, cancel=is_unwanted)
+    accepted = await _accept(request, door, while_wanted=True)
+    finished = accepted.record if accepted.record.is_over else await _until_over(request, door, accepted)
     if finished is None:
         return Response(status_code=CLIENT_LEFT)
     headers = {VIDEO_ID_HEADER: finished.id}
@@ -321,8 +321,12 @@ async def _view(door: Door, record: VideoRecord) -> VideoView:
         return VideoView(record)
 
 
-async def _until_over(request: Request, door: Door, record: VideoRecord, *, cancel: bool) -> VideoRecord | None:
-    """The record when the video is over, or None when the client has left. With ``cancel`` it takes the video along."""
+async def _until_over(request: Request, door: Door, accepted: Accepted) -> VideoRecord | None:
+    """The record when the video is over, or None when the client has left.
+
+    Then its video is cancelled if this request made it and has no key, by which it could be sent again.
+    """
+    record = accepted.record
     finished = asyncio.ensure_future(door.videos.wait(record.id))
     left = asyncio.ensure_future(_until_disconnect(request))
     has_left = True
@@ -336,7 +340,7 @@ async def _until_over(request: Request, door: Door, record: VideoRecord, *, canc
     finally:
         finished.cancel()
         left.cancel()
-        if has_left and cancel:
+        if has_left and accepted.is_new and record.idempotency_key is None:
             begin_apart(door.videos.cancel_unwanted(record.id))
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import io
-import ipaddress
 import json
 import math
 import mimetypes
@@ -18,6 +17,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from deployments.hosts import is_this_machine
 from pyramid_serve.api import Stage
 from pyramid_serve.outputs import written_aside
 from pyramid_serve.terminal import printable
@@ -157,7 +157,7 @@ class Server:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         # A proxy that the environment names does not know this machine.
-        self._uses_proxies = not _is_this_machine(host)
+        self._uses_proxies = not is_this_machine(host)
         self._tls = httpx.create_ssl_context() if parts.scheme == "https" else False
 
     def submit(self, fields: Mapping[str, Any], *, picture: Path | None = None) -> Video:
@@ -453,10 +453,3 @@ def _data_url(picture: Path) -> str:
     kind = mimetypes.guess_type(picture.name)[0] or ""
     kind = kind if kind.startswith("image/") else "image/png"  # the server looks for itself
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

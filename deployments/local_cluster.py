@@ -1,6 +1,5 @@
 """A Ray of our own on this machine with the app on it, for ``pyramid-serve up``, ``demo`` and ``bench``."""
 
-import ipaddress
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from deployments.app import IMPORT_PATH, AppConfig, app_config, build, load_config
+from deployments.hosts import is_this_machine
 from deployments.http_guard import DOTLESS
 from deployments.log_tail import warnings_told
 from deployments.signals import undisturbed
@@ -155,17 +155,10 @@ def with_known_hosts(app: LocalApp) -> AppConfig:
     file goes before.
     """
     ingress = app.config.ingress
-    if ingress.settings.allowed_hosts is not None or not _is_loopback(app.host):
+    if ingress.settings.allowed_hosts is not None or not is_this_machine(app.host):
         return app.config
     settings = ingress.settings.model_copy(update={"allowed_hosts": (DOTLESS,)})
     return app.config.model_copy(update={"ingress": ingress.model_copy(update={"settings": settings})})
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def precision_text(config: AppConfig) -> str:

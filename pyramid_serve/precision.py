@@ -8,7 +8,7 @@ import logging
 import math
 import platform
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def choose_dtype(
     if asked is None:
         return suitable
     name = asked if isinstance(asked, str) else dtype_name(asked)
-    if name not in ("float32", "bfloat16", "float16"):
+    if name not in get_args(DTypeName):
         raise ValueError(f"dtype={name}: must be float32, bfloat16 or float16")
     dtype: torch.dtype = getattr(torch, name)
     if device.type == "cpu" and (slow := _why_slow_on_cpu(dtype)):
