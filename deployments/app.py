@@ -19,16 +19,16 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.deployment import Deployment
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.claims import Claims, ClaimsConfig
-from deployments.decoder import Decoder, DecoderConfig
-from deployments.denoiser import Denoiser, DenoiserConfig
-from deployments.http_app import HttpConfig
-from deployments.ingress import Ingress
-from deployments.model_config import ModelConfig
-from deployments.orchestrator import Orchestrator
-from deployments.text_encoder import TextEncoder, TextEncoderConfig
-from deployments.video_run import RunConfig
-from deployments.videos import ServedModel
+from deployments.claims.deployment import Claims, ClaimsConfig
+from deployments.http.app import HttpConfig
+from deployments.http.ingress import Ingress
+from deployments.orchestrator.attempt import RunConfig
+from deployments.orchestrator.deployment import Orchestrator
+from deployments.pools.decoder import Decoder, DecoderConfig
+from deployments.pools.denoiser import Denoiser, DenoiserConfig
+from deployments.pools.model_config import ModelConfig
+from deployments.pools.text_encoder import TextEncoder, TextEncoderConfig
+from deployments.videos.videos import ServedModel
 from pyramid_serve.api import RequestLimits
 from pyramid_serve.checkpoints import capabilities
 from pyramid_serve.precision import DTypeName

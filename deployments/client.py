@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.calls import RETRIED, call
-from deployments.tasks import begin_apart
-from deployments.videos import VideoView
+from deployments.rpc.calls import RETRIED, call
+from deployments.rpc.tasks import begin_apart
+from deployments.videos.videos import VideoView
 from pyramid_serve.api import VideoRecord, VideoRequest
 from pyramid_serve.storage import VideoNotFoundError
 

@@ -120,11 +120,11 @@ def generate(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging as transformers_logging
 
     from pyramid_serve import api, checkpoints
-    from pyramid_serve.pictures import read_picture
+    from pyramid_serve.media.pictures import read_picture
+    from pyramid_serve.media.writers import EncodeError, check_video_path, write_video
     from pyramid_serve.precision import available_device
     from pyramid_serve.pyramid_flow.autoencoder import Tiling
     from pyramid_serve.pyramid_flow.pipeline import Progress, PyramidFlow, VideoInput
-    from pyramid_serve.video import EncodeError, check_video_path, write_video
 
     options = vars(arguments)
     output = check_video_path(arguments.output)

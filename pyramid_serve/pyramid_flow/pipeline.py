@@ -18,7 +18,8 @@ from pyramid_serve import checkpoints
 from pyramid_serve.api import MAX_SEED, parse_request
 from pyramid_serve.checkpoints import Capabilities, Source, choose_variant
 from pyramid_serve.checks import whole_number
-from pyramid_serve.pictures import PictureSource, covering_size, fit_picture, read_picture
+from pyramid_serve.media.pictures import PictureSource, covering_size, fit_picture, read_picture
+from pyramid_serve.media.writers import to_uint8
 from pyramid_serve.precision import (
     DTypeName,
     NonFiniteError,
@@ -37,7 +38,6 @@ from pyramid_serve.pyramid_flow.sampler import Predict, SamplingSettings, append
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, LatentShape
 from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
 from pyramid_serve.truncation import truncation_note
-from pyramid_serve.video import to_uint8
 
 logger = logging.getLogger(__name__)
 
@@ -134,8 +134,8 @@ class VideoInput:
     """What one video of a call is made from.
 
     seed: 0 to 2**64 - 1; None and -1 are replaced by one that is drawn, so that ``video.seed`` tells it; image: a
-    picture to begin with, as a file, an image or an array (see :data:`pyramid_serve.pictures.PictureSource`), which is
-    read at once (:func:`pyramid_serve.pictures.read_picture`) and later resized and cropped to the video's size;
+    picture to begin with, as a file, an image or an array (see :data:`media.pictures.PictureSource`), which is
+    read at once (:func:`media.pictures.read_picture`) and later resized and cropped to the video's size;
     latents: (16, k, h, w) of units already made, to go on from, with the same ``image`` as before where there was one
     (their first is the picture, and the model's own guidance depends on there being one); noise: drawn from ``seed``
     unless given.

@@ -21,9 +21,9 @@ from ray.serve.context import _get_global_client
 
 from deployments.app import AppConfig, build
 from deployments.client import Client
-from deployments.local_cluster import start_ray
+from deployments.local.cluster import start_ray
 from pyramid_serve.api import Stage, Status, VideoRecord, VideoRequest, VideoSpec
-from pyramid_serve.fragments import encode_fragment
+from pyramid_serve.media.fragments import encode_fragment
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 from pyramid_serve.storage import VideoFile, VideoStore
 

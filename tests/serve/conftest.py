@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray import serve
 
-from deployments.local_cluster import start_ray
+from deployments.local.cluster import start_ray
 
 ROOT = Path(__file__).parents[2]
 

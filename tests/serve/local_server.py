@@ -24,12 +24,12 @@ import numpy
 import uvicorn
 from fastapi import FastAPI
 
-from deployments.claims import Claims, ClaimsConfig, RunUpdate
-from deployments.http_app import HttpConfig, create_app
-from deployments.videos import ServedModel, Videos
+from deployments.claims.deployment import Claims, ClaimsConfig, RunUpdate
+from deployments.http.app import HttpConfig, create_app
+from deployments.videos.videos import ServedModel, Videos
 from pyramid_serve.api import RequestLimits, Stage, TimelineEntry, VideoError, VideoRecord
 from pyramid_serve.checkpoints import Capabilities
-from pyramid_serve.fragments import encode_fragment, join_fragments
+from pyramid_serve.media.fragments import encode_fragment, join_fragments
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
 
 MODEL = ServedModel(

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pyramid_serve import cli
-from pyramid_serve.video import EncodeError
-from tests.unit.test_video import decode
+from pyramid_serve.media.writers import EncodeError
+from tests.unit.media.test_writers import decode
 
 SMALL = ["--size", "128x64", "--seconds", "0.3", "--steps", "1", "--video-steps", "1", "--seed", "3"]
 
@@ -166,7 +166,7 @@ def test_a_disk_that_fills_up_is_one_line_with_the_path(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("pyramid_serve.video.write_video", fail)
+    monkeypatch.setattr("pyramid_serve.media.writers.write_video", fail)
     assert generate("a ball", "--model", miniflux, "-o", tmp_path / "out.mp4", *SMALL) == cli.OUR_ERROR
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith(f"pyramid-serve generate: {tmp_path / 'out.mp4'}: cannot be written: ")

@@ -1,0 +1,71 @@
+"""The page ``/docs`` and the OpenAPI document behind it, of the model that is served. Nothing comes from elsewhere."""
+
+import base64
+import hashlib
+import re
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi_offline import FastAPIOffline
+
+from deployments.http import schema as http_schema
+from deployments.videos.videos import ServedModel
+
+DOCS_PATH = "/docs"
+ASSETS_PATH = "/docs/assets"
+
+_POLICY = (
+    "default-src 'none'; script-src 'self' {script}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+
+def new_app() -> FastAPI:
+    """An application with the page and its assets, and no other routes."""
+    app = FastAPIOffline(
+        docs_url=None,
+        redoc_url=None,
+        static_url=ASSETS_PATH,
+        title="Pyramid Serve",
+        summary="Text and pictures in, video out.",
+        version="1",
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+    )
+    app.add_route(DOCS_PATH, _docs, include_in_schema=False)
+    return app
+
+
+async def _docs(request: Request) -> Response:
+    root = request.scope.get("root_path", "")
+    page = get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title="Pyramid Serve",
+        swagger_js_url=f"{root}{ASSETS_PATH}/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}{ASSETS_PATH}/swagger-ui.css",
+        swagger_favicon_url=f"{root}{ASSETS_PATH}/favicon.png",
+        swagger_ui_parameters={"validatorUrl": None},  # it would send the document to a server of others
+    )
+    page.headers["Content-Security-Policy"] = _POLICY.format(script=_hashes(bytes(page.body).decode()))
+    return page
+
+
+def _hashes(page: str) -> str:
+    """The sources that let the scripts of a page run that are in the page itself."""
+    digests = [hashlib.sha256(script.encode()).digest() for script in _INLINE_SCRIPT.findall(page)]
+    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+
+def complete(app: FastAPI, model: ServedModel) -> None:
+    """Make the OpenAPI document say what this server takes. To be called when all routes are there."""
+    document = app.openapi()
+    for path in document["paths"].values():
+        for operation in path.values():
+            # FastAPI puts it in, for it does not know that a wrong parameter is 400 here.
+            if operation["responses"].get("422", {}).get("description") == "Validation Error":
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    for path in ("/v1/videos", "/v1/videos/sync"):
+        document["paths"][path]["post"]["requestBody"] = http_schema.create_body(model)

@@ -1,0 +1,238 @@
+"""``pyramid-serve bench``: how fast the app is, beside the library's plain loop making the same videos one by one.
+
+Everything is read from the records (timelines) and the replicas' own totals; the clocks of all nodes must agree.
+"""
+
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from ray import serve
+
+from deployments.app import ModelOptions
+from deployments.client import Client
+from deployments.local.chart import hidden_share
+from deployments.pools.wire import ReplicaStats
+from pyramid_serve.api import Stage, Status, TimelineEntry, VideoRecord, VideoRequest, VideoSpec
+from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES
+
+POOLS = ("TextEncoder", "Denoiser", "Decoder")
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class PoolUse:
+    """What one deployment did in a level: the share of time its replicas computed, and units in one forward."""
+
+    num_replicas: int
+    busy_share: float
+    mean_pack: float
+    mean_tokens: float
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of concurrency. Seconds unless named otherwise."""
+
+    concurrency: int
+    wall: float
+    videos_per_minute: float
+    latency_p50: float
+    latency_p95: float
+    time_to_first_frame: float
+    """Median, from acceptance to the first frame that can be watched."""
+    real_time_factor: float
+    """Wall time over the length of all videos together; below 1 is faster than watching."""
+    decode_hidden: float | None
+    """Share of decoding, the last unit aside, within denoising of later units of the same video; mean."""
+    transfer_bytes: int
+    """Of one video between deployments: histories and latents to and from the denoiser, latents and frames."""
+    transfer_seconds: float
+    """Of one video, median: from the end of each unit at a denoiser to the begin of the next, waits included."""
+    pools: Mapping[str, PoolUse]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The library's plain loop: the videos of the largest level one after another, each written as an MP4."""
+
+    num_videos: int
+    wall: float
+    videos_per_minute: float
+    seconds_per_video: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a bench found."""
+
+    model: str
+    size: str
+    num_frames: int
+    num_steps: int
+    loop: Loop
+    levels: tuple[Level, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    def to_text(self) -> str:
+        """A table to read."""
+        lines = [
+            f"{self.model}: {self.num_frames} frames of {self.size}, {self.num_steps} steps",
+            f"plain loop: {self.loop.seconds_per_video:.2f} s a video, {self.loop.videos_per_minute:.2f} videos/min",
+            "",
+            f"{'at once':>7} {'videos/min':>10} {'of loop':>7} {'p50 s':>7} {'p95 s':>7} {'first s':>7} "
+            f"{'RTF':>5} {'hidden':>6} {'pack':>5} {'busy: ' + '/'.join(POOLS):>31} {'MB':>6} {'handover s':>10}",
+        ]
+        for level in self.levels:
+            busy = "/".join(f"{level.pools[name].busy_share:.0%}" for name in POOLS)
+            hidden = "-" if level.decode_hidden is None else f"{level.decode_hidden:.0%}"
+            lines.append(
+                f"{level.concurrency:7} {level.videos_per_minute:10.2f} "
+                f"{level.videos_per_minute / self.loop.videos_per_minute:6.2f}x {level.latency_p50:7.2f} "
+                f"{level.latency_p95:7.2f} {level.time_to_first_frame:7.2f} {level.real_time_factor:5.2f} {hidden:>6} "
+                f"{level.pools['Denoiser'].mean_pack:5.1f} {busy:>31} {level.transfer_bytes / 1e6:6.1f} "
+                f"{level.transfer_seconds:10.2f}"
+            )
+        return "\n".join(lines)
+
+
+def run_bench(request: VideoRequest, *, app: str, model: ModelOptions, levels: Sequence[int]) -> Report:
+    """Measure an app of the cluster that this process is connected to. Raises ``RuntimeError`` if a video fails.
+
+    model: what the app serves, for the plain loop to load; ``request.seed`` is that of the first video.
+    """
+    return asyncio.run(_measure(request, app=app, model=model, levels=levels))
+
+
+async def _measure(request: VideoRequest, *, app: str, model: ModelOptions, levels: Sequence[int]) -> Report:
+    client = Client.connect(app)
+    requests = _requests(request, max(levels))
+    spec = (await _make_all(client, requests[:1]))[0].spec  # warms every deployment up, and tells the defaults
+    measured = tuple([await _measure_level(client, app, requests[:level]) for level in levels])
+    loop = await asyncio.to_thread(_run_loop, [spec.model_copy(update={"seed": r.seed}) for r in requests], model)
+    return Report(
+        model=spec.model,
+        size=spec.size,
+        num_frames=spec.num_frames,
+        num_steps=spec.num_steps,
+        loop=loop,
+        levels=measured,
+    )
+
+
+def _requests(request: VideoRequest, num_videos: int) -> list[VideoRequest]:
+    first = request.seed or 0
+    return [request.model_copy(update={"seed": first + index}) for index in range(num_videos)]
+
+
+async def _make_all(client: Client, requests: Sequence[VideoRequest]) -> list[VideoRecord]:
+    records = list(await asyncio.gather(*map(client.generate, requests)))
+    for record in records:
+        if record.status is not Status.COMPLETED:
+            raise RuntimeError(f"{record.id} failed: {record.error}")
+    return records
+
+
+async def _measure_level(client: Client, app: str, requests: Sequence[VideoRequest]) -> Level:
+    before = {name: await _pool_stats(name, app) for name in POOLS}
+    started = time.perf_counter()
+    records = await _make_all(client, requests)
+    wall = time.perf_counter() - started
+    after = {name: await _pool_stats(name, app) for name in POOLS}
+    latencies = sorted((record.completed_at or 0) - record.created_at for record in records)
+    hidden = [share for record in records if (share := hidden_share(record.timeline)) is not None]
+    firsts = [record.first_frame_at - record.created_at for record in records if record.first_frame_at is not None]
+    spec = records[0].spec
+    return Level(
+        concurrency=len(requests),
+        wall=wall,
+        videos_per_minute=60 * len(records) / wall,
+        latency_p50=statistics.median(latencies),
+        latency_p95=latencies[min(int(0.95 * len(latencies)), len(latencies) - 1)],
+        time_to_first_frame=statistics.median(firsts),
+        real_time_factor=wall / (len(records) * spec.num_frames / 24),
+        decode_hidden=statistics.mean(hidden) if hidden else None,
+        transfer_bytes=_transfer_bytes(spec),
+        transfer_seconds=statistics.median(_handover_seconds(record.timeline) for record in records),
+        pools={name: _pool_use(before[name], after[name], wall) for name in POOLS},
+    )
+
+
+async def _pool_stats(name: str, app: str) -> dict[str, ReplicaStats]:
+    responses = serve.get_deployment_handle(name, app).broadcast("stats")
+    found: list[ReplicaStats] = await responses.results_async(timeout_s=10.0)
+    return {stats.replica: stats for stats in found}
+
+
+def _pool_use(before: Mapping[str, ReplicaStats], after: Mapping[str, ReplicaStats], wall: float) -> PoolUse:
+    """What replicas did between two looks at them; all that a new one has done."""
+
+    def total(name: str) -> float:
+        earlier = sum(float(getattr(stats, name)) for replica, stats in before.items() if replica in after)
+        return sum(float(getattr(stats, name)) for stats in after.values()) - earlier
+
+    num_forwards = total("num_forwards")
+    return PoolUse(
+        num_replicas=len(after),
+        busy_share=total("busy_seconds") / (wall * max(len(after), 1)),
+        mean_pack=total("num_slots") / num_forwards if num_forwards else 0.0,
+        mean_tokens=total("num_tokens") / num_forwards if num_forwards else 0.0,
+    )
+
+
+def _transfer_bytes(spec: VideoSpec) -> int:
+    """Tensors of one video that go between deployments: to the denoiser each unit's history, back its latents; to the
+    decoder the latents, back the frames."""
+    height, width = spec.latent_shape.size_at(NUM_STAGES - 1)
+    latents = LATENT_CHANNELS * height * width * _FLOAT32_BYTES
+    units = spec.num_latent_frames
+    histories = latents * units * (units - 1) // 2
+    return histories + 2 * units * latents + spec.num_frames * spec.width * spec.height * 3
+
+
+def _handover_seconds(timeline: Sequence[TimelineEntry]) -> float:
+    units = sorted((entry for entry in timeline if entry.stage is Stage.DENOISE), key=lambda entry: entry.unit or 0)
+    return sum(max(later.start - earlier.end, 0.0) for earlier, later in pairwise(units))
+
+
+def _run_loop(specs: Sequence[VideoSpec], model: ModelOptions) -> Loop:
+    from transformers.utils import logging as transformers_logging
+
+    from pyramid_serve.media.writers import write_video
+    from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
+
+    transformers_logging.disable_progress_bar()
+    pipeline = PyramidFlow.from_pretrained(model.source, variant=model.variant, dtype=model.dtype)
+
+    def make(spec: VideoSpec, folder: str) -> None:
+        units = pipeline.stream([VideoInput(spec.prompt, seed=spec.seed)], spec.settings)
+        write_video((frames[0] for frames in units), Path(folder, "video.mp4"))
+
+    with tempfile.TemporaryDirectory() as folder:
+        make(specs[0], folder)  # warm
+        started = time.perf_counter()
+        for spec in specs:
+            make(spec, folder)
+        wall = time.perf_counter() - started
+    return Loop(
+        num_videos=len(specs),
+        wall=wall,
+        videos_per_minute=60 * len(specs) / wall,
+        seconds_per_video=wall / len(specs),
+    )
+
+
+def parse_levels(text: str) -> list[int]:
+    """``1,2,4,8``. Raises ``ValueError``."""
+    levels = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(levels) < 1:
+        raise ValueError(f"--concurrency {text}: must be whole numbers of at least 1, like 1,2,4,8")
+    return levels

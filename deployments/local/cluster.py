@@ -1,0 +1,253 @@
+"""A Ray of our own on this machine with the app on it, for ``pyramid-serve up``, ``demo`` and ``bench``."""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+import psutil
+import ray
+import torch
+from ray import serve
+from ray.exceptions import RayError
+
+from deployments.app import IMPORT_PATH, AppConfig, app_config, build, load_config
+from deployments.hosts import is_this_machine
+from deployments.http.guard import DOTLESS
+from deployments.local.log_tail import warnings_told
+from deployments.local.signals import undisturbed
+from pyramid_serve.precision import device_name
+
+logger = logging.getLogger(__name__)
+
+APP_NAME = "pyramid-serve"
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+
+_FILE_KEYS = {"applications", "http_options", "proxy_location", "logging_config"}
+_RUN_KEYS = {"name", "route_prefix", "import_path", "args"}
+_MIN_CPUS = 2
+_LOOK_S = 0.5
+_NUM_STARTS = 3
+_END_S = 3.0
+
+Result = TypeVar("Result")
+Show = Callable[[Mapping[str, str]], None]
+"""Called with the status of each deployment by name whenever one changes."""
+
+
+class LocalApp(NamedTuple):
+    """What runs here: the app and where it listens."""
+
+    config: AppConfig
+    host: str
+    port: int
+    name: str = APP_NAME
+    route_prefix: str = "/"
+    proxy_location: str = "HeadOnly"
+    logging_config: dict[str, Any] | None = None
+    http_options: Mapping[str, Any] = MappingProxyType({})
+    """Serve's own, beside the host and port."""
+
+    @property
+    def url(self) -> str:
+        host = DEFAULT_HOST if self.host in ("0.0.0.0", "::", "") else self.host
+        return f"http://{host}:{self.port}{self.route_prefix.rstrip('/')}"
+
+
+def read_app(config: Path | None, *, host: str | None = None, port: int | None = None) -> LocalApp:
+    """The app of a configuration file, or the default one. Raises ``ConfigError`` for what cannot run here."""
+    content: dict[str, Any] = {} if config is None else load_config(config)
+    options = dict(content.get("http_options", {}))
+    own_host, own_port = options.pop("host", DEFAULT_HOST), options.pop("port", DEFAULT_PORT)
+    host, port = host or own_host, own_port if port is None else port
+    if config is None:
+        return LocalApp(AppConfig(), host, port)
+    applications = content.get("applications", [])
+    if [application["import_path"] for application in applications] != [IMPORT_PATH]:
+        raise ValueError(f"{config}: must have one application, {IMPORT_PATH}; for others there is 'serve run'")
+    (application,) = applications
+    others = sorted(content.keys() - _FILE_KEYS) + [
+        f"applications.0.{key}" for key in sorted(application.keys() - _RUN_KEYS)
+    ]
+    if others:
+        raise ValueError(f"{config}: {others[0]}: is for a cluster, with 'serve deploy'")
+    return LocalApp(
+        app_config(content),
+        host,
+        port,
+        name=application.get("name", APP_NAME),
+        route_prefix=application.get("route_prefix", "/"),
+        proxy_location=content.get("proxy_location", "HeadOnly"),
+        logging_config=content.get("logging_config"),
+        http_options=options,
+    )
+
+
+@contextmanager
+def running(app: LocalApp, *, show: Show, warn: Callable[[str], None] | None = None) -> Iterator[Path]:
+    """The app on a Ray of its own for as long as the block runs; the folder of its logs.
+
+    On leaving, however that is, everything is gone at once. No video is lost by that: it goes on where the same storage
+    is served again. ``warn``: called, from a thread, with a line for each warning and error of the replicas. Raises
+    ``ValueError`` for a port that is taken or an app that does not start.
+    """
+    check_port(app.host, app.port)
+    application = build(with_known_hosts(app))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    others = set(psutil.Process().children(recursive=True))
+    try:
+        session = start_ray(_start_local_ray)
+        http_options = {**app.http_options, "host": app.host, "port": app.port}
+        serve.start(proxy_location=app.proxy_location, http_options=http_options, logging_config=app.logging_config)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        logs = Path(session.address_info["session_dir"], "logs")
+        with nullcontext() if warn is None else warnings_told(logs, warn):
+            with _watching(app.name, show):
+                try:
+                    serve.run(application, name=app.name, route_prefix=app.route_prefix)
+                except (RayError, RuntimeError) as error:
+                    reason = _reason(app.name) or error
+                    raise ValueError(f"the app did not start: {reason}; logs: {logs / 'serve'}") from None
+            yield logs
+    finally:
+        with undisturbed(), _nothing_left(others):
+            ray.shutdown()
+
+
+@contextmanager
+def _nothing_left(others: set[psutil.Process]) -> Iterator[None]:
+    """Kill what Ray has started and not ended by the end of the block, as where it was still starting."""
+    started = set(psutil.Process().children(recursive=True)) - others
+    try:
+        yield
+    finally:
+        _, left = psutil.wait_procs(started, timeout=_END_S)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=_END_S)
+
+
+def try_ray() -> None:
+    """Start Ray on this machine and stop it. Raises what Ray raises where it does not start."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    others = set(psutil.Process().children(recursive=True))
+    try:
+        start_ray(_start_local_ray)
+    finally:
+        with undisturbed(), _nothing_left(others):
+            ray.shutdown()
+
+
+def with_known_hosts(app: LocalApp) -> AppConfig:
+    """The configuration of an app, which answers to names of this machine only where it listens on this machine only.
+
+    A web page could reach it under a name of its own otherwise; see ``http_guard.HostCheck``. ``allowed_hosts`` in the
+    file goes before.
+    """
+    ingress = app.config.ingress
+    if ingress.settings.allowed_hosts is not None or not is_this_machine(app.host):
+        return app.config
+    settings = ingress.settings.model_copy(update={"allowed_hosts": (DOTLESS,)})
+    return app.config.model_copy(update={"ingress": ingress.model_copy(update={"settings": settings})})
+
+
+def precision_text(config: AppConfig) -> str:
+    """What the model of an app on this machine is computed in, and why, for people."""
+    pool, settings = config.denoiser, config.denoiser_config
+    has_gpu = bool(pool.ray_actor_options.num_gpus) and torch.cuda.is_available()
+    device = torch.device(settings.device or ("cuda" if has_gpu else "cpu"))
+    precision = settings.precision_on(device)
+    return f"{precision.name} on {device_name(device)}: {precision.reason}"
+
+
+def start_ray(start: Callable[[], Result]) -> Result:
+    """What ``start`` gives. Ray's own start now and then hangs until its 30 s are over; then it is started anew.
+
+    What had hung lasts until this process ends: Ray gives no hold on it.
+    """
+    for tries_left in reversed(range(_NUM_STARTS)):
+        try:
+            return start()
+        except Exception as error:  # Ray raises no narrower one
+            if not tries_left or "timed out" not in str(error).lower():
+                raise
+            logger.warning("Ray did not start in time, starting it anew")
+    raise AssertionError("unreachable")
+
+
+def _start_local_ray() -> Any:
+    return ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, _MIN_CPUS),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def free_port(host: str = DEFAULT_HOST) -> int:
+    """A port that nothing listens on now."""
+    with socket.create_server((host, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def check_port(host: str, port: int) -> None:
+    """``ValueError`` for a port that is taken or may not be used."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"port {port}: must be from 1 to 65535")
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else error
+        option = "--host" if isinstance(error, socket.gaierror) else "--port"
+        raise ValueError(f"port {port} of {host}: {reason}; take another with {option}") from None
+
+
+@contextmanager
+def _watching(name: str, show: Show) -> Iterator[None]:
+    """Tell of the deployments while the block waits for them."""
+    is_over = threading.Event()
+
+    def look() -> None:
+        shown: dict[str, str] = {}
+        while not is_over.wait(_LOOK_S):
+            try:
+                app = serve.status().applications.get(name)
+            except Exception:
+                # Only a display, and the block raises what is really wrong.
+                continue
+            statuses = {} if app is None else {key: str(each.status.value) for key, each in app.deployments.items()}
+            if statuses != shown:
+                shown = statuses
+                show(statuses)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join(2.0)
+
+
+def _reason(name: str) -> str:
+    """What Serve says of an app that does not start: the last line that tells something."""
+    app = serve.status().applications.get(name)
+    if app is None:
+        return ""
+    messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line.partition(":")[0]]
+    return (errors or lines or [""])[-1]

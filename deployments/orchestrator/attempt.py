@@ -1,0 +1,293 @@
+"""One attempt at one video: the loop over its units, with each stage a call to a pool.
+
+Three tasks follow each other through the units: latents are denoised, decoded to frames, and these saved as a fragment
+of the stream, so unit k is decoded while k + 1 is denoised. What was saved by an attempt before is not made again.
+
+T units, H W size in pixels, h w of latents.
+"""
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from ray.serve.handle import DeploymentHandle
+
+from deployments.orchestrator.lease import Lease
+from deployments.orchestrator.video_decoder import VideoDecoder
+from deployments.pools.wire import UnitJob, UnitProgress, UnitResult, WirePromptEmbeds
+from deployments.rpc.calls import Latents, call, latents_from_wire, latents_to_wire, retrying
+from deployments.rpc.tasks import apart
+from deployments.telemetry.videos import VideoMetrics
+from pyramid_serve.api import Stage, VideoRecord, VideoSpec
+from pyramid_serve.media.fragments import encode_fragment, join_fragments
+from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES
+from pyramid_serve.storage import VideoFile, VideoStore
+
+logger = logging.getLogger(__name__)
+
+Frames = NDArray[numpy.uint8]
+OnFrames = Callable[[Frames], Awaitable[None]]
+"""Called with the frames (1 or 8, H, W, 3) of each unit in turn, before they are encoded."""
+
+_MAX_FRAMES_WAITING = 2
+
+
+class RunConfig(BaseModel):
+    """How patient an attempt is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    heartbeat_s: Annotated[float, Field(gt=0)] = 1.0
+    """How often claims hears of a running video; well below the lease."""
+    max_call_retries: Annotated[int, Field(ge=0)] = 20
+    """Of one call, when replicas die under it."""
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """A call that has begun and then shows nothing for so long is made again."""
+
+
+class Pools(NamedTuple):
+    """Handles of the deployments that do the work."""
+
+    text_encoder: DeploymentHandle[Any]
+    denoiser: DeploymentHandle[Any]
+    decoder: DeploymentHandle[Any]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Both prompts of a video, encoded."""
+
+    positive: WirePromptEmbeds
+    negative: WirePromptEmbeds
+
+
+class VideoRun:
+    """Makes a video from what is saved of it, and tells its lease."""
+
+    def __init__(
+        self,
+        record: VideoRecord,
+        *,
+        pools: Pools,
+        store: VideoStore,
+        lease: Lease,
+        config: RunConfig,
+        metrics: VideoMetrics,
+        replica: str,
+        on_frames: OnFrames | None = None,
+    ) -> None:
+        self._id = record.id
+        self._record = record
+        self._spec: VideoSpec = record.spec
+        self._pools = pools
+        self._decoder = VideoDecoder(
+            record.id,
+            pools.decoder,
+            max_retries=config.max_call_retries,
+            timeout_s=config.stall_timeout_s,
+            on_retry=self._on_retry,
+        )
+        self._store = store
+        self._lease = lease
+        self._config = config
+        self._metrics = metrics
+        self._replica = replica
+        self._on_frames = on_frames
+        self._latents: list[Latents] = []
+        self._num_saved = 0
+        self._saved_latents: set[int] = set()
+
+    async def make(self) -> None:
+        """Bring the video to its end: every unit saved, and ``video.mp4`` there.
+
+        Raises what a call raises for good, and cancels every call under way when it is cancelled itself.
+        """
+        try:
+            await self._load()
+            denoised: asyncio.Queue[int] = asyncio.Queue()
+            decoded: asyncio.Queue[tuple[int, Frames]] = asyncio.Queue(_MAX_FRAMES_WAITING)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._denoise_units(denoised, tasks))
+                tasks.create_task(self._decode_units(denoised, decoded))
+                tasks.create_task(self._save_units(decoded))
+            await self._join()
+        finally:
+            await apart(self._decoder.forget())
+
+    # --- what is there already --------------------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        """Take up what earlier attempts saved. With ``on_frames`` all is decoded again, for its frames are wanted."""
+        self._latents = await asyncio.to_thread(self._store.load_latents, self._id)
+        self._saved_latents.update(range(len(self._latents)))
+        if self._on_frames is None:
+            self._num_saved = min(await asyncio.to_thread(self._store.num_fragments, self._id), len(self._latents))
+        if self._latents:
+            logger.info("going on from unit %d", len(self._latents), extra={"video_id": self._id})
+        self._lease.tell(
+            num_units_denoised=len(self._latents),
+            num_units_done=self._num_saved,
+            num_steps_done=self._num_steps_before(len(self._latents)),
+        )
+
+    # --- denoise ----------------------------------------------------------------------------------------------------
+
+    async def _denoise_units(self, denoised: "asyncio.Queue[int]", tasks: asyncio.TaskGroup) -> None:
+        """Make the latents of every unit in turn. Saving them is off the path to the next one."""
+        num_loaded = len(self._latents)
+        for unit in range(self._num_saved, num_loaded):
+            denoised.put_nowait(unit)
+        if num_loaded == self._spec.num_latent_frames:
+            return
+        prompts = await self._encode_prompts()
+        for unit in range(num_loaded, self._spec.num_latent_frames):
+            if unit == 0 and self._spec.has_picture:
+                latents = await self._encode_picture()
+            else:
+                latents = await self._denoise_retrying(unit, prompts)
+            self._latents.append(latents)
+            tasks.create_task(self._save_latents(unit, latents))
+            denoised.put_nowait(unit)
+
+    async def _encode_prompts(self) -> Prompts:
+        with self._noting(Stage.ENCODE, None, replica=self._pools.text_encoder.deployment_name):
+            positive, negative = await asyncio.gather(
+                *map(self._encode_prompt, (self._spec.full_prompt, self._spec.negative_prompt))
+            )
+        self._lease.tell(prompt_truncated_at=positive.truncated_at, negative_prompt_truncated_at=negative.truncated_at)
+        if positive.computed is not None:
+            self._lease.tell_computed(positive.computed)
+        return Prompts(positive, negative)
+
+    async def _encode_prompt(self, prompt: str) -> WirePromptEmbeds:
+        encode = self._pools.text_encoder.encode
+        embeds: WirePromptEmbeds = await self._retrying(lambda: call(encode.remote(prompt)))
+        return embeds
+
+    async def _encode_picture(self) -> Latents:
+        """Unit 0 (16, 1, h, w), of the picture that the video begins with."""
+        picture = await asyncio.to_thread(self._store.fetch, self._id, VideoFile.PICTURE)
+        with self._noting(Stage.PICTURE, 0, replica=self._pools.decoder.deployment_name):
+            return latents_from_wire(
+                await self._decoder.encode_picture(picture, height=self._spec.height, width=self._spec.width)
+            )
+
+    async def _denoise_retrying(self, unit: int, prompts: Prompts) -> Latents:
+        latents: Latents = await self._retrying(lambda: self._denoise_unit(unit, prompts))
+        return latents
+
+    async def _denoise_unit(self, unit: int, prompts: Prompts) -> Latents:
+        """The latents of a unit (16, 1, h, w), from one call."""
+        stream: Any = self._pools.denoiser.options(stream=True).denoise_unit.remote(self._unit_job(unit, prompts))
+        num_steps_before = self._num_steps_before(unit)
+        # No limit to the wait for a slot, but for each step once there is one.
+        timeout_s: float | None = None
+        try:
+            while True:
+                async with asyncio.timeout(timeout_s):
+                    item: UnitProgress | UnitResult = await anext(stream)
+                timeout_s = self._config.stall_timeout_s
+                if isinstance(item, UnitResult):
+                    break
+                self._lease.tell(has_started=True, num_steps_done=num_steps_before + item.step)
+        finally:
+            stream.cancel()
+        self._lease.tell(num_steps_done=num_steps_before + item.num_steps)
+        self._lease.tell_computed(item.computed)
+        self._lease.note(Stage.DENOISE, unit, start=item.started, end=item.ended, replica=item.replica)
+        self._metrics.stage(Stage.DENOISE, item.ended - item.started)
+        return latents_from_wire(item.latents)
+
+    def _unit_job(self, unit: int, prompts: Prompts) -> UnitJob:
+        return UnitJob(
+            video_id=self._id,
+            unit=unit,
+            prompt=prompts.positive,
+            negative_prompt=prompts.negative,
+            history=latents_to_wire(self._history(unit)),
+            shape=self._spec.latent_shape,
+            sampling=self._spec.sampling,
+            seed=self._spec.seed,
+            submitted_at=self._record.created_at,
+        )
+
+    def _history(self, unit: int) -> Latents:
+        """The latents before a unit (16, unit, h, w)."""
+        size = self._spec.latent_shape.size_at(NUM_STAGES - 1)
+        nothing = numpy.zeros((LATENT_CHANNELS, 0, *size), numpy.float32)
+        return numpy.concatenate([nothing, *self._latents[:unit]], axis=1)
+
+    def _num_steps_before(self, unit: int) -> int:
+        return sum(self._spec.num_steps_of(earlier) for earlier in range(unit))
+
+    async def _save_latents(self, unit: int, latents: Latents) -> None:
+        await asyncio.to_thread(self._store.save_latents, self._id, unit, latents)
+        # Units may be saved in another order than they were made; who reads them goes up to the first that is missing.
+        self._saved_latents.add(unit)
+        self._lease.tell(num_units_denoised=next(n for n in count() if n not in self._saved_latents))
+
+    # --- decode -----------------------------------------------------------------------------------------------------
+
+    async def _decode_units(self, denoised: "asyncio.Queue[int]", decoded: "asyncio.Queue[tuple[int, Frames]]") -> None:
+        for _ in range(self._num_saved, self._spec.num_latent_frames):
+            unit = await denoised.get()
+            result = await self._decoder.decode(unit, self._latents)
+            self._lease.tell_computed(result.computed)
+            self._lease.note(Stage.DECODE, unit, start=result.started, end=result.ended, replica=result.replica)
+            self._metrics.stage(Stage.DECODE, result.ended - result.started)
+            await decoded.put((unit, result.frames))
+
+    # --- save -------------------------------------------------------------------------------------------------------
+
+    async def _save_units(self, decoded: "asyncio.Queue[tuple[int, Frames]]") -> None:
+        for _ in range(self._num_saved, self._spec.num_latent_frames):
+            unit, frames = await decoded.get()
+            if self._on_frames is not None:
+                await self._on_frames(frames)
+            with self._noting(Stage.SAVE, unit, replica=self._replica):
+                fragment = await asyncio.to_thread(encode_fragment, frames, unit)
+                await asyncio.to_thread(self._store.save_fragment, self._id, unit, fragment)
+            if unit == 0:
+                self._metrics.first_frame(time.time() - self._record.created_at)
+            self._lease.tell(num_units_done=unit + 1)
+
+    async def _join(self) -> None:
+        """Put ``video.mp4`` together."""
+        with self._noting(Stage.SAVE, None, replica=self._replica):
+            await asyncio.to_thread(_join_fragments, self._store, self._id, self._spec.num_latent_frames)
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    async def _retrying(self, attempt: Callable[[], Any]) -> Any:
+        return await retrying(
+            attempt, video_id=self._id, max_retries=self._config.max_call_retries, on_retry=self._on_retry
+        )
+
+    def _on_retry(self) -> None:
+        self._lease.tell_retry()
+        self._metrics.retry()
+
+    @contextmanager
+    def _noting(self, stage: Stage, unit: int | None, *, replica: str) -> Iterator[None]:
+        started = time.time()
+        yield
+        ended = time.time()
+        self._lease.note(stage, unit, start=started, end=ended, replica=replica)
+        self._metrics.stage(stage, ended - started)
+
+
+def _join_fragments(store: VideoStore, video_id: str, num_units: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / VideoFile.VIDEO
+        join_fragments((store.load_fragment(video_id, unit) for unit in range(num_units)), path)
+        store.attach(video_id, VideoFile.VIDEO, path)

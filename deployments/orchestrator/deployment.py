@@ -1,0 +1,291 @@
+"""The Orchestrator deployment: one call for each video that is being made, and the front of the app for Python users.
+
+It keeps nothing that is not in the storage: when a replica dies, claims gives its videos to another, which goes on from
+the last unit that was saved.
+"""
+
+import asyncio
+import builtins
+import logging
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
+from uuid import uuid4
+
+import numpy
+from numpy.typing import NDArray
+from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.handle import DeploymentHandle
+
+from deployments.claims.deployment import QueueState
+from deployments.orchestrator.attempt import OnFrames, Pools, RunConfig, VideoRun
+from deployments.orchestrator.lease import Lease, LeaseLostError, ask_claims
+from deployments.orchestrator.video_decoder import VideoDecoder
+from deployments.rpc.calls import Latents
+from deployments.rpc.tasks import apart
+from deployments.telemetry.logs import configure_logging
+from deployments.telemetry.replicas import replica_name
+from deployments.telemetry.videos import VideoMetrics
+from deployments.videos.videos import ServedModel, Videos, VideoView
+from pyramid_serve.api import VideoError, VideoRecord, VideoRequest
+from pyramid_serve.precision import NonFiniteError
+from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
+
+logger = logging.getLogger(__name__)
+
+Frames = NDArray[numpy.uint8]
+
+_MAX_FRAMES_WAITING = 2
+
+
+class VideoFailedError(RuntimeError):
+    """The video whose frames are wanted has failed; ``error`` is that of its record."""
+
+    def __init__(self, video_id: str, error: VideoError) -> None:
+        super().__init__(video_id, error)
+        self.video_id = video_id
+        self.error = error
+
+    def __str__(self) -> str:
+        return f"{self.video_id}: {self.error.code}: {self.error.message}"
+
+
+@serve.deployment
+class Orchestrator:
+    """Runs videos, and answers Ray handles. See :class:`videos.Videos` for what the methods of the same name do."""
+
+    def __init__(
+        self,
+        storage: str,
+        config: RunConfig,
+        model: ServedModel,
+        *,
+        claims: DeploymentHandle[Any],
+        text_encoder: DeploymentHandle[Any],
+        denoiser: DeploymentHandle[Any],
+        decoder: DeploymentHandle[Any],
+    ) -> None:
+        self._replica = replica_name()
+        configure_logging(self._replica)
+        self._store = VideoStore(storage)
+        self._config = config
+        self._claims = claims
+        self._pools = Pools(text_encoder, denoiser, decoder)
+        self._videos = Videos(self._store, claims, model)
+        self._metrics = VideoMetrics()
+        self._attempts: dict[tuple[str, int], asyncio.Task[None]] = {}
+
+    # --- making videos ----------------------------------------------------------------------------------------------
+
+    async def run(self, video_id: str) -> None:
+        """Make a video, if claims grants it: the call that claims makes for each one. Tells claims how it ended.
+
+        When the caller cancels, the video is given back.
+        """
+        record = await ask_claims(lambda: self._claims.claim.remote(video_id, self._replica))
+        if record is not None:
+            await self._make(record)
+
+    async def stop(self, video_id: str) -> None:
+        """Leave a video, if this replica works on it; every call for it is cancelled when this returns."""
+        tasks = [task for (running_id, _), task in self._attempts.items() if running_id == video_id]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def running(self) -> "builtins.list[str]":
+        """The videos that this replica works on."""
+        return [video_id for video_id, _ in self._attempts]
+
+    async def _make(self, record: VideoRecord, on_frames: OnFrames | None = None) -> None:
+        """Work on a video that claims granted, until that is done or fails."""
+        # A task of its own: that is what ``stop`` cancels, while the call itself ends as it should.
+        task = asyncio.create_task(self._attempt(record, on_frames))
+        key = record.id, record.attempts
+        self._attempts[key] = task
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            del self._attempts[key]
+
+    async def _attempt(self, record: VideoRecord, on_frames: OnFrames | None) -> None:
+        lease = Lease(record, self._claims, heartbeat_s=self._config.heartbeat_s)
+        run = VideoRun(
+            record,
+            pools=self._pools,
+            store=self._store,
+            lease=lease,
+            config=self._config,
+            metrics=self._metrics,
+            replica=self._replica,
+            on_frames=on_frames,
+        )
+        started = time.time()
+        logger.info("attempt %d", record.attempts, extra={"video_id": record.id})
+        try:
+            await _both(run.make(), lease.keep())
+            await lease.complete()
+        except asyncio.CancelledError:
+            await apart(lease.release())
+            raise
+        except Exception as error:
+            cause = _cause_of(error)
+            if isinstance(cause, LeaseLostError | VideoNotFoundError):
+                logger.info("left: %s", cause, extra={"video_id": record.id})
+                return
+            logger.error("attempt failed", extra={"video_id": record.id}, exc_info=error)
+            # A value that does not fit will not fit the next time either, nor will numbers that overflow.
+            is_final = isinstance(cause, ValueError)
+            await lease.fail(VideoError(code=_code_of(cause), message=_describe(cause)), is_final=is_final)
+        else:
+            now = time.time()
+            self._metrics.video(record.spec, since_accepted_s=now - record.created_at, making_s=now - started)
+
+    # --- for Python users -------------------------------------------------------------------------------------------
+
+    async def generate(self, request: VideoRequest, idempotency_key: str | None = None) -> VideoRecord:
+        """Submit a video and return its record when it is over.
+
+        It is cancelled when the caller goes away, unless another call with the same key asked for it before.
+        """
+        record, is_new = await self._videos.accept_while_wanted(request, idempotency_key=idempotency_key)
+        try:
+            return await self._videos.wait(record.id)
+        except asyncio.CancelledError:
+            if is_new:
+                await apart(self._videos.cancel_unwanted(record.id))
+            raise
+
+    async def stream(self, request: VideoRequest, idempotency_key: str | None = None) -> AsyncGenerator[Frames, None]:
+        """Submit a video and yield the frames (1 or 8, H, W, 3) of each unit as it is decoded, uint8.
+
+        Call with ``stream=True``. The video is cancelled when the caller goes away before its end, unless another call
+        with the same key asked for it before. Raises ``VideoFailedError``.
+        """
+        record, is_new = await self._videos.accept_while_wanted(
+            request, idempotency_key=idempotency_key, owner=self._replica
+        )
+        num_units = 0
+        try:
+            if is_new and record.owner == self._replica and record.attempts == 1:
+                async for frames in self._stream_own(record):
+                    yield frames
+                    num_units += 1
+            # What is left, where another had to take it up; and how it ended.
+            async for frames in self.frames(record.id, num_units):
+                yield frames
+        except (asyncio.CancelledError, GeneratorExit):
+            if is_new:
+                await apart(self._videos.cancel_unwanted(record.id))
+            raise
+
+    async def frames(self, video_id: str, first_unit: int = 0) -> AsyncGenerator[Frames, None]:
+        """The frames of each unit from ``first_unit`` on as ``stream`` yields them, before any encoding.
+
+        Call with ``stream=True``; for any video, at any time: they are decoded from the saved latents, for this viewer
+        alone. A viewer who leaves stops nothing. Raises ``VideoFailedError`` and ``VideoNotFoundError``.
+        """
+        decoder = VideoDecoder(
+            f"{video_id}/{uuid4().hex}",
+            self._pools.decoder,
+            max_retries=self._config.max_call_retries,
+            timeout_s=self._config.stall_timeout_s,
+            on_retry=self._metrics.retry,
+        )
+        latents: builtins.list[Latents] = []
+        try:
+            async for one in self._videos.latents(video_id):
+                latents.append(one)
+                if len(latents) > first_unit:
+                    yield (await decoder.decode(len(latents) - 1, latents)).frames
+        finally:
+            if len(latents) > first_unit:
+                await apart(decoder.forget())
+        record = await self._videos.wait(video_id)
+        if record.error is not None:
+            raise VideoFailedError(video_id, record.error)
+
+    async def _stream_own(self, record: VideoRecord) -> AsyncGenerator[Frames, None]:
+        """The frames of each unit of a video that is made here, until it is done or has to be given up."""
+        ready: asyncio.Queue[Frames | None] = asyncio.Queue(_MAX_FRAMES_WAITING)
+
+        async def make() -> None:
+            await self._make(record, ready.put)
+            await ready.put(None)
+
+        making = asyncio.create_task(make())
+        try:
+            while (frames := await ready.get()) is not None:
+                yield frames
+        finally:
+            making.cancel()
+
+    async def submit(self, request: VideoRequest, idempotency_key: str | None = None) -> VideoRecord:
+        return await self._videos.submit(request, idempotency_key=idempotency_key)
+
+    async def get(self, video_id: str) -> VideoView:
+        return await self._videos.get(video_id)
+
+    async def list(
+        self, limit: int = 20, after: str | None = None, newest_first: bool = True
+    ) -> "tuple[builtins.list[VideoView], bool]":
+        return await self._videos.list(limit=limit, after=after, newest_first=newest_first)
+
+    async def cancel(self, video_id: str) -> VideoRecord:
+        return await self._videos.cancel(video_id)
+
+    async def delete(self, video_id: str) -> None:
+        await self._videos.delete(video_id)
+
+    async def wait(self, video_id: str) -> VideoRecord:
+        return await self._videos.wait(video_id)
+
+    async def queue(self) -> QueueState:
+        return await self._videos.queue()
+
+    async def events(self, video_id: str) -> AsyncGenerator[VideoView, None]:
+        """Call with ``stream=True``."""
+        async for view in self._videos.events(video_id):
+            yield view
+
+    async def fragments(self, video_id: str) -> AsyncGenerator[bytes, None]:
+        """Call with ``stream=True``."""
+        async for fragment in self._videos.fragments(video_id):
+            yield fragment
+
+
+async def _both(work: Coroutine[Any, Any, None], guard: Coroutine[Any, Any, None]) -> None:
+    """Do some work, and leave it when the guard raises. Both have ended when this returns or raises."""
+    working, guarding = asyncio.create_task(work), asyncio.create_task(guard)
+    try:
+        await asyncio.wait([working, guarding], return_when=asyncio.FIRST_COMPLETED)
+        await (working if working.done() else guarding)
+    finally:
+        working.cancel()
+        guarding.cancel()
+        await asyncio.gather(working, guarding, return_exceptions=True)
+
+
+def _cause_of(error: Exception) -> Exception:
+    """The first of the errors that a group of tasks ended with, as it was raised where it happened."""
+    while isinstance(error, ExceptionGroup | RayTaskError):
+        error = error.exceptions[0] if isinstance(error, ExceptionGroup) else error.cause
+    return error
+
+
+def _code_of(error: Exception) -> str:
+    """The code of ``VideoError`` for an error that an attempt ended with."""
+    if isinstance(error, NonFiniteError):
+        return "non_finite"
+    return "invalid_input" if isinstance(error, ValueError) else "server_error"
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, StorageError):
+        return "the storage of this server could not be read or written"  # why names paths and hosts: it is in the log
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}"[:500]

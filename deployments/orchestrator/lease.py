@@ -1,0 +1,120 @@
+"""An orchestrator's hold on one video: what it tells claims while it works, and how it learns that it has to stop."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from deployments.claims.deployment import RunUpdate, SupersededError
+from pyramid_serve.api import Computed, Stage, TimelineEntry, VideoError, VideoRecord
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_MIN_INTERVAL_S = 0.1
+_GIVE_UP_S = 60.0
+_BACKOFFS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, *([2.0] * 10))
+
+UNREACHABLE = (RayActorError, BackPressureError, SupersededError)
+"""Claims is being replaced, or has too much to do; it will be back."""
+
+
+class LeaseLostError(RuntimeError):
+    """The video is another's now, or over."""
+
+
+async def ask_claims(call: Callable[[], Awaitable[Result]]) -> Result:
+    """The answer of claims, waiting while its replica is replaced. ``call`` must be harmless to repeat.
+
+    Raises the last error after about half a minute, and what claims itself raises at once: just that, without the
+    traceback and the address of its replica, which Ray puts in the message.
+    """
+    try:
+        for delay_s in _BACKOFFS_S:
+            try:
+                return await call()
+            except UNREACHABLE as error:
+                logger.info("claims is away: %s", type(error).__name__)
+                await asyncio.sleep(delay_s)
+        return await call()
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+class Lease:
+    """One attempt at one video, from the claim to its end."""
+
+    def __init__(self, record: VideoRecord, claims: DeploymentHandle[Any], *, heartbeat_s: float) -> None:
+        """``record``: as claims granted it."""
+        self.video_id = record.id
+        self._attempt = record.attempts
+        self._claims = claims
+        self._heartbeat_s = heartbeat_s
+        self._update = RunUpdate(num_units_retried=record.num_units_retried)
+        self._has_news = asyncio.Event()
+
+    def tell(self, **counts: Any) -> None:
+        """Let claims know soon; see ``RunUpdate``. Counts are of the whole video."""
+        self._update = replace(self._update, **counts)
+        self._has_news.set()
+
+    def tell_retry(self) -> None:
+        self.tell(num_units_retried=self._update.num_units_retried + 1)
+
+    def tell_computed(self, computed: Computed) -> None:
+        """Let claims know what a part of the pipeline computes in."""
+        if computed not in self._update.computed:
+            others = [other for other in self._update.computed if other.part != computed.part]
+            self.tell(computed=(*others, computed))
+
+    def note(self, stage: Stage, unit: int | None, *, start: float, end: float, replica: str) -> None:
+        """Add to the timeline."""
+        entry = TimelineEntry(stage=stage, unit=unit, start=start, end=end, replica=replica)
+        self.tell(timeline=(*self._update.timeline, entry))
+
+    async def keep(self) -> None:
+        """Tell what there is, and at every heartbeat, until cancelled. Raises ``LeaseLostError``."""
+        answered_at = time.monotonic()
+        while True:
+            try:
+                async with asyncio.timeout(self._heartbeat_s):
+                    await self._has_news.wait()
+            except TimeoutError:
+                pass  # nothing new but that we live
+            self._has_news.clear()
+            update = self._update
+            try:
+                async with asyncio.timeout(_GIVE_UP_S):
+                    is_ours = await self._claims.update.remote(self.video_id, self._attempt, update)
+            except (*UNREACHABLE, TimeoutError):
+                if time.monotonic() - answered_at > _GIVE_UP_S:
+                    raise LeaseLostError("claims does not answer") from None
+                await asyncio.sleep(self._heartbeat_s)
+                continue
+            answered_at = time.monotonic()
+            if not is_ours:
+                raise LeaseLostError("the video is over, or another's")
+            self._forget_sent(update)
+            await asyncio.sleep(_MIN_INTERVAL_S)
+
+    async def complete(self) -> None:
+        """Every file is there. Raises ``LeaseLostError``."""
+        if not await ask_claims(lambda: self._claims.complete.remote(self.video_id, self._attempt, self._update)):
+            raise LeaseLostError("the video is over, or another's")
+
+    async def fail(self, error: VideoError, *, is_final: bool) -> None:
+        await ask_claims(lambda: self._claims.fail.remote(self.video_id, self._attempt, error, is_final=is_final))
+
+    async def release(self) -> None:
+        await ask_claims(lambda: self._claims.release.remote(self.video_id, self._attempt))
+
+    def _forget_sent(self, sent: RunUpdate) -> None:
+        unsent = self._update.timeline[len(sent.timeline) :]
+        self._update = replace(self._update, timeline=unsent)

@@ -1,0 +1,69 @@
+"""A video's way through the decoder pool, unit by unit: kept to the replica that has its memory."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy
+from ray.serve.handle import DeploymentHandle
+
+from deployments.pools.wire import DecodeJob, DecodeResult, MemoryMissing
+from deployments.rpc.calls import RETRIED, Latents, call, latents_to_wire, retrying
+
+_FORGET_S = 5.0
+
+
+class VideoDecoder:
+    """Decodes one video. ``key`` is what the decoders keep its memory under: two at once need two keys."""
+
+    def __init__(
+        self,
+        key: str,
+        decoder: DeploymentHandle[Any],
+        *,
+        max_retries: int,
+        timeout_s: float,
+        on_retry: Callable[[], None],
+    ) -> None:
+        self._key = key
+        self._handle = decoder.options(session_id=key)
+        self._max_retries = max_retries
+        self._timeout_s = timeout_s
+        self._on_retry = on_retry
+
+    async def decode(self, unit: int, latents: Sequence[Latents]) -> DecodeResult:
+        """The frames of a unit. ``latents``: (16, 1, h, w) of every unit up to it, or more; sent only where needed."""
+        result: DecodeResult = await self._retrying(lambda: self._decode(unit, latents))
+        return result
+
+    async def encode_picture(self, picture: bytes, *, height: int, width: int) -> Any:
+        """The latents of unit 0 for a picture file, as they came over the wire."""
+        return await self._retrying(lambda: call(self._handle.encode_picture.remote(picture, height, width)))
+
+    async def forget(self) -> None:
+        """Free the video's memory, on every replica, for it may have moved when replicas came and went.
+
+        One that cannot be told drops it in time by itself.
+        """
+        with suppress(*RETRIED):
+            told = self._handle.broadcast("forget", self._key)
+            await told.results_async(timeout_s=_FORGET_S, return_exceptions=True)
+
+    async def _decode(self, unit: int, latents: Sequence[Latents]) -> DecodeResult:
+        job = DecodeJob(self._key, unit, latents_to_wire(latents[unit]))
+        result = await self._ask(job)
+        if isinstance(result, MemoryMissing):
+            earlier = latents_to_wire(numpy.concatenate(latents[:unit], axis=1))
+            result = await self._ask(DecodeJob(self._key, unit, job.latents, earlier=earlier))
+        if isinstance(result, MemoryMissing):
+            raise RuntimeError(f"{result.replica}: no memory of unit {unit}, though all before it was sent along")
+        return result
+
+    async def _ask(self, job: DecodeJob) -> DecodeResult | MemoryMissing:
+        async with asyncio.timeout(self._timeout_s):
+            result: DecodeResult | MemoryMissing = await call(self._handle.decode_unit.remote(job))
+        return result
+
+    async def _retrying(self, attempt: Callable[[], Any]) -> Any:
+        return await retrying(attempt, video_id=self._key, max_retries=self._max_retries, on_retry=self._on_retry)

@@ -1,0 +1,148 @@
+"""The TextEncoder deployment: prompts to embeddings, in batches, with a cache of what was encoded before."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from ray import serve
+
+from deployments.pools.engine import DeviceFailedError, EngineStats, Forward
+from deployments.pools.model_config import ModelConfig, reported_if_not_finite
+from deployments.pools.wire import ReplicaStats, WirePromptEmbeds, prompt_to_wire
+from deployments.telemetry.logs import configure_logging
+from deployments.telemetry.replicas import CallMetrics, ForwardMetrics, replica_name, replica_stats
+from pyramid_serve.pyramid_flow import text_encoder
+
+MIB = 2**20
+
+
+class TextEncoderConfig(ModelConfig):
+    max_batch_size: PositiveInt = 16
+    """Prompts of one forward."""
+    batch_wait_timeout_s: NonNegativeFloat = 0.01
+    """How long a prompt waits for others."""
+    cache_bytes: NonNegativeInt = 256 * MIB
+    """Embeddings kept; one takes at most 1 MiB with the published models in bfloat16."""
+
+
+class EmbedsCache:
+    """Embeddings by prompt within a budget of bytes, the least recently used dropped first."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._num_bytes = 0
+        self._entries: OrderedDict[str, WirePromptEmbeds] = OrderedDict()
+
+    def get(self, prompt: str) -> WirePromptEmbeds | None:
+        if prompt not in self._entries:
+            return None
+        self._entries.move_to_end(prompt)
+        return self._entries[prompt]
+
+    def put(self, prompt: str, embeds: WirePromptEmbeds) -> None:
+        previous = self._entries.pop(prompt, None)
+        self._num_bytes += embeds.num_bytes - (0 if previous is None else previous.num_bytes)
+        self._entries[prompt] = embeds
+        while self._num_bytes > self._budget_bytes:
+            _, dropped = self._entries.popitem(last=False)
+            self._num_bytes -= dropped.num_bytes
+
+
+@serve.deployment
+class TextEncoder:
+    """Holds the text encoders of a checkpoint."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        """Loads the encoders and encodes the empty prompt, so the first call finds everything set up."""
+        self._replica = replica_name()
+        configure_logging(self._replica)
+        config.set_up_torch()
+        self._computed = config.computed_as("text_encoder")
+        self._encoder = text_encoder.TextEncoder.from_pretrained(
+            config.source, dtype=config.torch_dtype, device=config.torch_device
+        )
+        with reported_if_not_finite():
+            self._embed([""])
+        self._cache = EmbedsCache(config.cache_bytes)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text_encoder")
+        self._calls, self._metrics = CallMetrics(), ForwardMetrics()
+        self._stats = EngineStats()
+        self._num_waiting = 0
+        self._device_error: str | None = None
+        batched = serve.batch(max_batch_size=config.max_batch_size, batch_wait_timeout_s=config.batch_wait_timeout_s)
+        self._encode_batched = batched(self._encode_batch)
+
+    async def encode(self, prompt: str) -> WirePromptEmbeds:
+        """The embeddings of a prompt just as it stands: its suffix is the caller's to add."""
+        with self._calls.of("encode"):
+            cached = self._cache.get(prompt)
+            if cached is not None:
+                return cached
+            self._num_waiting += 1
+            try:
+                embeds: WirePromptEmbeds | Exception = await self._encode_batched(prompt)
+                if isinstance(embeds, Exception):
+                    raise embeds
+                return embeds
+            finally:
+                self._num_waiting -= 1
+
+    async def stats(self) -> ReplicaStats:
+        return replica_stats(self._replica, replace(self._stats, num_present=self._num_waiting))
+
+    async def check_health(self) -> None:
+        if self._device_error is not None:
+            raise DeviceFailedError(self._device_error)
+
+    async def _encode_batch(self, prompts: list[str]) -> list[WirePromptEmbeds | Exception]:
+        """Each prompt's embeddings, or the error that it alone has; equal prompts, and those that a batch before this
+        one has brought, are encoded once.
+        """
+        found: dict[str, WirePromptEmbeds | Exception] = {}
+        for prompt in prompts:
+            cached = self._cache.get(prompt)
+            if cached is not None:
+                found[prompt] = cached
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+        if missing:
+            started = time.time()
+            try:
+                encoded = await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, missing)
+            except torch.AcceleratorError as error:
+                self._device_error = f"the device failed: {error}"
+                raise DeviceFailedError(self._device_error) from None
+            self._record(Forward(len(missing), 0, started, time.time()))
+            for prompt, result in zip(missing, encoded, strict=True):
+                found[prompt] = result
+                if not isinstance(result, Exception):
+                    self._cache.put(prompt, result)
+        return [found[prompt] for prompt in prompts]
+
+    def _encode(self, prompts: Sequence[str]) -> list[WirePromptEmbeds | Exception]:
+        """As ``_embed``, but a prompt that fails does not fail those beside it."""
+        try:
+            return [*self._embed(prompts)]
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            if len(prompts) == 1:
+                return [error.with_traceback(None)]
+        return [embeds for prompt in prompts for embeds in self._encode([prompt])]
+
+    def _embed(self, prompts: Sequence[str]) -> list[WirePromptEmbeds]:
+        with torch.inference_mode():
+            return [prompt_to_wire(embeds, self._computed) for embeds in self._encoder.encode(prompts)]
+
+    def _record(self, forward: Forward) -> None:
+        self._stats = replace(
+            self._stats,
+            num_forwards=self._stats.num_forwards + 1,
+            num_slots=self._stats.num_slots + forward.num_slots,
+            busy_seconds=self._stats.busy_seconds + forward.seconds,
+        )
+        self._metrics.record(forward, replace(self._stats, queue_depth=max(self._num_waiting - forward.num_slots, 0)))

@@ -1,0 +1,95 @@
+"""What replicas tell of themselves: metrics for dashboards, and totals for the bench."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray import serve
+from ray.serve import metrics
+
+from deployments.pools.engine import EngineStats, Forward
+from deployments.pools.wire import ReplicaStats
+
+# Own boundaries, for Ray's default ones jump from 10 s to 60 s.
+_SECONDS: list[float] = [0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300]
+_SIZES: list[float] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64]
+_TOKENS: list[float] = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000]
+
+
+def replica_name() -> str:
+    """The replica that this runs in, as Serve names it."""
+    return serve.get_replica_context().replica_tag
+
+
+class ForwardMetrics:
+    """Of every forward of a replica: its seconds, its pack (slots, units, prompts), its tokens; and the queue."""
+
+    def __init__(self) -> None:
+        self._seconds = metrics.Histogram(
+            "pyramid_serve_forward_seconds", description="Seconds of one forward.", boundaries=_SECONDS
+        )
+        self._slots = metrics.Histogram(
+            "pyramid_serve_forward_slots", description="Slots, units or prompts in one forward.", boundaries=_SIZES
+        )
+        self._tokens = metrics.Histogram(
+            "pyramid_serve_forward_tokens", description="Tokens in one forward.", boundaries=_TOKENS
+        )
+        # Beside the histograms, whose sums Ray makes up from their buckets: means come from these.
+        self._total_slots = metrics.Counter("pyramid_serve_slots", description="Slots of all forwards together.")
+        self._total_tokens = metrics.Counter("pyramid_serve_tokens", description="Tokens of all forwards together.")
+        self._queue_depth = metrics.Gauge(
+            "pyramid_serve_queue_depth", description="Slots waiting, beside those in the forward."
+        )
+
+    def record(self, forward: Forward, stats: EngineStats) -> None:
+        self._seconds.observe(forward.seconds)
+        self._slots.observe(forward.num_slots)
+        self._total_slots.inc(forward.num_slots)
+        if forward.num_tokens:  # a text encoder counts none
+            self._tokens.observe(forward.num_tokens)
+            self._total_tokens.inc(forward.num_tokens)
+        self._queue_depth.set(stats.queue_depth)
+
+
+class CallMetrics:
+    """Of every call to a replica: its seconds, waiting included, by method, and how many ended how."""
+
+    def __init__(self) -> None:
+        self._seconds = metrics.Histogram(
+            "pyramid_serve_call_seconds",
+            description="Seconds from a call to its result, waiting included.",
+            boundaries=_SECONDS,
+            tag_keys=("method",),
+        )
+        self._calls = metrics.Counter(
+            "pyramid_serve_calls",
+            description="Calls by how they ended.",
+            tag_keys=("method", "outcome"),  # type: ignore[arg-type]  # annotated as a tuple of one
+        )
+
+    @contextmanager
+    def of(self, method: str) -> Iterator[None]:
+        started, outcome = time.perf_counter(), "left"
+        try:
+            yield
+            outcome = "done"
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self._calls.inc(tags={"method": method, "outcome": outcome})
+            if outcome == "done":
+                self._seconds.observe(time.perf_counter() - started, tags={"method": method})
+
+
+def replica_stats(replica: str, stats: EngineStats) -> ReplicaStats:
+    return ReplicaStats(
+        replica=replica,
+        at=time.time(),
+        num_forwards=stats.num_forwards,
+        num_slots=stats.num_slots,
+        num_tokens=stats.num_tokens,
+        busy_seconds=stats.busy_seconds,
+        num_present=stats.num_present,
+        queue_depth=stats.queue_depth,
+    )

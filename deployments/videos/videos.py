@@ -1,0 +1,242 @@
+"""What can be asked about videos, for HTTP and Ray handles alike: submit, get, list, follow, cancel, delete.
+
+An object of this class lives in every replica that answers clients. It reads the storage and asks claims; nothing of a
+video is kept in it, so any replica answers for every video, whoever makes it.
+"""
+
+import asyncio
+import io
+import logging
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ray.serve.handle import DeploymentHandle
+
+from deployments.claims.deployment import QueuePlace, QueueState
+from deployments.orchestrator.lease import UNREACHABLE, ask_claims
+from deployments.rpc.calls import Latents
+from deployments.rpc.tasks import begin_apart
+from pyramid_serve.api import (
+    RequestError,
+    RequestLimits,
+    VideoRecord,
+    VideoRequest,
+    VideoSpec,
+    new_record,
+    resolve,
+)
+from pyramid_serve.checkpoints import Capabilities
+from pyramid_serve.media.pictures import fit_picture, read_picture
+from pyramid_serve.storage import VideoNotFoundError, VideoStore
+
+logger = logging.getLogger(__name__)
+
+_WATCH_S = 10.0
+_GET_S = 2.0
+_NOWHERE = QueuePlace(None, None)
+
+
+class VideoView(NamedTuple):
+    """A record with where it stands in the queue."""
+
+    record: VideoRecord
+    place: QueuePlace = _NOWHERE
+
+    def public(self) -> dict[str, Any]:
+        """The video object of the HTTP API."""
+        return self.record.public(queue_position=self.place.position, eta_seconds=self.place.eta_seconds)
+
+
+class Accepted(NamedTuple):
+    """What became of a request: the record, and whether it is of a video that this request made."""
+
+    record: VideoRecord
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model that an app serves: its public name, what it can do, and what is taken at most."""
+
+    name: str
+    capabilities: Capabilities
+    limits: RequestLimits
+
+
+class Videos:
+    """All videos under one storage root."""
+
+    def __init__(self, store: VideoStore, claims: DeploymentHandle[Any], model: ServedModel) -> None:
+        self.store = store
+        self.model = model
+        self._claims = claims
+
+    async def submit(
+        self, request: VideoRequest, *, idempotency_key: str | None = None, owner: str | None = None
+    ) -> VideoRecord:
+        """The record of ``accept``."""
+        return (await self.accept(request, idempotency_key=idempotency_key, owner=owner)).record
+
+    async def accept(
+        self, request: VideoRequest, *, idempotency_key: str | None = None, owner: str | None = None
+    ) -> Accepted:
+        """Accept a video. It will be made, whatever happens to this process.
+
+        With a key that was used before the record is that of the video made then. owner: the orchestrator that makes
+        it, where that is known. Raises ``RequestError`` for what cannot be made and ``claims.QueueFullError``.
+        """
+        asked, picture = await self._prepare(request, idempotency_key)
+        return await self._submit(asked, picture, owner)
+
+    async def accept_while_wanted(
+        self, request: VideoRequest, *, idempotency_key: str | None = None, owner: str | None = None
+    ) -> Accepted:
+        """``accept`` for a caller who waits until the video is over.
+
+        Where the caller leaves before it is accepted, the video is cancelled once it is.
+        """
+        asked, picture = await self._prepare(request, idempotency_key)
+        # Claims accepts it whether it is waited for or not, so only the answer tells whether there is one to cancel.
+        submitting = begin_apart(self._submit(asked, picture, owner))
+        try:
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            begin_apart(self._give_up(submitting))
+            raise
+
+    async def _prepare(self, request: VideoRequest, key: str | None) -> tuple[VideoRecord, bytes | None]:
+        """The record to be accepted, and the picture as PNG."""
+        spec = resolve(request, self.model.capabilities, self.model.name, limits=self.model.limits)
+        picture = None
+        if request.input_reference is not None:
+            picture = await asyncio.to_thread(
+                _to_png, request.input_reference, spec, max_pixels=self.model.limits.max_picture_pixels
+            )
+        return new_record(spec, idempotency_key=key, user=request.user, metadata=request.metadata), picture
+
+    async def _submit(self, asked: VideoRecord, picture: bytes | None, owner: str | None) -> Accepted:
+        record: VideoRecord = await ask_claims(lambda: self._claims.submit.remote(asked, picture, owner))
+        return Accepted(record, is_new=record.id == asked.id)
+
+    async def _give_up(self, submitting: asyncio.Task[Accepted]) -> None:
+        await asyncio.wait([submitting])
+        if submitting.exception() is None and submitting.result().is_new:
+            await self.cancel_unwanted(submitting.result().record.id)
+
+    async def get(self, video_id: str) -> VideoView:
+        """A video as it stands now. Raises ``VideoNotFoundError``."""
+        record = await asyncio.to_thread(self.store.read, video_id)
+        if record.is_over:
+            return VideoView(record)
+        try:
+            async with asyncio.timeout(_GET_S):
+                seen: tuple[VideoRecord, QueuePlace] | None = await self._claims.look.remote(video_id)
+            # None: it ended between the two looks.
+            return VideoView(await asyncio.to_thread(self.store.read, video_id)) if seen is None else VideoView(*seen)
+        except (*UNREACHABLE, TimeoutError):
+            return VideoView(record)  # what was saved last is true, if not new
+
+    async def list(
+        self, *, limit: int = 20, after: str | None = None, newest_first: bool = True
+    ) -> tuple[list[VideoView], bool]:
+        """At most ``limit`` videos following ``after`` in the order of creation, and whether there are more."""
+        records, has_more = await asyncio.to_thread(
+            self.store.page, limit=limit, after=after, newest_first=newest_first
+        )
+        return [VideoView(record) for record in records], has_more
+
+    async def cancel(self, video_id: str) -> VideoRecord:
+        """End a video now; one that is over stays as it is. Raises ``VideoNotFoundError``."""
+        return await ask_claims(lambda: self._claims.cancel.remote(video_id))
+
+    async def cancel_unwanted(self, video_id: str) -> None:
+        """``cancel`` for a caller who has left. One that was deleted meanwhile is no error."""
+        logger.info("cancelled, its caller has left", extra={"video_id": video_id})
+        try:
+            await self.cancel(video_id)
+        except VideoNotFoundError:
+            logger.info("deleted meanwhile", extra={"video_id": video_id})
+
+    async def delete(self, video_id: str) -> None:
+        """Cancel a video if it is unfinished, and remove it. Raises ``VideoNotFoundError``."""
+        await ask_claims(lambda: self._claims.delete.remote(video_id))
+
+    async def queue(self) -> QueueState:
+        """How many videos wait, and how many are being made. Raises ``lease.UNREACHABLE`` while claims is replaced."""
+        state: QueueState = await self._claims.queue.remote()
+        return state
+
+    async def wait(self, video_id: str) -> VideoRecord:
+        """The record when the video is over. Raises ``VideoNotFoundError``, also when it is deleted meanwhile."""
+        record: VideoRecord = await asyncio.to_thread(self.store.read, video_id)
+        while not record.is_over:
+            record = await self._next_change(record) or record
+        return record
+
+    async def events(self, video_id: str) -> AsyncGenerator[VideoView, None]:
+        """The video as it stands, and again with each change, until it is over. Raises ``VideoNotFoundError``."""
+        view = await self.get(video_id)
+        yield view
+        while not view.record.is_over:
+            record = await self._next_change(view.record)
+            if record is not None:
+                view = VideoView(record, await self._place(video_id))
+                yield view
+
+    async def fragments(self, video_id: str) -> AsyncGenerator[bytes, None]:
+        """The fragments of the stream, each when it is there; the same bytes for every viewer, at any time.
+
+        Ends early for a video that fails. Raises ``VideoNotFoundError``, also when it is deleted meanwhile.
+        """
+        async for unit in self._units(video_id, lambda record: record.num_units_done):
+            yield await asyncio.to_thread(self.store.load_fragment, video_id, unit)
+
+    async def latents(self, video_id: str) -> AsyncGenerator[Latents, None]:
+        """The latents (16, 1, h, w) of each unit, when they are there. Ends and raises as ``fragments`` does."""
+        async for unit in self._units(video_id, lambda record: record.num_units_denoised):
+            yield await asyncio.to_thread(self.store.load_unit_latents, video_id, unit)
+
+    async def _units(self, video_id: str, num_ready: Callable[[VideoRecord], int]) -> AsyncGenerator[int, None]:
+        """Each unit of a video in turn, when it is among the first ``num_ready`` of the record."""
+        record = await asyncio.to_thread(self.store.read, video_id)
+        unit = 0
+        while unit < record.spec.num_latent_frames:
+            if unit < num_ready(record):
+                yield unit
+                unit += 1
+            elif record.is_over:
+                return
+            else:
+                record = await self._next_change(record) or record
+
+    async def _next_change(self, record: VideoRecord) -> VideoRecord | None:
+        """The record with a later revision; None when there is none for some seconds."""
+        try:
+            async with asyncio.timeout(2 * _WATCH_S):
+                changed: VideoRecord | None = await self._claims.watch.remote(record.id, record.revision, _WATCH_S)
+                return changed
+        except (*UNREACHABLE, TimeoutError):
+            await asyncio.sleep(0.5)
+            saved = await asyncio.to_thread(self.store.read, record.id)
+            return saved if saved.revision > record.revision else None
+
+    async def _place(self, video_id: str) -> QueuePlace:
+        try:
+            async with asyncio.timeout(_GET_S):
+                place: QueuePlace = await self._claims.place.remote(video_id)
+                return place
+        except (*UNREACHABLE, TimeoutError):
+            return _NOWHERE
+
+
+def _to_png(picture: bytes, spec: VideoSpec, *, max_pixels: int) -> bytes:
+    """The PNG file of a picture of any format that a video can begin with. Raises ``RequestError``."""
+    try:
+        image = read_picture(picture, max_pixels=max_pixels, name="input_reference")
+        fit_picture(image, height=spec.height, width=spec.width, name="input_reference")
+    except ValueError as error:
+        raise RequestError(str(error), param="input_reference") from None
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()

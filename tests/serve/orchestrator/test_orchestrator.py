@@ -1,0 +1,434 @@
+import asyncio
+import io
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.app import AppConfig, build
+from deployments.client import Client
+from deployments.pools.wire import ReplicaStats
+from pyramid_serve.api import (
+    MODEL_NOT_FOUND,
+    RequestError,
+    Stage,
+    Status,
+    VideoRecord,
+    VideoRequest,
+    new_record,
+)
+from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
+from pyramid_serve.pyramid_flow.sampler import SamplingSettings
+from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
+from tests.serve.conftest import QUICK, deployed
+
+pytestmark = pytest.mark.asyncio
+
+Handle = DeploymentHandle[Any]
+Frames = NDArray[numpy.uint8]
+APP = "pipeline"
+
+
+def config_of(checkpoint: Path, storage: Path, **options: Any) -> AppConfig:
+    pools = {name: {**QUICK, **options.get(name, {})} for name in ("text_encoder", "denoiser", "decoder", "claims")}
+    pools["orchestrator"] = {**QUICK, "settings": {"heartbeat_s": 0.3}, **options.get("orchestrator", {})}
+    return AppConfig.model_validate(
+        {"model": {"source": str(checkpoint), "name": "mini", "dtype": "float32"}, "storage": str(storage), **pools}
+    )
+
+
+def request_of(
+    seed: int = 1, *, seconds: float = 1, steps: int = 2, size: str = "128x64", **fields: Any
+) -> VideoRequest:
+    return VideoRequest(
+        prompt=f"a red ball, {seed}",
+        seed=seed,
+        size=size,
+        seconds=seconds,
+        num_inference_steps=(steps,) * 3,
+        video_num_inference_steps=(steps,) * 3,
+        **fields,
+    )
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="module")
+def store(storage: Path) -> VideoStore:
+    return VideoStore(str(storage))
+
+
+@pytest.fixture(scope="module")
+def handle(local_ray: None, miniflux: Path, storage: Path) -> Iterator[Handle]:
+    with deployed(build(config_of(miniflux, storage)), APP):
+        yield serve.get_deployment_handle("Orchestrator", APP)
+
+
+@pytest.fixture(scope="module")
+def pipeline(miniflux: Path) -> PyramidFlow:
+    return PyramidFlow.from_pretrained(miniflux, dtype="float32")
+
+
+@pytest.fixture
+def picture() -> bytes:
+    content = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(content, format="JPEG")
+    return content.getvalue()
+
+
+def frames_of_the_loop(pipeline: PyramidFlow, request: VideoRequest, record: VideoRecord) -> Frames:
+    """The frames (F, H, W, 3) that the library makes of a request in one process."""
+    spec = record.spec
+    picture = None if request.input_reference is None else Image.open(io.BytesIO(request.input_reference))
+    settings = pipeline.settings(
+        width=spec.width,
+        height=spec.height,
+        num_latent_frames=spec.num_latent_frames,
+        sampling=SamplingSettings(
+            spec.num_inference_steps, spec.video_num_inference_steps, spec.guidance_scale, spec.video_guidance_scale
+        ),
+    )
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a replica
+    try:
+        videos = pipeline.generate([VideoInput(spec.prompt, seed=spec.seed, image=picture)], settings)
+    finally:
+        torch.set_num_threads(num_threads)
+    frames: Frames = videos[0].numpy()
+    return frames
+
+
+def decode(file: bytes) -> Frames:
+    arguments = ["-v", "error", "-i", "pipe:0", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), *arguments], input=file, capture_output=True, check=True
+    ).stdout
+    return numpy.frombuffer(done, numpy.uint8).reshape(-1, 64, 128, 3)
+
+
+def blocks(frames: Frames) -> NDArray[numpy.float64]:
+    """Mean brightness of blocks of 8 x 8, which survives encoding even where the frames are noise."""
+    means: NDArray[numpy.float64] = frames.reshape(-1, 8, 8, 16, 8, 3).mean(axis=(2, 4, 5))
+    return means
+
+
+def assert_same(frames: Frames, expected: Frames) -> None:
+    """Packed with others, sums are taken in another order: the same but for the last bit of a few pixels."""
+    difference = numpy.abs(frames.astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.001
+
+
+async def frames_of(handle: Handle, video_id: str, first_unit: int = 0) -> Frames:
+    stream = handle.options(stream=True).frames.remote(video_id, first_unit)
+    return numpy.concatenate([frames async for frames in stream])
+
+
+async def eventually(condition: Callable[[], Any], *, timeout_s: float = 20) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("has_picture", [False, True])
+async def test_a_video_is_that_of_the_library(
+    handle: Handle, pipeline: PyramidFlow, picture: bytes, has_picture: bool
+) -> None:
+    request = request_of(input_reference=picture if has_picture else None)
+    record = await handle.generate.remote(request)
+    assert record.status is Status.COMPLETED and record.progress == 100
+    expected = frames_of_the_loop(pipeline, request, record)
+    assert numpy.array_equal(await frames_of(handle, record.id), expected)
+
+
+async def test_the_file_and_the_stream_hold_the_pictures(handle: Handle, store: VideoStore) -> None:
+    record = await handle.generate.remote(request_of(2))
+    made = await frames_of(handle, record.id)
+    file = decode(await asyncio.to_thread(store.fetch, record.id, VideoFile.VIDEO))
+    assert file.shape == made.shape == (25, 64, 128, 3)
+    assert numpy.abs(blocks(file) - blocks(made)).mean() < 4
+    streams = [b"".join([part async for part in fragments(handle, record.id)]) for _ in range(2)]
+    assert streams[0] == streams[1]
+    assert numpy.array_equal(decode(streams[0]), file)
+
+
+def fragments(handle: Handle, video_id: str) -> Any:
+    return handle.options(stream=True).fragments.remote(video_id)
+
+
+async def test_viewers_get_equal_bytes_while_it_is_made_and_after(handle: Handle) -> None:
+    record = await handle.submit.remote(request_of(3, seconds=5))
+    started, arrivals = time.monotonic(), []
+
+    async def watch() -> bytes:
+        parts = []
+        async for part in fragments(handle, record.id):
+            arrivals.append(time.monotonic() - started)
+            parts.append(part)
+        return b"".join(parts)
+
+    first, second = await asyncio.gather(watch(), watch())
+    total = time.monotonic() - started
+    assert first == second == b"".join([part async for part in fragments(handle, record.id)])
+    assert min(arrivals) < total / 2
+
+
+async def test_a_stream_yields_the_frames_unit_by_unit(handle: Handle) -> None:
+    stream = handle.options(stream=True).stream.remote(request_of(4))
+    units = [frames async for frames in stream]
+    assert [len(frames) for frames in units] == [1, 8, 8, 8]
+    (newest, *_), _ = await handle.list.remote(limit=1)
+    assert newest.record.status is Status.COMPLETED
+    assert numpy.array_equal(numpy.concatenate(units), await frames_of(handle, newest.record.id))
+    assert numpy.array_equal(numpy.concatenate(units[2:]), await frames_of(handle, newest.record.id, 2))
+
+
+async def test_the_same_video_alone_and_among_seven_others(handle: Handle) -> None:
+    alone = await handle.generate.remote(request_of(5))
+    together = await asyncio.gather(*(handle.generate.remote(request_of(5 + index % 4)) for index in range(8)))
+    expected = await frames_of(handle, alone.id)
+    for record in (together[0], together[4]):
+        assert_same(await frames_of(handle, record.id), expected)
+
+
+async def test_the_record_tells_the_truth_as_it_goes(handle: Handle) -> None:
+    record = await handle.submit.remote(request_of(6, steps=4))
+    assert (record.status, record.progress) == (Status.QUEUED, 0)
+    views = [view async for view in handle.options(stream=True).events.remote(record.id)]
+    statuses = [view.record.status for view in views]
+    assert list(dict.fromkeys(statuses))[-2:] == [Status.IN_PROGRESS, Status.COMPLETED]
+    progress = [view.record.progress for view in views]
+    assert progress == sorted(progress) and progress[-1] == 100
+    assert any(0 < percent < 100 for percent in progress)
+    done = views[-1].record
+    work = {(entry.stage, entry.unit) for entry in done.timeline}
+    assert work >= {(stage, unit) for stage in (Stage.DENOISE, Stage.DECODE, Stage.SAVE) for unit in range(4)}
+    assert (Stage.ENCODE, None) in work
+    assert done.created_at <= done.started_at <= done.first_frame_at <= done.completed_at
+    assert {computed.part for computed in done.computed} == {"text_encoder", "denoiser", "decoder"}
+    assert {(computed.dtype, computed.device) for computed in done.computed} == {("float32", "cpu")}
+    assert done.prompt_truncated_at is None
+
+
+async def test_the_record_says_where_a_prompt_that_is_too_long_was_cut(handle: Handle, pipeline: PyramidFlow) -> None:
+    request = request_of(21, seconds=0.1, steps=1).model_copy(update={"prompt": "a red ball rolls, " * 40})
+    record = await handle.generate.remote(request)
+    assert record.status is Status.COMPLETED
+    assert record.prompt_truncated_at == pipeline.text_encoder.truncated_at(record.spec.full_prompt)
+    assert 0 < record.prompt_truncated_at < len(request.prompt)
+    assert record.negative_prompt_truncated_at is None
+    assert record.public()["prompt_truncated_at"] == record.prompt_truncated_at
+
+
+def hidden_share(record: VideoRecord) -> float:
+    """How much of the decoding, the last unit's aside, happened while later units were denoised."""
+    by_stage: dict[Stage, dict[int, tuple[float, float]]] = {Stage.DENOISE: {}, Stage.DECODE: {}}
+    for entry in record.timeline:
+        if entry.stage in by_stage and entry.unit is not None:
+            by_stage[entry.stage][entry.unit] = (entry.start, entry.end)
+    last = record.spec.num_latent_frames - 1
+    hidden = total = 0.0
+    for unit in range(last):
+        start, end = by_stage[Stage.DECODE][unit]
+        total += end - start
+        for later in range(unit + 1, last + 1):
+            denoise_start, denoise_end = by_stage[Stage.DENOISE][later]
+            hidden += max(min(end, denoise_end) - max(start, denoise_start), 0.0)
+    return hidden / total
+
+
+async def test_decoding_is_hidden_behind_denoising(handle: Handle) -> None:
+    record = await handle.generate.remote(request_of(7, seconds=5, steps=20, size="256x128"))
+    assert record.spec.num_latent_frames == 16
+    assert hidden_share(record) >= 0.9
+
+
+async def test_a_cancelled_video_is_worked_on_by_nobody(handle: Handle) -> None:
+    record = await handle.submit.remote(request_of(8, seconds=5, steps=50))
+    denoiser, decoder = (serve.get_deployment_handle(name, APP) for name in ("Denoiser", "Decoder"))
+
+    async def is_started() -> bool:
+        return (await handle.get.remote(record.id)).record.num_units_done >= 2
+
+    await eventually(is_started)
+    cancelled = await handle.cancel.remote(record.id)
+    before: ReplicaStats = await denoiser.stats.remote()
+    assert cancelled.public()["error"]["code"] == "cancelled" and cancelled.status is Status.FAILED
+    await asyncio.sleep(0.5)
+    after: ReplicaStats = await denoiser.stats.remote()
+    assert after.num_present == 0 and after.num_forwards - before.num_forwards <= 2
+    decoding: ReplicaStats = await decoder.stats.remote()
+    assert decoding.num_present == 0 and decoding.num_memories == 0
+    assert await handle.running.remote() == []
+    assert (await handle.get.remote(record.id)).record == cancelled
+
+
+async def test_a_caller_who_leaves_a_generate_or_a_stream_cancels_the_video(handle: Handle) -> None:
+    generate = handle.generate.remote(request_of(9, seconds=5, steps=50))
+
+    async def is_accepted() -> bool:
+        views, _ = await handle.list.remote(limit=1)
+        return any(view.record.spec.seed == 9 for view in views)
+
+    await eventually(is_accepted)
+    generate.cancel()
+    stream = handle.options(stream=True).stream.remote(request_of(10, seconds=5, steps=50))
+    await anext(stream)
+    stream.cancel()
+
+    async def are_cancelled() -> bool:
+        views, _ = await handle.list.remote(limit=2)
+        return all(view.record.error is not None and view.record.error.code == "cancelled" for view in views)
+
+    async def is_nothing_running() -> bool:
+        return bool(await handle.running.remote() == [])
+
+    await eventually(are_cancelled)
+    await eventually(is_nothing_running)
+
+
+async def test_a_viewer_who_leaves_stops_nothing(handle: Handle) -> None:
+    record = await handle.submit.remote(request_of(11, seconds=2))
+    viewer = fragments(handle, record.id)
+    await anext(viewer)
+    viewer.cancel()
+    assert (await handle.wait.remote(record.id)).status is Status.COMPLETED
+
+
+async def test_a_deleted_video_is_gone_while_it_is_made(handle: Handle, store: VideoStore) -> None:
+    record = await handle.submit.remote(request_of(12, seconds=5, steps=50))
+
+    async def is_made() -> bool:
+        return bool((await handle.get.remote(record.id)).record.num_units_done)
+
+    await eventually(is_made)
+    await handle.delete.remote(record.id)
+    with pytest.raises(VideoNotFoundError):
+        await handle.get.remote(record.id)
+    await asyncio.sleep(0.5)
+    assert record.id not in store.ids()
+    assert not (Path(store.root) / "videos" / record.id).exists()
+
+
+async def test_wrong_requests_are_refused_through_the_handle(handle: Handle) -> None:
+    with pytest.raises(RequestError, match="size=100x64") as caught:
+        await handle.submit.remote(VideoRequest(prompt="a", size="100x64"))
+    assert caught.value.cause.param == "size"  # type: ignore[attr-defined]  # of the RayTaskError around it
+    with pytest.raises(RequestError, match="input_reference"):
+        await handle.submit.remote(VideoRequest(prompt="a", input_reference=b"no picture"))
+    with pytest.raises(RequestError) as other:
+        await handle.submit.remote(VideoRequest(prompt="a", model="sora-2"))
+    assert other.value.cause.code == MODEL_NOT_FOUND  # type: ignore[attr-defined]
+
+
+async def test_a_client_makes_one_video_of_one_key(handle: Handle) -> None:
+    client = Client(handle)
+    first, second = await asyncio.gather(*(client.submit(request_of(13), idempotency_key="the same") for _ in range(2)))
+    assert first.id == second.id
+    assert (await client.wait(first.id)).status is Status.COMPLETED
+    units = [frames async for frames in client.stream(request_of(13))]
+    assert numpy.array_equal(numpy.concatenate(units), await frames_of(handle, first.id))
+
+
+async def test_two_streams_of_one_key_are_of_one_video_and_only_the_first_may_end_it(handle: Handle) -> None:
+    streams = handle.options(stream=True)
+
+    async def collect(stream: Any) -> Frames:
+        return numpy.concatenate([frames async for frames in stream])
+
+    first = streams.stream.remote(request_of(15, seconds=2), "streamed")
+    begun = await anext(first)  # so it is the first to have been accepted
+    own = asyncio.create_task(collect(first))
+    second, leaving = (streams.stream.remote(request_of(15, seconds=2), "streamed") for _ in range(2))
+    await anext(leaving)
+    leaving.cancel()
+    other = await asyncio.wait_for(collect(second), 60)
+    assert_same(numpy.concatenate([begun, await asyncio.wait_for(own, 60)]), other)
+
+
+async def test_a_video_that_cannot_be_made_is_tried_once_and_says_why(handle: Handle, store: VideoStore) -> None:
+    whole = await handle.generate.remote(request_of(16))
+    spec = whole.spec.model_copy(update={"has_picture": True})
+    record = new_record(spec)
+    await asyncio.to_thread(store.create, record, picture=b"no picture")  # as if accepted by a claims that died
+    failed = await asyncio.wait_for(handle.wait.remote(record.id), 60)
+    assert (failed.status, failed.attempts) == (Status.FAILED, 1)
+    assert failed.error is not None and failed.error.code == "invalid_input"
+    assert failed.error.message.startswith("ValueError: picture: not a readable image")
+
+
+async def test_a_video_whose_numbers_overflow_fails_and_says_where(handle: Handle, store: VideoStore) -> None:
+    whole = await handle.generate.remote(request_of(22))
+    record = new_record(whole.spec)
+    latents = numpy.full((16, 1, 8, 16), numpy.nan, numpy.float32)
+
+    def accept_with_latents() -> None:  # as if made by an orchestrator that died
+        store.create(record)
+        store.save_latents(record.id, 0, latents)
+
+    await asyncio.to_thread(accept_with_latents)
+    failed = await asyncio.wait_for(handle.wait.remote(record.id), 60)
+    assert (failed.status, failed.attempts) == (Status.FAILED, 1)
+    assert failed.error is not None and failed.error.code == "non_finite"
+    assert "unit" in failed.error.message and "NaN among the values" in failed.error.message
+
+
+async def test_an_app_whose_vae_overflows_starts_and_fails_its_videos(
+    local_ray: None, miniflux: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(miniflux, checkpoint)
+    weights = checkpoint / "causal_video_vae" / "diffusion_pytorch_model.bin"
+    state = torch.load(weights, weights_only=True)
+    state["decoder.conv_in.conv.weight"].fill_(float("inf"))
+    torch.save(state, weights)
+    with deployed(build(config_of(checkpoint, tmp_path / "videos")), "overflowing"):
+        overflowing = serve.get_deployment_handle("Orchestrator", "overflowing")
+        failed = await asyncio.wait_for(overflowing.generate.remote(request_of(23, seconds=0.5)), 120)
+    assert failed.error is not None and failed.error.code == "non_finite"
+    assert "unit 0: frames: NaN among the values, first at decoder.conv_in" in failed.error.message
+
+
+async def test_a_video_goes_on_from_its_last_saved_unit(
+    handle: Handle, store: VideoStore, miniflux: Path, tmp_path: Path
+) -> None:
+    whole = await handle.generate.remote(request_of(14))
+    interrupted = VideoStore(str(tmp_path))
+    record = whole.model_copy(
+        update={
+            "status": Status.IN_PROGRESS,
+            "timeline": (),
+            "completed_at": None,
+            "num_units_done": 1,
+            "owner": "gone",
+            "lease_expires_at": time.time(),
+        }
+    )
+    interrupted.create(record)
+    for unit, latents in enumerate(store.load_latents(whole.id)[:2]):
+        interrupted.save_latents(record.id, unit, latents)
+    interrupted.save_fragment(record.id, 0, store.load_fragment(whole.id, 0))
+    config = config_of(miniflux, tmp_path, claims={"settings": {"lease_s": 3.0}})
+    with deployed(build(config), "resumed"):
+        resumed = serve.get_deployment_handle("Orchestrator", "resumed")
+        done = await resumed.wait.remote(record.id)
+    assert done.status is Status.COMPLETED
+    assert {entry.unit for entry in done.timeline if entry.stage is Stage.DENOISE} == {2, 3}
+    assert {entry.unit for entry in done.timeline if entry.stage is Stage.DECODE} == {1, 2, 3}
+    for unit in range(4):
+        assert interrupted.load_fragment(record.id, unit) == store.load_fragment(whole.id, unit)
+    assert interrupted.fetch(record.id, VideoFile.VIDEO) == store.fetch(whole.id, VideoFile.VIDEO)

@@ -1,0 +1,179 @@
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deployments.pools.denoiser import Denoiser, DenoiserConfig, warm_up_steps
+from deployments.pools.wire import ReplicaStats, UnitJob, UnitProgress, UnitResult, from_wire, prompt_to_wire, to_wire
+from pyramid_serve.pyramid_flow.attention import block_attention
+from pyramid_serve.pyramid_flow.noise import SeededNoise
+from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
+from pyramid_serve.pyramid_flow.parts import Transformer, load_transformer
+from pyramid_serve.pyramid_flow.sampler import SamplingSettings, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.shapes import LatentShape
+from tests.serve.conftest import deployed, quick
+
+pytestmark = pytest.mark.asyncio
+
+Handle = Any
+SHAPE = LatentShape.of_pixels(height=64, width=128, num_latent_frames=5)
+
+
+@pytest.fixture(scope="module")
+def denoiser(local_ray: None, miniflux: Path) -> Iterator[Handle]:
+    application = quick(Denoiser, max_ongoing_requests=16).bind(DenoiserConfig(source=str(miniflux), dtype="float32"))
+    with deployed(application, "denoiser") as handle:
+        yield handle
+
+
+@pytest.fixture(scope="module")
+def transformer(miniflux: Path) -> Transformer:
+    return load_transformer(miniflux)
+
+
+def prompt_of(seed: int) -> PromptEmbeds:
+    generator = torch.Generator().manual_seed(seed)
+    return PromptEmbeds(torch.randn(5 + seed, 32, generator=generator), torch.randn(48, generator=generator))
+
+
+def history_of(seed: int, num_units: int) -> Tensor:
+    return torch.randn(16, num_units, *SHAPE.size_at(2), generator=torch.Generator().manual_seed(seed))
+
+
+def job_of(seed: int, *, unit: int = 0, num_steps: int = 3) -> UnitJob:
+    return UnitJob(
+        video_id=f"video_{seed}",
+        unit=unit,
+        prompt=prompt_to_wire(prompt_of(seed)),
+        negative_prompt=prompt_to_wire(prompt_of(100)),
+        history=to_wire(history_of(seed, unit)),
+        shape=SHAPE,
+        sampling=SamplingSettings((num_steps,) * 3, (num_steps,) * 3),
+        seed=seed,
+        submitted_at=time.time(),
+    )
+
+
+def predict_by(transformer: Transformer, sequences: Sequence[ClipSequence]) -> list[Tensor]:
+    with torch.inference_mode():
+        return transformer(sequences, attention=block_attention)
+
+
+def by_the_library(transformer: Transformer, job: UnitJob) -> Tensor:
+    seed = job.seed
+    steps = denoise_unit(
+        prompt_of(seed),
+        prompt_of(100),
+        history_of(seed, job.unit),
+        settings=job.sampling,
+        noise=SeededNoise(seed, SHAPE),
+    )
+    return run_units(lambda sequences: predict_by(transformer, sequences), [steps])[0]
+
+
+async def messages_of(denoiser: Handle, job: UnitJob) -> list[UnitProgress | UnitResult]:
+    return [message async for message in denoiser.options(stream=True).denoise_unit.remote(job)]
+
+
+async def result_of(denoiser: Handle, job: UnitJob) -> UnitResult:
+    result = (await messages_of(denoiser, job))[-1]
+    assert isinstance(result, UnitResult)
+    return result
+
+
+@pytest.mark.parametrize("unit", [0, 3])
+async def test_a_unit_is_that_of_the_library(denoiser: Handle, transformer: Transformer, unit: int) -> None:
+    job = job_of(1, unit=unit)
+    result = await result_of(denoiser, job)
+    latents = from_wire(result.latents)
+    assert latents.dtype == torch.float32
+    torch.testing.assert_close(latents, by_the_library(transformer, job), rtol=1e-4, atol=1e-5)
+    assert result.num_steps == 9
+    assert result.mean_slots == 1
+    assert result.started < result.ended
+    assert result.replica
+
+
+async def test_eight_units_at_once_share_forwards_and_come_out_as_alone(
+    denoiser: Handle, transformer: Transformer
+) -> None:
+    before: ReplicaStats = await denoiser.stats.remote()
+    jobs = [job_of(seed, unit=seed % 4, num_steps=40) for seed in range(8)]
+    results = await asyncio.gather(*(result_of(denoiser, job) for job in jobs))
+    after: ReplicaStats = await denoiser.stats.remote()
+    mean_pack = (after.num_slots - before.num_slots) / (after.num_forwards - before.num_forwards)
+    assert after.num_slots - before.num_slots == 8 * 120
+    assert mean_pack >= 4
+    for job, result in zip(jobs, results, strict=True):
+        assert result.mean_slots > 1
+        torch.testing.assert_close(from_wire(result.latents), by_the_library(transformer, job), rtol=1e-4, atol=1e-5)
+
+
+async def test_progress_begins_at_step_0_grows_and_ends_with_the_result(denoiser: Handle) -> None:
+    *progress, result = await messages_of(denoiser, job_of(1, num_steps=120))
+    assert isinstance(result, UnitResult)
+    steps = [message.step for message in progress if isinstance(message, UnitProgress)]
+    assert steps[0] == 0
+    assert len(steps) > 1
+    assert steps == sorted(steps)
+    assert result.num_steps == 360
+
+
+async def test_a_caller_that_leaves_frees_its_slot(denoiser: Handle) -> None:
+    responses = [denoiser.options(stream=True).denoise_unit.remote(job_of(seed, num_steps=1000)) for seed in range(3)]
+    for response in responses:
+        assert await anext(response) == UnitProgress(0, 3000)
+    at_work: ReplicaStats = await denoiser.stats.remote()
+    assert at_work.num_present == 3
+    for response in responses:
+        response.cancel()
+    deadline = time.monotonic() + 5
+    while (await denoiser.stats.remote()).num_present:
+        assert time.monotonic() < deadline, "the slots are still there"
+        await asyncio.sleep(0.01)
+    freed: ReplicaStats = await denoiser.stats.remote()
+    await asyncio.sleep(0.2)
+    assert (await denoiser.stats.remote()).num_forwards <= freed.num_forwards + 1
+
+
+async def test_a_replica_answers_while_it_computes(denoiser: Handle) -> None:
+    response = denoiser.options(stream=True).denoise_unit.remote(job_of(1, num_steps=1000))
+    await anext(response)
+    stats: list[ReplicaStats] = [await denoiser.stats.remote() for _ in range(10)]
+    assert all(one.num_present == 1 for one in stats)  # a loop that is held up answers when the unit is done
+    response.cancel()
+
+
+async def test_a_history_that_does_not_fit_is_refused(denoiser: Handle) -> None:
+    job = job_of(1, unit=2)
+    with pytest.raises(ValueError, match=r"must be float32 \(16, 1, 8, 16\) for unit 1"):
+        await result_of(denoiser, UnitJob(**{**vars(job), "unit": 1}))
+
+
+async def test_a_unit_past_the_end_is_refused(denoiser: Handle) -> None:
+    with pytest.raises(ValueError, match="unit=5: must be from 0 to 4"):
+        await result_of(denoiser, job_of(1, unit=5))
+
+
+async def test_another_unit_goes_on_when_one_fails(denoiser: Handle, transformer: Transformer) -> None:
+    good, bad = job_of(1, num_steps=20), job_of(2, num_steps=20)
+    misfit = PromptEmbeds(torch.randn(4, 33), torch.randn(48))
+    bad = UnitJob(**{**vars(bad), "prompt": prompt_to_wire(misfit)})
+    result, error = await asyncio.gather(result_of(denoiser, good), result_of(denoiser, bad), return_exceptions=True)
+    assert isinstance(error, RuntimeError)
+    assert isinstance(result, UnitResult)
+    torch.testing.assert_close(from_wire(result.latents), by_the_library(transformer, good), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["miniflux", "mmdit"])
+async def test_the_warm_up_fits_every_family(family: str, request: pytest.FixtureRequest) -> None:
+    source = str(request.getfixturevalue(family))
+    config = DenoiserConfig(source=source, warm_up_size=(128, 64), dtype="bfloat16")
+    transformer = load_transformer(source, dtype=torch.bfloat16)
+    (latents,) = run_units(lambda sequences: predict_by(transformer, sequences), [warm_up_steps(config)])
+    assert latents.shape == (16, 1, 8, 16)

@@ -1,0 +1,96 @@
+import pytest
+
+from deployments.local.bench import (
+    Level,
+    Loop,
+    PoolUse,
+    Report,
+    _handover_seconds,
+    _pool_use,
+    _transfer_bytes,
+    parse_levels,
+)
+from deployments.pools.wire import ReplicaStats
+from pyramid_serve.api import Stage, TimelineEntry, VideoSpec
+
+SPEC = VideoSpec(
+    model="tiny",
+    prompt="a ball",
+    prompt_suffix="",
+    negative_prompt="",
+    seconds="1",
+    width=128,
+    height=64,
+    num_latent_frames=3,
+    seed=0,
+    num_inference_steps=(1, 1, 1),
+    video_num_inference_steps=(1, 1, 1),
+    guidance_scale=7.0,
+    video_guidance_scale=5.0,
+)
+
+
+def stats(replica: str, *, forwards: int, slots: int, busy: float) -> ReplicaStats:
+    return ReplicaStats(
+        replica=replica,
+        at=0.0,
+        num_forwards=forwards,
+        num_slots=slots,
+        num_tokens=10 * slots,
+        busy_seconds=busy,
+        num_present=0,
+        queue_depth=0,
+    )
+
+
+def test_levels_are_read() -> None:
+    assert parse_levels("1,2, 8") == [1, 2, 8]
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,x", "-1", "1.5"])
+def test_levels_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="--concurrency"):
+        parse_levels(text)
+
+
+def test_pool_use_is_the_difference_of_two_looks() -> None:
+    before = {"a": stats("a", forwards=10, slots=20, busy=5.0)}
+    after = {"a": stats("a", forwards=14, slots=36, busy=7.0), "b": stats("b", forwards=4, slots=8, busy=1.0)}
+    use = _pool_use(before, after, wall=3.0)
+    assert use == PoolUse(num_replicas=2, busy_share=0.5, mean_pack=3.0, mean_tokens=30.0)
+
+
+def test_transfers_are_histories_latents_and_frames() -> None:
+    latents = 16 * 8 * 16 * 4
+    assert _transfer_bytes(SPEC) == (0 + 1 + 2) * latents + 2 * 3 * latents + 17 * 128 * 64 * 3
+
+
+def test_handovers_are_the_gaps_between_a_videos_units() -> None:
+    times = [(0.0, 1.0), (1.5, 2.0), (2.25, 3.0)]
+    timeline = [
+        TimelineEntry(stage=Stage.DENOISE, unit=unit, start=start, end=end, replica="a")
+        for unit, (start, end) in enumerate(times)
+    ]
+    assert _handover_seconds(timeline[::-1]) == pytest.approx(0.75)
+
+
+def test_the_table_sets_each_level_beside_the_loop() -> None:
+    use = PoolUse(num_replicas=1, busy_share=0.5, mean_pack=4.0, mean_tokens=100.0)
+    level = Level(
+        concurrency=8,
+        wall=60.0,
+        videos_per_minute=8.0,
+        latency_p50=30.0,
+        latency_p95=58.0,
+        time_to_first_frame=3.0,
+        real_time_factor=1.5,
+        decode_hidden=0.93,
+        transfer_bytes=2_000_000,
+        transfer_seconds=0.2,
+        pools=dict.fromkeys(("TextEncoder", "Denoiser", "Decoder"), use),
+    )
+    loop = Loop(num_videos=8, wall=120.0, videos_per_minute=4.0, seconds_per_video=15.0)
+    report = Report(model="tiny", size="128x64", num_frames=17, num_steps=9, loop=loop, levels=(level,))
+    assert "2.00x" in report.to_text()
+    assert "93%" in report.to_text()
+    assert '"videos_per_minute": 8.0' in report.to_json()

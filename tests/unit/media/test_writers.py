@@ -1,0 +1,176 @@
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from pyramid_serve.media import writers as video
+from pyramid_serve.media.writers import (
+    EncodeError,
+    Mp4Writer,
+    check_video_path,
+    to_uint8,
+    write_video,
+)
+
+HEIGHT, WIDTH = 64, 128
+
+
+def clip(num_frames: int) -> torch.Tensor:
+    """Smooth frames that get brighter, told apart by their mean."""
+    ramp = torch.linspace(0, 60, WIDTH).expand(HEIGHT, WIDTH)
+    shades = torch.stack([ramp, ramp.flip(1), ramp / 2], dim=-1)
+    return torch.stack([shades + 180 * index / num_frames for index in range(num_frames)]).to(torch.uint8)
+
+
+def decode(file: Path) -> torch.Tensor:
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        str(file),
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-",
+    ]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    return torch.from_numpy(numpy.frombuffer(raw, numpy.uint8).copy()).view(-1, HEIGHT, WIDTH, 3)
+
+
+def describe(file: Path) -> str:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(file), "-vf", "showinfo", "-f", "null", "-"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def test_pixels_become_bytes_by_truncation() -> None:
+    pixels = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.999, 1.0, 3.0]).view(1, 1, 1, 7).expand(3, 1, 1, 7)
+    assert to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 0, 127, 254, 255, 255]
+    assert to_uint8(torch.zeros(3, 9, 4, 6)).shape == (9, 4, 6, 3)
+
+
+# --- files
+
+
+def test_an_mp4_holds_every_frame_as_h264_with_its_index_in_front(tmp_path: Path) -> None:
+    frames = clip(17)
+    write_video(frames.split(8), tmp_path / "a.mp4")
+    decoded = decode(tmp_path / "a.mp4")
+    assert decoded.shape == frames.shape
+    assert (decoded.float() - frames.float()).abs().mean() < 3
+    description = describe(tmp_path / "a.mp4")
+    assert "h264" in description
+    assert "yuv420p(tv, bt709" in description
+    assert "24 fps" in description
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+def test_a_gif_holds_every_frame_in_good_colours(tmp_path: Path) -> None:
+    frames = clip(9)
+    write_video(frames, tmp_path / "a.gif")
+    decoded = decode(tmp_path / "a.gif")
+    assert decoded.shape == frames.shape
+    assert (decoded.float() - frames.float()).abs().mean() < 4
+
+
+def test_a_folder_gets_every_frame_exactly(tmp_path: Path) -> None:
+    frames = clip(3)
+    write_video([frames[:1], frames[1:]], tmp_path / "frames")
+    assert sorted(file.name for file in (tmp_path / "frames").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+    assert numpy.array_equal(numpy.asarray(Image.open(tmp_path / "frames/00002.png")), frames[2].numpy())
+
+
+def test_a_png_holds_a_single_frame_exactly(tmp_path: Path) -> None:
+    write_video(clip(1), tmp_path / "a.png")
+    assert numpy.array_equal(numpy.asarray(Image.open(tmp_path / "a.png")), clip(1)[0].numpy())
+
+
+def test_a_png_refuses_a_second_frame(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds one frame and there is more than one"):
+        write_video(clip(2), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "frames"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_video_that_breaks_off_leaves_nothing(tmp_path: Path, name: str, error: type[BaseException]) -> None:
+    def chunks() -> Iterator[torch.Tensor]:
+        yield clip(1)
+        raise error("stopped")
+
+    with pytest.raises(error, match="stopped"):
+        write_video(chunks(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "frames"])
+def test_a_video_without_frames_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"none were written|no frame"):
+        write_video([], tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_video_that_breaks_off_leaves_the_older_one(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"older")
+    with pytest.raises(RuntimeError), Mp4Writer(tmp_path / "a.mp4") as writer:
+        writer.write(clip(1))
+        raise RuntimeError
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"older"]
+
+
+def test_nothing_lies_at_the_path_before_the_video_is_whole(tmp_path: Path) -> None:
+    writer = Mp4Writer(tmp_path / "a.mp4")
+    writer.write(clip(9))
+    assert not (tmp_path / "a.mp4").exists()
+    writer.close()
+    writer.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_an_error_of_ffmpeg_tells_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "_MP4", ["-c:v", "no_such_codec", "-f", "mp4"])
+    with pytest.raises(EncodeError, match="no_such_codec"):
+        write_video(clip(200).split(50), tmp_path / "a.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.zeros(1, HEIGHT, WIDTH, 3), r"must be uint8 \(F, H, W, 3\), not torch.float32"),
+        (torch.zeros(3, 1, HEIGHT, WIDTH, dtype=torch.uint8), r"not torch.uint8 \(3, 1, 64, 128\)"),
+        (torch.zeros(1, 63, WIDTH, 3, dtype=torch.uint8), "size 128x63, but a video's must be even"),
+    ],
+)
+def test_frames_of_another_form_are_refused(tmp_path: Path, frames: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_video(frames, tmp_path / "a.mp4")
+
+
+def test_frames_of_another_size_than_the_first_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size 128x32, but the video is 128x64"):
+        write_video([clip(1), clip(1)[:, :32]], tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a.avi", r"must end in .mp4, .gif, .png"), ("no/a.mp4", "no folder"), ("full", "no empty folder")],
+)
+def test_a_path_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/keep.txt").touch()
+    with pytest.raises(ValueError, match=message):
+        check_video_path(tmp_path / name)
+
+
+def test_a_name_with_a_colon_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(clip(2), "12:30.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["12:30.mp4"]

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from deployments.pools.decoder import DecoderConfig
+from deployments.pools.denoiser import DenoiserConfig
+from deployments.pools.text_encoder import TextEncoderConfig
+from pyramid_serve.precision import suitable_dtype
+
+CONFIGS = [DenoiserConfig, DecoderConfig, TextEncoderConfig]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_an_unknown_setting_is_an_error_that_names_it(config: type[DenoiserConfig]) -> None:
+    with pytest.raises(ValidationError, match="token_buget"):
+        config.model_validate({"source": "somewhere", "token_buget": 1})
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_dtype_follows_the_device_unless_given(config: type[DenoiserConfig], miniflux: Path) -> None:
+    source = str(miniflux)
+    assert config(source=source, device="cpu").torch_dtype == suitable_dtype(torch.device("cpu")).dtype
+    assert config(source=source, device="cuda").torch_dtype == torch.bfloat16
+    assert config(source=source, device="cpu", dtype="bfloat16").torch_dtype == torch.bfloat16
+
+
+def test_the_attention_follows_the_device_unless_given() -> None:
+    assert DenoiserConfig(source="somewhere", device="cpu").attention_name == "blocks"
+    assert DenoiserConfig(source="somewhere", device="cuda").attention_name == "flex"
+    assert DenoiserConfig(source="somewhere", device="cuda", attention="dense").attention_name == "dense"
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="token_budget"):
+        DenoiserConfig(source="somewhere", token_budget=0)
