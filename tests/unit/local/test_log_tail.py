@@ -13,7 +13,9 @@ from deployments.telemetry.logs import JsonFormatter
 
 def record_line(level: int = logging.WARNING, message: str = "a call was lost", **fields: Any) -> bytes:
     """A line as a replica writes it."""
-    record = logging.LogRecord("deployments.claims", level, __file__, 1, message, None, fields.pop("exc_info", None))
+    record = logging.LogRecord(
+        "deployments.claims.deployment", level, __file__, 1, message, None, fields.pop("exc_info", None)
+    )
     record.__dict__.update(fields)
     return JsonFormatter("abc123").format(record).encode()
 
