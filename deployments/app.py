@@ -19,7 +19,8 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.deployment import Deployment
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.claims.deployment import Claims, ClaimsConfig
+from deployments.claims.config import ClaimsConfig
+from deployments.claims.deployment import Claims
 from deployments.http.app import HttpConfig
 from deployments.http.ingress import Ingress
 from deployments.orchestrator.attempt import RunConfig

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.rpc.calls import RETRIED, call
+from deployments.rpc.calls import call
+from deployments.rpc.retry import RETRIED, retried, retries
 from deployments.rpc.tasks import begin_apart
 from deployments.videos.videos import VideoView
 from pyramid_serve.api import VideoRecord, VideoRequest
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 Frames = NDArray[numpy.uint8]
 
-_MAX_RETRIES = 20
-_PAUSE_S = 0.5
 _LEAVE_S = 5.0
 
 
@@ -69,23 +68,26 @@ class Client:
         """
         key, num_units = uuid4().hex, 0
         submitting: asyncio.Task[VideoRecord] | None = None
-        stream: Any = self._streams.stream.remote(request, key)
+
+        def submit_aside(error: BaseException) -> None:
+            # Before the pause: a caller who leaves in it has a video to cancel, which only the lost replica knew.
+            nonlocal submitting
+            _tell(error)
+            submitting = submitting or begin_apart(self.submit(request, idempotency_key=key))
+
         try:
-            for num_failed in range(_MAX_RETRIES + 1):
-                try:
-                    async for frames in stream:
-                        yield frames
-                        num_units += 1
-                    return
-                except RETRIED:
-                    if num_failed == _MAX_RETRIES:
-                        raise
-                finally:
-                    stream.cancel()
-                # Before the pause: who leaves in it has a video to cancel, of which the lost replica knew.
-                submitting = submitting or begin_apart(self.submit(request, idempotency_key=key))
-                await asyncio.sleep(_PAUSE_S)
-                stream = self._streams.frames.remote((await asyncio.shield(submitting)).id, num_units)
+            async for attempt in retries(on_retry=submit_aside):
+                if submitting is None:
+                    stream: Any = self._streams.stream.remote(request, key)
+                else:
+                    stream = self._streams.frames.remote((await asyncio.shield(submitting)).id, num_units)
+                with attempt:
+                    try:
+                        async for frames in stream:
+                            yield frames
+                            num_units += 1
+                    finally:
+                        stream.cancel()
         except (asyncio.CancelledError, GeneratorExit):
             if submitting is not None:
                 await self._leave(submitting)
@@ -134,9 +136,8 @@ class Client:
 
 
 async def _ask(ask: Callable[[], Any]) -> Any:
-    for num_failed in range(_MAX_RETRIES):
-        try:
-            return await call(ask())
-        except RETRIED:
-            await asyncio.sleep(min(0.1 * 2**num_failed, 2.0))
-    return await call(ask())
+    return await retried(lambda: call(ask()), on_retry=_tell)
+
+
+def _tell(error: BaseException) -> None:
+    logger.info("the app did not answer: %s, trying again", type(error).__name__)

@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
-from deployments.claims.deployment import QueueFullError
+from deployments.claims.asking import UNREACHABLE
+from deployments.errors import QueueFullError
 from deployments.http import docs as http_docs
 from deployments.http import schema as http_schema
 from deployments.http.body import BodyLimits, parse_body, read_body
@@ -24,7 +25,6 @@ from deployments.http.errors import ApiError, add_error_handlers, not_found, sto
 from deployments.http.guard import POLL_HEADER, VIDEO_ID_HEADER, CorsConfig, HostPattern, add_guards
 from deployments.http.readiness import Readiness
 from deployments.http.schema import error_answers, file_answer
-from deployments.orchestrator.lease import UNREACHABLE
 from deployments.rpc.tasks import begin_apart
 from deployments.videos.videos import Accepted, Videos, VideoView
 from deployments.videos.views import Views

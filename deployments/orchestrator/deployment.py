@@ -18,9 +18,11 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.claims.deployment import QueueState
+from deployments.claims.asking import ask_claims
+from deployments.claims.messages import QueueState
+from deployments.errors import VideoFailedError
 from deployments.orchestrator.attempt import OnFrames, Pools, RunConfig, VideoRun
-from deployments.orchestrator.lease import Lease, LeaseLostError, ask_claims
+from deployments.orchestrator.lease import Lease, LeaseLostError
 from deployments.orchestrator.video_decoder import VideoDecoder
 from deployments.rpc.calls import Latents
 from deployments.rpc.tasks import apart
@@ -37,18 +39,6 @@ logger = logging.getLogger(__name__)
 Frames = NDArray[numpy.uint8]
 
 _MAX_FRAMES_WAITING = 2
-
-
-class VideoFailedError(RuntimeError):
-    """The video whose frames are wanted has failed; ``error`` is that of its record."""
-
-    def __init__(self, video_id: str, error: VideoError) -> None:
-        super().__init__(video_id, error)
-        self.video_id = video_id
-        self.error = error
-
-    def __str__(self) -> str:
-        return f"{self.video_id}: {self.error.code}: {self.error.message}"
 
 
 @serve.deployment

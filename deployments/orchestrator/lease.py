@@ -3,49 +3,23 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.claims.deployment import RunUpdate, SupersededError
+from deployments.claims.asking import UNREACHABLE, ask_claims
+from deployments.claims.messages import RunUpdate
 from pyramid_serve.api import Computed, Stage, TimelineEntry, VideoError, VideoRecord
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 _MIN_INTERVAL_S = 0.1
 _GIVE_UP_S = 60.0
-_BACKOFFS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, *([2.0] * 10))
-
-UNREACHABLE = (RayActorError, BackPressureError, SupersededError)
-"""Claims is being replaced, or has too much to do; it will be back."""
 
 
 class LeaseLostError(RuntimeError):
     """The video is another's now, or over."""
-
-
-async def ask_claims(call: Callable[[], Awaitable[Result]]) -> Result:
-    """The answer of claims, waiting while its replica is replaced. ``call`` must be harmless to repeat.
-
-    Raises the last error after about half a minute, and what claims itself raises at once: just that, without the
-    traceback and the address of its replica, which Ray puts in the message.
-    """
-    try:
-        for delay_s in _BACKOFFS_S:
-            try:
-                return await call()
-            except UNREACHABLE as error:
-                logger.info("claims is away: %s", type(error).__name__)
-                await asyncio.sleep(delay_s)
-        return await call()
-    except RayTaskError as error:
-        raise error.cause from None
 
 
 class Lease:
@@ -93,7 +67,7 @@ class Lease:
             try:
                 async with asyncio.timeout(_GIVE_UP_S):
                     is_ours = await self._claims.update.remote(self.video_id, self._attempt, update)
-            except (*UNREACHABLE, TimeoutError):
+            except UNREACHABLE:
                 if time.monotonic() - answered_at > _GIVE_UP_S:
                     raise LeaseLostError("claims does not answer") from None
                 await asyncio.sleep(self._heartbeat_s)

@@ -20,6 +20,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from deployments.errors import DeviceFailedError
+
 logger = logging.getLogger(__name__)
 
 PATIENCE = 4
@@ -39,10 +41,6 @@ class Request(Protocol):
 RequestT = TypeVar("RequestT", bound=Request)
 ResponseT = TypeVar("ResponseT")
 ResultT = TypeVar("ResultT")
-
-
-class DeviceFailedError(RuntimeError):
-    """The device failed for good, and only a new process will do better; another replica may do well."""
 
 
 @dataclass(frozen=True)

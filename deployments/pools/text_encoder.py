@@ -11,7 +11,8 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from ray import serve
 
-from deployments.pools.engine import DeviceFailedError, EngineStats, Forward
+from deployments.errors import DeviceFailedError
+from deployments.pools.engine import EngineStats, Forward
 from deployments.pools.model_config import ModelConfig, reported_if_not_finite
 from deployments.pools.wire import ReplicaStats, WirePromptEmbeds, prompt_to_wire
 from deployments.telemetry.logs import configure_logging

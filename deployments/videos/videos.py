@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.claims.deployment import QueuePlace, QueueState
-from deployments.orchestrator.lease import UNREACHABLE, ask_claims
+from deployments.claims.asking import UNREACHABLE, ask_claims
+from deployments.claims.messages import QueuePlace, QueueState
 from deployments.rpc.calls import Latents
 from deployments.rpc.tasks import begin_apart
 from pyramid_serve.api import (
@@ -84,7 +84,7 @@ class Videos:
         """Accept a video. It will be made, whatever happens to this process.
 
         With a key that was used before the record is that of the video made then. owner: the orchestrator that makes
-        it, where that is known. Raises ``RequestError`` for what cannot be made and ``claims.QueueFullError``.
+        it, where that is known. Raises ``RequestError`` for what cannot be made and ``QueueFullError``.
         """
         asked, picture = await self._prepare(request, idempotency_key)
         return await self._submit(asked, picture, owner)
@@ -134,7 +134,7 @@ class Videos:
                 seen: tuple[VideoRecord, QueuePlace] | None = await self._claims.look.remote(video_id)
             # None: it ended between the two looks.
             return VideoView(await asyncio.to_thread(self.store.read, video_id)) if seen is None else VideoView(*seen)
-        except (*UNREACHABLE, TimeoutError):
+        except UNREACHABLE:
             return VideoView(record)  # what was saved last is true, if not new
 
     async def list(
@@ -163,7 +163,7 @@ class Videos:
         await ask_claims(lambda: self._claims.delete.remote(video_id))
 
     async def queue(self) -> QueueState:
-        """How many videos wait, and how many are being made. Raises ``lease.UNREACHABLE`` while claims is replaced."""
+        """How many videos wait, and how many are being made. Raises one of ``UNREACHABLE`` while claims is replaced."""
         state: QueueState = await self._claims.queue.remote()
         return state
 
@@ -216,7 +216,7 @@ class Videos:
             async with asyncio.timeout(2 * _WATCH_S):
                 changed: VideoRecord | None = await self._claims.watch.remote(record.id, record.revision, _WATCH_S)
                 return changed
-        except (*UNREACHABLE, TimeoutError):
+        except UNREACHABLE:
             await asyncio.sleep(0.5)
             saved = await asyncio.to_thread(self.store.read, record.id)
             return saved if saved.revision > record.revision else None
@@ -226,7 +226,7 @@ class Videos:
             async with asyncio.timeout(_GET_S):
                 place: QueuePlace = await self._claims.place.remote(video_id)
                 return place
-        except (*UNREACHABLE, TimeoutError):
+        except UNREACHABLE:
             return _NOWHERE
 
 

@@ -24,7 +24,9 @@ import numpy
 import uvicorn
 from fastapi import FastAPI
 
-from deployments.claims.deployment import Claims, ClaimsConfig, RunUpdate
+from deployments.claims.config import ClaimsConfig
+from deployments.claims.deployment import Claims
+from deployments.claims.messages import RunUpdate
 from deployments.http.app import HttpConfig, create_app
 from deployments.videos.videos import ServedModel, Videos
 from pyramid_serve.api import RequestLimits, Stage, TimelineEntry, VideoError, VideoRecord

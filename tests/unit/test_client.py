@@ -95,6 +95,12 @@ def client_of(orchestrators: Orchestrators) -> Client:
     return Client(Handle(orchestrators))  # type: ignore[arg-type]
 
 
+def pause(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the client pause about as long as this before it asks again."""
+    for name in ("_FIRST_PAUSE_S", "_MAX_PAUSE_S"):
+        monkeypatch.setattr(f"deployments.rpc.retry.{name}", seconds)
+
+
 async def leave(task: "asyncio.Task[Any]", orchestrators: Orchestrators) -> None:
     """Cancel a task while its video is being accepted, and accept it."""
     async with asyncio.timeout(10):
@@ -146,7 +152,7 @@ async def test_a_caller_who_leaves_is_told_of_no_other_error(video: str, monkeyp
 async def test_a_stream_that_is_left_after_its_replica_was_lost_cancels_its_video(
     pause_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.client._PAUSE_S", pause_s)  # 0: it is left while the video is being accepted
+    pause(monkeypatch, pause_s)  # 0: it is left while the video is being accepted
     orchestrators = Orchestrators()
 
     async def collect() -> int:
@@ -160,7 +166,7 @@ async def test_a_stream_that_is_left_after_its_replica_was_lost_cancels_its_vide
 async def test_a_stream_that_is_closed_in_the_part_of_another_replica_cancels_its_video(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("deployments.client._PAUSE_S", 0)
+    pause(monkeypatch, 0)
     orchestrators = Orchestrators()
     orchestrators.may_accept.set()
     stream = client_of(orchestrators).stream(REQUEST)
@@ -170,7 +176,7 @@ async def test_a_stream_that_is_closed_in_the_part_of_another_replica_cancels_it
 
 
 async def test_a_stream_goes_on_where_its_replica_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.client._PAUSE_S", 0)
+    pause(monkeypatch, 0)
     orchestrators = Orchestrators()
     orchestrators.may_accept.set()
     units = [int(frames.max()) async for frames in client_of(orchestrators).stream(REQUEST)]

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from deployments.claims.deployment import ClaimsConfig
+from deployments.claims.config import ClaimsConfig
 from deployments.http.app import HttpConfig
 from deployments.http.schema import VIDEO_EXAMPLE
 from pyramid_serve.api import VideoRequest

@@ -10,7 +10,7 @@ import pytest
 from openai import APIStatusError, AsyncOpenAI, BadRequestError, ConflictError, NotFoundError, OpenAI, RateLimitError
 from PIL import Image
 
-from deployments.claims.deployment import ClaimsConfig
+from deployments.claims.config import ClaimsConfig
 from tests.serve.http.test_bad_requests import png
 from tests.serve.local_server import LocalServer, probe, serve_locally
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.claims.deployment import ClaimsConfig
+from deployments.claims.config import ClaimsConfig
 from tests.serve.local_server import serve_locally
 
 CHECKS = [

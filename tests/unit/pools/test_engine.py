@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from deployments.errors import DeviceFailedError
 from deployments.pools.engine import (
     PATIENCE,
     REGROW_FORWARDS,
-    DeviceFailedError,
     Engine,
     Forward,
     Slot,

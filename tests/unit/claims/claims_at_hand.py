@@ -1,0 +1,66 @@
+"""A claims deployment without Ray Serve, over a storage in a folder and orchestrators that only take notes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from deployments.claims.config import ClaimsConfig
+from deployments.claims.deployment import Claims
+from pyramid_serve.api import VideoError, VideoRecord, VideoRequest, VideoSpec, new_record, resolve
+from pyramid_serve.checkpoints import Capabilities
+
+SPEC: VideoSpec = resolve(VideoRequest(prompt="a", seed=1, seconds=1), Capabilities(), "mini")
+QUICK: dict[str, Any] = {"lease_s": 60.0, "sweep_interval_s": 0.05, "backoff_s": 0.01}
+BROKEN = VideoError(code="server_error", message="ValueError: broken")
+
+
+class FakeOrchestrators:
+    """Notes which videos it is given; a run ends when it is let go."""
+
+    def __init__(self) -> None:
+        self.given: list[str] = []
+        self.stopped: list[str] = []
+        self.ends: dict[str, asyncio.Future[None]] = {}
+
+    async def run(self, video_id: str) -> None:
+        self.given.append(video_id)
+        self.ends[video_id] = asyncio.get_running_loop().create_future()
+        await self.ends[video_id]
+
+    async def stop(self, video_id: str) -> None:
+        self.stopped.append(video_id)
+
+
+@asynccontextmanager
+async def claims_of(root: Path, orchestrators: FakeOrchestrators, **settings: Any) -> AsyncIterator[Claims]:
+    claims = Claims.__new__(Claims)
+    config = ClaimsConfig(**{**QUICK, **settings})
+    await claims.__init__(str(root), config, orchestrators=orchestrators)  # type: ignore[misc]
+    try:
+        yield claims
+    finally:
+        for task in (*claims._sweep._loops, *claims._sweep._runs.values()):
+            task.cancel()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def submitted(claims: Claims, **fields: Any) -> VideoRecord:
+    return await claims.submit(new_record(SPEC, **fields))
+
+
+async def claimed(claims: Claims, video_id: str, owner: str = "a") -> VideoRecord:
+    record = await claims.claim(video_id, owner)
+    assert record is not None
+    return record
+
+
+def end_lease(claims: Claims, video_id: str) -> None:
+    """As if its owner had been silent for so long."""
+    claims._ledger._leases[video_id] = 0

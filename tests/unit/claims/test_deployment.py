@@ -1,0 +1,93 @@
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from deployments.claims.messages import RunUpdate
+from deployments.errors import SupersededError
+from pyramid_serve.api import Status, VideoRecord
+from pyramid_serve.storage import VideoNotFoundError, VideoStore
+from tests.unit.claims.claims_at_hand import FakeOrchestrators, claimed, claims_of, eventually, submitted
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_cancelling_ends_the_video_for_good_and_tells_every_orchestrator(
+    tmp_path: Path, orchestrators: FakeOrchestrators
+) -> None:
+    async with claims_of(tmp_path, orchestrators) as claims:
+        record = await claimed(claims, (await submitted(claims)).id)
+        cancelled = await claims.cancel(record.id)
+        assert cancelled.status is Status.FAILED and cancelled.error is not None
+        assert cancelled.error.code == "cancelled"
+        assert orchestrators.stopped == [record.id]
+        assert not await claims.update(record.id, 1, RunUpdate())
+        assert not await claims.complete(record.id, 1, RunUpdate())
+        assert await claims.cancel(record.id) == cancelled
+        assert VideoStore(str(tmp_path)).read(record.id) == cancelled
+
+
+async def test_a_deleted_video_does_not_come_back(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
+    async with claims_of(tmp_path, orchestrators) as claims:
+        record = await claimed(claims, (await submitted(claims)).id)
+        await claims.delete(record.id)
+        assert not await claims.update(record.id, 1, RunUpdate(num_units_done=1))
+        assert VideoStore(str(tmp_path)).ids() == []
+        for ask in (claims.get, claims.cancel, claims.delete):
+            with pytest.raises(VideoNotFoundError):
+                await ask(record.id)
+
+
+async def test_place_and_eta_follow_the_queue(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
+    async with claims_of(tmp_path, orchestrators) as claims:
+        running = await claimed(claims, (await submitted(claims)).id)
+        # Ids of one millisecond are in no order.
+        first, second = sorted([await submitted(claims), await submitted(claims)], key=lambda record: record.id)
+        assert (await claims.place(second.id)).eta_seconds is None
+        for step in range(1, 4):
+            await asyncio.sleep(0.02)
+            await claims.update(running.id, 1, RunUpdate(has_started=True, num_steps_done=step))
+        places = [await claims.place(record.id) for record in (running, first, second)]
+        assert [place.position for place in places] == [None, 0, 1]
+        seconds = [place.eta_seconds for place in places]
+        assert all(left is not None for left in seconds)
+        assert seconds[1] < seconds[2]  # type: ignore[operator]
+        assert await claims.queue() == (2, 1)
+
+
+async def test_a_caller_who_goes_away_leaves_no_record_half_changed(
+    tmp_path: Path, orchestrators: FakeOrchestrators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with claims_of(tmp_path, orchestrators) as claims:
+        record = await claimed(claims, (await submitted(claims)).id)
+        is_writing, may_write, update = threading.Event(), threading.Event(), VideoStore.update
+
+        def slow_update(self: VideoStore, changed: VideoRecord) -> None:
+            is_writing.set()
+            may_write.wait(5)
+            update(self, changed)
+
+        monkeypatch.setattr(VideoStore, "update", slow_update)
+        leaving = asyncio.create_task(claims.cancel(record.id))
+        await asyncio.to_thread(is_writing.wait, 5)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        late = asyncio.create_task(claims.update(record.id, record.attempts, RunUpdate(num_steps_done=1)))
+        await asyncio.sleep(0.05)
+        may_write.set()
+        assert await late is False
+        await eventually(lambda: orchestrators.stopped == [record.id])
+        assert VideoStore(str(tmp_path)).read(record.id).status is Status.FAILED
+
+
+async def test_a_superseded_replica_says_that_it_is_not_well(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
+    async with claims_of(tmp_path, orchestrators) as old:
+        await old.check_health()
+        async with claims_of(tmp_path, orchestrators) as new:
+            with pytest.raises(SupersededError):
+                await submitted(old)
+            with pytest.raises(SupersededError):
+                await old.check_health()
+            await new.check_health()
