@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from pyramid_serve.reasons import first_line
+
 logger = logging.getLogger(__name__)
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
@@ -93,8 +95,7 @@ def available_device(device: torch.device | str) -> torch.device:
             raise RuntimeError("it holds no values")
         return found.device
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise ValueError(f"device={str(device)!r:.60}: not here: {first_line}") from None
+        raise ValueError(f"device={str(device)!r:.60}: not here: {first_line(error)}") from None
 
 
 def device_name(device: torch.device) -> str:

@@ -32,6 +32,7 @@ from deployments.telemetry.videos import VideoMetrics
 from deployments.videos.videos import ServedModel, Videos, VideoView
 from pyramid_serve.api import VideoError, VideoRecord, VideoRequest
 from pyramid_serve.precision import NonFiniteError
+from pyramid_serve.reasons import first_line
 from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
@@ -277,5 +278,4 @@ def _code_of(error: Exception) -> str:
 def _describe(error: Exception) -> str:
     if isinstance(error, StorageError):
         return "the storage of this server could not be read or written"  # why names paths and hosts: it is in the log
-    first_line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}"[:500]
+    return f"{type(error).__name__}: {first_line(error)}"[:500]

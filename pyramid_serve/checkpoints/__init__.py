@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pyramid_serve.checks import whole_number
 from pyramid_serve.precision import DTypeName, Precision, choose_dtype
 from pyramid_serve.pyramid_flow.shapes import PIXELS_PER_TOKEN, SIZE_MULTIPLE, seconds_of
+from pyramid_serve.reasons import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -154,9 +155,8 @@ def _download_from_hub(repo: str, revision: str | None, parts: Sequence[str]) ->
         try:
             return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
         except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-            first_line = str(error).strip().partition("\n")[0]
             raise CheckpointError(
-                f"{repo}: no such folder, and not to be had from the Hub: {type(error).__name__}: {first_line}"
+                f"{repo}: no such folder, and not to be had from the Hub: {type(error).__name__}: {first_line(error)}"
             ) from error
 
     # The Hub's patterns take "*.json" in every folder, so that the variants' configs come along.
@@ -332,16 +332,12 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file}: holds more than tensors and is not loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{file}: holds more than tensors and is not loaded: {first_line(error)}") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: truncated or no PyTorch file: {_first_line(error)}") from error
+        raise CheckpointError(f"{file}: truncated or no PyTorch file: {first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"{file}: must hold tensors by name and nothing else")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:

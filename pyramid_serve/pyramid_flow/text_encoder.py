@@ -24,6 +24,7 @@ from pyramid_serve.checkpoints import (
 )
 from pyramid_serve.precision import check_finite
 from pyramid_serve.pyramid_flow.pack import PromptEmbeds
+from pyramid_serve.reasons import first_line
 
 __all__ = ["DEFAULT_NEGATIVE_PROMPT", "DEFAULT_PROMPT_SUFFIX", "MAX_PROMPT_TOKENS", "PromptEmbeds", "TextEncoder"]
 
@@ -144,8 +145,7 @@ def _load_encoder(part: Path, dtype: torch.dtype, device: torch.device) -> tuple
             part, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{part}: cannot be loaded: {type(error).__name__}: {first_line}") from error
+        raise CheckpointError(f"{part}: cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
     problems = [
         f"{len(keys)} {what}: {', '.join(sorted(map(str, keys))[:10])}"
         for what, keys in (("missing", report["missing_keys"]), ("misshapen", report["mismatched_keys"]))
