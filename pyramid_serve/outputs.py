@@ -1,15 +1,16 @@
-"""Files that a command writes: whether they can be written is found before the work, and they appear whole."""
+"""Files that a command writes: it finds out before the work whether they can be written, and they appear whole."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-from uuid import uuid4
+
+from pyramid_serve.whole_files import aside_of, written_whole
 
 
 def check_output(output: Path) -> None:
-    """``ValueError`` where no file or folder can be put at a path. Tries it with a file beside it, which is removed."""
+    """Raises ``ValueError`` where a path cannot be written. Tries it with a file beside it, which is removed."""
     parent = output.absolute().parent
     if not parent.is_dir():
         raise ValueError(f"{output}: no folder {output.parent}")
@@ -19,7 +20,7 @@ def check_output(output: Path) -> None:
         pass  # as it should be
     except OSError as error:
         raise ValueError(f"{output}: cannot be written: {error.strerror}") from None
-    aside = _aside(output)
+    aside = aside_of(output)
     try:
         aside.open("xb").close()
         aside.unlink()
@@ -33,17 +34,8 @@ def written_aside(output: Path) -> Iterator[BinaryIO]:
 
     Raises ``ValueError`` where the file cannot be written.
     """
-    aside = _aside(output)
     try:
-        with aside.open("x+b") as opened:
+        with written_whole(output) as opened:
             yield opened
-        os.replace(aside, output)
     except OSError as error:
         raise ValueError(f"{output}: cannot be written: {error.strerror or error}") from None
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _aside(output: Path) -> Path:
-    """A name of its own in the same folder, of a length that any filesystem takes."""
-    return output.absolute().parent / f".pyramid-serve-{uuid4().hex}"

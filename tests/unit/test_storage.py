@@ -1,6 +1,5 @@
 import errno
 import os
-import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,8 @@ from pyramid_serve.storage import (
     VideoFile,
     VideoNotFoundError,
     VideoStore,
-    shown_root,
 )
+from pyramid_serve.stored_files import StoredFiles
 from tests.switched_storage import FULL, READ_ONLY, READS, refusing
 
 SPEC: VideoSpec = resolve(VideoRequest(prompt="a red ball", seed=1), Capabilities(), "mini")
@@ -173,14 +172,14 @@ def test_a_video_deleted_between_look_and_write_leaves_nothing(
     store: VideoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = accepted(store)
-    put = VideoStore._put
+    put = StoredFiles.put
 
-    def delete_then_put(self: VideoStore, path: str, content: bytes) -> None:
+    def delete_then_put(self: StoredFiles, path: str, content: bytes) -> None:
         monkeypatch.undo()
         store.delete(record.id)
         put(self, path, content)
 
-    monkeypatch.setattr(VideoStore, "_put", delete_then_put)
+    monkeypatch.setattr(StoredFiles, "put", delete_then_put)
     with pytest.raises(VideoNotFoundError):
         store.save_fragment(record.id, 0, b"late")
     assert store.ids() == []
@@ -356,64 +355,3 @@ def test_a_marker_that_was_not_removed_is_swept_away(switched: VideoStore, tmp_p
     assert not switched.exists(record.id) and switched.unfinished() == []
     switched.sweep(retention_s=10.0, now=2000.0)
     assert files_of(tmp_path) == []
-
-
-def test_a_storage_error_is_the_same_in_another_process() -> None:
-    error = StorageError(errno.ENOSPC, "storage /videos: cannot be written: No space left on device")
-    copy = pickle.loads(pickle.dumps(error))
-    assert (str(copy), copy.errno) == (str(error), errno.ENOSPC)
-
-
-def test_a_check_of_the_storage_leaves_nothing(store: VideoStore) -> None:
-    store.check()
-    assert store.ids() == [] and store.unfinished() == []
-    assert store._names(f"{store._path}/probe") == []
-
-
-@pytest.mark.parametrize("operation", ["pipe_file", "cat_file", "rm_file"])
-def test_a_check_fails_where_the_storage_does(switched: VideoStore, operation: str) -> None:
-    with refusing(errno.EACCES, operations=(operation,)), pytest.raises(StorageError, match="Permission denied"):
-        switched.check()
-    switched.check()
-
-
-def test_a_root_that_cannot_be_a_folder_is_said_so(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("a file")
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for root, reason in (
-        ("file", "is not a folder"),
-        ("link", "is a symbolic link to nothing"),
-        ("file/under", "Not a directory"),
-    ):
-        with pytest.raises(StorageError, match=reason):
-            VideoStore(str(tmp_path / root)).check()
-
-
-@pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("gs", "gcs"), ("abfs", "azure")])
-def test_a_filesystem_that_is_not_installed_is_named_with_its_extra(
-    protocol: str, extra: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(*_: object, **__: object) -> None:
-        raise ImportError("Install it")
-
-    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
-    with pytest.raises(ValueError, match=rf'pip install "pyramid-serve\[{extra}\]"') as raised:
-        VideoStore(f"{protocol}://key:secret@bucket/videos")
-    assert "secret" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("root", "shown"),
-    [
-        ("outputs", "outputs"),
-        ("/videos/a:b@c", "/videos/a:b@c"),
-        ("s3://bucket/videos", "s3://bucket/videos"),
-        ("s3://AKIA:se/cr@t+@bucket/videos", "s3://***@bucket/videos"),
-        ("s3://key:se/cret@bucket/videos", "s3://***@bucket/videos"),
-        ("simplecache::s3://key:secret@bucket", "simplecache::s3://***@bucket"),
-        ("abfs://container@account.example/videos", "abfs://container@account.example/videos"),
-        ("https://host/videos?sig=abc", "https://host/videos?***"),
-    ],
-)
-def test_a_root_is_shown_without_credentials(root: str, shown: str) -> None:
-    assert shown_root(root) == shown

@@ -1,0 +1,231 @@
+"""Files under one storage root, on any fsspec URL, and every error of a filesystem as one class.
+
+No reader ever sees half a file: it is written aside and moved (local), or put whole (object stores, memory).
+
+Paths are relative to the root, with ``/`` between their parts. The methods block.
+"""
+
+import errno
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pyramid_serve.reasons import first_line
+from pyramid_serve.whole_files import make_folder, written_whole
+
+_MAX_REMOVALS = 5
+_MAX_ASIDE_S = 3600.0
+_PROBE_BYTES = 4096
+"""About the size of a record: fewer bytes may still fit on a disk that takes no record any more."""
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*:\S*@")
+_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("abfs", "abfss", "adl", "az"), "azure"),
+}
+"""The extra of this package that installs the filesystem of a protocol."""
+
+
+def mask_credentials(text: str) -> str:
+    """A text in which the credentials of URLs, such as ``s3://key:secret@bucket``, are ``***``."""
+    return _CREDENTIALS.sub("***@", text)
+
+
+def shown_root(root: str) -> str:
+    """A storage root for people to read: credentials and query parameters of a URL are masked."""
+    return root if "://" not in root else re.sub(r"\?.*", "?***", mask_credentials(root))
+
+
+class StorageError(OSError):
+    """The storage cannot be read or written now. ``errno`` is the system's, or ``EIO`` where it gave none."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class StoredFiles:
+    """The files under one root. Every method raises ``StorageError`` when the storage cannot be read or written."""
+
+    def __init__(self, root: str) -> None:
+        """``root``: a local path, or an fsspec URL such as ``s3://bucket/folder``.
+
+        Raises ``ValueError`` for a URL that no installed filesystem serves.
+        """
+        self.root = root
+        url = os.path.abspath(root) if "://" not in root else root
+        try:
+            self._fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)  # others write here too
+        except ImportError as error:
+            extra = _EXTRAS.get(root.partition("://")[0].lower())
+            remedy = str(error) if extra is None else f'pip install "pyramid-serve[{extra}]"'
+            raise ValueError(f"storage {shown_root(root)}: its filesystem is not installed: {remedy}") from None
+        except ValueError as error:
+            raise ValueError(f"storage {shown_root(root)}: {error}") from None
+        self._root = str(path).rstrip("/")
+        self._probe = f"probe/{uuid4().hex}"
+
+    def check(self) -> None:
+        """Write a small file, read it back and delete it. Raises ``StorageError`` where any of that fails."""
+        if isinstance(self._fs, LocalFileSystem) and os.path.lexists(self._root) and not os.path.isdir(self._root):
+            kind = "a symbolic link to nothing" if os.path.islink(self._root) else "not a folder"
+            raise self._error(errno.ENOTDIR, f"is {kind}")
+        content = os.urandom(_PROBE_BYTES)
+        self.put(self._probe, content)
+        try:
+            is_same = self.cat(self._probe) == content
+        except FileNotFoundError:
+            is_same = False
+        self.remove(self._probe)
+        if not is_same:
+            raise self._error(errno.EIO, "does not give back what was written")
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def cat(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes of a file from ``start`` up to ``end``. Raises ``FileNotFoundError``."""
+        with self._accessing("cannot be read"):
+            content: bytes = self._fs.cat_file(self._at(path), start=start, end=end)
+        return content
+
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises ``FileNotFoundError``."""
+        with self._accessing("cannot be read"):
+            return int(self._fs.info(self._at(path))["size"])
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder is there."""
+        # Not the filesystem's own `exists`, which takes a file that it cannot look at for one that is not there.
+        try:
+            with self._accessing("cannot be read"):
+                self._fs.info(self._at(path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self, folder: str) -> list[str]:
+        """The names of what is in a folder, in no order; none where the folder is not there."""
+        try:
+            with self._accessing("cannot be read"):
+                entries: list[Any] = self._fs.ls(self._at(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return [_name_of(str(entry)) for entry in entries]
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The bytes of each file in a folder by its name; none where the folder is not there."""
+        try:
+            with self._accessing("cannot be read"):
+                entries: list[dict[str, Any]] = self._fs.ls(self._at(folder), detail=True)
+        except FileNotFoundError:
+            return {}
+        return {_name_of(str(entry["name"])): int(entry["size"]) for entry in entries}
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write a file, in place of one that is there; on a local disk it survives a crash when this returns."""
+        try:
+            with self._accessing("cannot be written"):
+                if isinstance(self._fs, LocalFileSystem):
+                    self._put_locally(Path(self._at(path)), content)
+                else:
+                    self._fs.pipe_file(self._at(path), content)
+        except FileNotFoundError as error:
+            raise self._error(errno.ENOENT, f"cannot be written: {first_line(error)}") from error
+
+    def remove(self, path: str) -> None:
+        """Remove a file; one that is gone already is no error."""
+        try:
+            self.take(path)
+        except FileNotFoundError:
+            return  # someone else was faster
+
+    def take(self, path: str) -> None:
+        """Remove a file. Raises ``FileNotFoundError`` where someone else was faster."""
+        with self._accessing("cannot be written"):
+            self._fs.rm_file(self._at(path))
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder with all that is in it; one that is gone already is no error."""
+        for attempt in range(_MAX_REMOVALS):
+            try:
+                with self._accessing("cannot be written"):
+                    self._fs.rm(self._at(folder), recursive=True)
+            except FileNotFoundError:
+                return  # gone with its last file, or someone else was faster
+            except StorageError as error:
+                # A late writer has put one more file in between; see `VideoStore.delete`.
+                if error.errno != errno.ENOTEMPTY or attempt == _MAX_REMOVALS - 1:
+                    raise
+            else:
+                return
+
+    def sweep_aside(self) -> None:
+        """Remove what was left by writers that were killed before they could move it to its place."""
+        if not isinstance(self._fs, LocalFileSystem):
+            return
+        for path in Path(self._at("aside")).glob("*"):
+            with suppress(FileNotFoundError), self._accessing("cannot be written"):
+                if path.stat().st_mtime < time.time() - _MAX_ASIDE_S:
+                    path.unlink()
+
+    def _put_locally(self, path: Path, content: bytes) -> None:
+        aside = Path(self._at(f"aside/{uuid4().hex}"))
+        for folder in (aside.parent, path.parent):
+            make_folder(folder)
+        with written_whole(path, aside=aside) as opened:
+            opened.write(content)
+
+    # --- paths and errors -------------------------------------------------------------------------------------------
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    @contextmanager
+    def _accessing(self, problem: str) -> Iterator[None]:
+        """Raise the block's errors of the filesystem as ``StorageError``, except for a file that is not there."""
+        try:
+            yield
+        except (FileNotFoundError, StorageError):
+            raise
+        except Exception as error:  # each object store raises classes of its own
+            number = error.errno if isinstance(error, OSError) else None
+            reason = os.strerror(number) if number else first_line(error)
+            raise self._error(number or errno.EIO, f"{problem}: {reason}") from error
+
+    def _error(self, number: int, problem: str) -> StorageError:
+        return StorageError(number, f"storage {shown_root(self.root)}: {problem}")
+
+
+def check_root(root: str, *, timeout_s: float = 30.0) -> None:
+    """Raises ``ValueError`` for a storage that cannot be written, read and deleted from, or does not answer in time."""
+    problems: list[str] = []
+
+    def check() -> None:
+        try:
+            StoredFiles(root).check()
+        except (ValueError, StorageError) as error:
+            problems.append(str(error))
+        except Exception as error:  # of a filesystem that is set up wrongly; each raises classes of its own
+            problems.append(f"storage {shown_root(root)}: {type(error).__name__}: {first_line(error)}")
+
+    thread = threading.Thread(target=check, daemon=True)  # an object store that is away can hang for minutes
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        raise ValueError(f"storage {shown_root(root)}: no answer within {timeout_s:.0f} s")
+    if problems:
+        raise ValueError(problems[0])
+
+
+def _name_of(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
