@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
+from cachetools import LRUCache
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from ray import serve
 
@@ -31,27 +31,15 @@ class TextEncoderConfig(ModelConfig):
     """Embeddings kept; one takes at most 1 MiB with the published models in bfloat16."""
 
 
-class EmbedsCache:
-    """Embeddings by prompt within a budget of bytes, the least recently used dropped first."""
+def embeds_cache(num_bytes: int) -> LRUCache[str, WirePromptEmbeds]:
+    """Embeddings by prompt, of ``num_bytes`` at most; the least recently used are dropped first."""
+    return LRUCache(num_bytes, getsizeof=lambda embeds: embeds.num_bytes)
 
-    def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
-        self._num_bytes = 0
-        self._entries: OrderedDict[str, WirePromptEmbeds] = OrderedDict()
 
-    def get(self, prompt: str) -> WirePromptEmbeds | None:
-        if prompt not in self._entries:
-            return None
-        self._entries.move_to_end(prompt)
-        return self._entries[prompt]
-
-    def put(self, prompt: str, embeds: WirePromptEmbeds) -> None:
-        previous = self._entries.pop(prompt, None)
-        self._num_bytes += embeds.num_bytes - (0 if previous is None else previous.num_bytes)
-        self._entries[prompt] = embeds
-        while self._num_bytes > self._budget_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self._num_bytes -= dropped.num_bytes
+def keep(cache: LRUCache[str, WirePromptEmbeds], prompt: str, embeds: WirePromptEmbeds) -> None:
+    """Keep the embeddings of a prompt, unless they alone are larger than the cache."""
+    if embeds.num_bytes <= cache.maxsize:
+        cache[prompt] = embeds
 
 
 @serve.deployment
@@ -69,7 +57,7 @@ class TextEncoder:
         )
         with reported_if_not_finite():
             self._embed([""])
-        self._cache = EmbedsCache(config.cache_bytes)
+        self._cache = embeds_cache(config.cache_bytes)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text_encoder")
         self._calls, self._metrics = CallMetrics(), ForwardMetrics()
         self._stats = EngineStats()
@@ -121,7 +109,7 @@ class TextEncoder:
             for prompt, result in zip(missing, encoded, strict=True):
                 found[prompt] = result
                 if not isinstance(result, Exception):
-                    self._cache.put(prompt, result)
+                    keep(self._cache, prompt, result)
         return [found[prompt] for prompt in prompts]
 
     def _encode(self, prompts: Sequence[str]) -> list[WirePromptEmbeds | Exception]:

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections import OrderedDict
 from contextvars import Context
 from typing import NamedTuple
+
+from cachetools import LRUCache
 
 from deployments.videos.videos import Videos, VideoView
 
@@ -25,7 +26,7 @@ class Views:
 
     def __init__(self, videos: Videos) -> None:
         self._videos = videos
-        self._looks: OrderedDict[str, _Look] = OrderedDict()
+        self._looks: LRUCache[str, _Look] = LRUCache(_MAX_KEPT)
 
     async def get(self, video_id: str) -> VideoView:
         """A video as it stood moments ago at most. Raises ``VideoNotFoundError``."""
@@ -34,9 +35,6 @@ class Views:
             # In a context of its own: were it the first asker's, Serve would cancel it when that one leaves.
             look = _Look(asyncio.create_task(self._videos.get(video_id), context=Context()), time.monotonic())
             self._looks[video_id] = look
-            self._looks.move_to_end(video_id)
-            while len(self._looks) > _MAX_KEPT:
-                self._looks.popitem(last=False)
         # Shielded, for others wait for it too.
         return await asyncio.shield(look.task)
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from deployments.pools.text_encoder import EmbedsCache, TextEncoder, TextEncoderConfig
+from deployments.pools.text_encoder import TextEncoder, TextEncoderConfig, embeds_cache, keep
 from deployments.pools.wire import ReplicaStats, WirePromptEmbeds, prompt_from_wire, prompt_to_wire
 from pyramid_serve.pyramid_flow import text_encoder
 from pyramid_serve.pyramid_flow.pack import PromptEmbeds
@@ -84,19 +84,19 @@ def embeds_of(num_bytes: int) -> WirePromptEmbeds:
 
 
 def test_the_cache_drops_the_least_recently_used_beyond_its_bytes() -> None:
-    cache = EmbedsCache(200)
-    cache.put("a", embeds_of(100))
-    cache.put("b", embeds_of(100))
+    cache = embeds_cache(200)
+    keep(cache, "a", embeds_of(100))
+    keep(cache, "b", embeds_of(100))
     assert cache.get("a") is not None
-    cache.put("c", embeds_of(100))
+    keep(cache, "c", embeds_of(100))
     assert [prompt for prompt in "abc" if cache.get(prompt) is not None] == ["a", "c"]
 
 
 def test_the_cache_counts_a_prompt_that_comes_again_once_and_keeps_nothing_too_large() -> None:
-    cache = EmbedsCache(200)
+    cache = embeds_cache(200)
     for _ in range(3):
-        cache.put("a", embeds_of(100))
-    cache.put("b", embeds_of(100))
+        keep(cache, "a", embeds_of(100))
+    keep(cache, "b", embeds_of(100))
     assert cache.get("a") is not None
-    cache.put("c", embeds_of(201))
+    keep(cache, "c", embeds_of(201))
     assert cache.get("c") is None
