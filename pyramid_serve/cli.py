@@ -120,11 +120,13 @@ def generate(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging as transformers_logging
 
     from pyramid_serve import api, checkpoints
+    from pyramid_serve.media.ffmpeg import EncodeError
     from pyramid_serve.media.pictures import read_picture
-    from pyramid_serve.media.writers import EncodeError, check_video_path, write_video
+    from pyramid_serve.media.writers import check_video_path, write_video
     from pyramid_serve.precision import available_device
     from pyramid_serve.pyramid_flow.autoencoder import Tiling
     from pyramid_serve.pyramid_flow.pipeline import Progress, PyramidFlow, VideoInput
+    from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND
 
     options = vars(arguments)
     output = check_video_path(arguments.output)
@@ -160,7 +162,7 @@ def generate(arguments: argparse.Namespace) -> None:
         units = pipeline.stream([video], spec.settings, tiling=tiling, progress=show)
         try:
             with _terminable():
-                write_video((frames[0] for frames in units), output)
+                write_video((frames[0] for frames in units), output, fps=FRAMES_PER_SECOND)
         except (EncodeError, OSError) as error:
             reason = str(error).strip().rpartition("\n")[2]
             raise OSError(f"{output}: cannot be written: {reason}") from None

@@ -1,23 +1,21 @@
-"""Files and streams of finished videos over HTTP, whole or in ranges, with validators; previews made when first asked
-for."""
+"""Files and streams of finished videos over HTTP, whole or in ranges, with validators.
+
+A preview is made when it is first requested.
+"""
 
 import asyncio
-import io
 import logging
 import re
-import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import imageio_ffmpeg
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
-from PIL import Image
 
 from deployments.http.errors import ApiError
 from pyramid_serve.api import Status, VideoRecord
-from pyramid_serve.media.writers import EncodeError
+from pyramid_serve.media.previews import sprite_sheet, thumbnail
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
@@ -33,14 +31,10 @@ _CHUNK_BYTES = 1024 * 1024
 _RANGE = re.compile(r"(?i:bytes)=(\d{0,18})-(\d{0,18})")
 _BROWSER_BLOCK_BYTES = 32 * 1024
 _BOX_HEAD_BYTES = 8
-_THUMBNAIL_WIDTH = 640
-_SPRITE_WIDTH = 256
-_SPRITE_COLUMNS = 5
-_MAX_SPRITES = 25
 
 
 class ByteRange(NamedTuple):
-    """Bytes ``start`` up to ``end``, without it."""
+    """The bytes from ``start`` up to, but not including, ``end``."""
 
     start: int
     end: int
@@ -48,19 +42,22 @@ class ByteRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Content:
-    """What is sent of a finished video: one of its files, or its stream."""
+    """What an answer sends of a finished video: one of its files, or its stream."""
 
     file_name: str
-    """As a browser is to save it."""
+    """The name under which a browser saves it."""
     media_type: str
     num_bytes: int
     etag: str
     chunks: Callable[[ByteRange], AsyncIterator[bytes]]
-    """Reads some of it."""
+    """Reads a range of its bytes."""
 
 
 async def open_content(store: VideoStore, record: VideoRecord, variant: Variant) -> Content:
-    """A file of a video. ``ApiError`` 409 for one that is not finished, ``VideoNotFoundError`` for a deleted one."""
+    """A file of a video.
+
+    Raises ``ApiError`` 409 for a video that is not finished and ``VideoNotFoundError`` for one that was deleted.
+    """
     if record.status is not Status.COMPLETED:
         reason = f": {record.error.message}" if record.error else f", {record.progress} % done"
         raise ApiError(409, f"{record.id}: is {record.status}{reason}", param="video_id")
@@ -71,7 +68,7 @@ async def open_content(store: VideoStore, record: VideoRecord, variant: Variant)
     except VideoNotFoundError:
         if file is VideoFile.VIDEO:
             raise
-        # Sent from memory, for the storage may not have taken it.
+        # It is sent from memory, because the storage may have refused it.
         preview = await asyncio.to_thread(_make_preview, store, record, file)
         num_bytes = len(preview)
     return Content(
@@ -86,9 +83,9 @@ async def open_content(store: VideoStore, record: VideoRecord, variant: Variant)
 
 
 async def open_stream(store: VideoStore, record: VideoRecord) -> Content:
-    """The stream of a finished video: the same bytes that those had who watched it being made.
+    """The stream of a finished video, byte for byte the stream that was sent while the video was made.
 
-    Raises ``VideoNotFoundError`` for a deleted one.
+    Raises ``VideoNotFoundError`` for a video that was deleted.
     """
     sizes = [size + len(padding(size)) for size in await asyncio.to_thread(store.fragment_sizes, record.id)]
     if len(sizes) < record.spec.num_latent_frames:
@@ -104,7 +101,7 @@ async def open_stream(store: VideoStore, record: VideoRecord) -> Content:
 
 
 def padding(num_bytes: int) -> bytes:
-    """An MP4 box of nothing that brings a fragment to whole blocks: Chromium plays nothing of one that is not full."""
+    """An empty MP4 box that pads a fragment to whole blocks: Chromium plays a block only when it is full."""
     size = -num_bytes % _BROWSER_BLOCK_BYTES
     if 0 < size < _BOX_HEAD_BYTES:
         size += _BROWSER_BLOCK_BYTES
@@ -112,14 +109,14 @@ def padding(num_bytes: int) -> bytes:
 
 
 def respond_whole(content: Content, *, headers: Mapping[str, str]) -> Response:
-    """All of it, with these headers besides its own."""
+    """An answer with the whole content, and these headers in addition to its own."""
     sent = {**_headers_of(content), "Content-Length": str(content.num_bytes), **headers}
     chunks = content.chunks(ByteRange(0, content.num_bytes))
     return StreamingResponse(chunks, headers=sent, media_type=content.media_type)
 
 
 def respond(request: Request, content: Content) -> Response:
-    """The whole or the range of it that was asked for, or 304. ``ApiError`` 416 for a range that it does not have."""
+    """An answer with the whole content or the range requested, or 304. ``ApiError`` 416 for a range beyond the end."""
     headers = _headers_of(content)
     if _matches(request.headers.get("if-none-match"), content.etag):
         return Response(status_code=304, headers=headers)
@@ -149,7 +146,7 @@ def _matches(header: str | None, etag: str) -> bool:
 
 
 def _range_of(request: Request, content: Content) -> ByteRange | None:
-    """The range asked for; None for the whole, as for what is no single range of bytes."""
+    """The range requested. None means the whole: no ``Range``, or one that is not a single range of bytes."""
     found = _RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
     if found is None or request.headers.get("if-range", content.etag) != content.etag:
         return None
@@ -180,7 +177,7 @@ async def _read_chunks(store: VideoStore, video_id: str, file: VideoFile, span: 
 async def _read_fragments(
     store: VideoStore, video_id: str, sizes: Sequence[int], span: ByteRange
 ) -> AsyncIterator[bytes]:
-    """The stream's bytes of ``span``, of fragments that have ``sizes`` with their padding; one in memory at a time."""
+    """A range of the stream. ``sizes``: of the padded fragments, of which one is in memory at a time."""
     start = 0
     for unit, size in enumerate(sizes):
         if start < span.end and start + size > span.start:
@@ -194,44 +191,12 @@ async def _chunks_of(content: bytes, span: ByteRange) -> AsyncIterator[bytes]:
     yield content[span.start : span.end]
 
 
-# --- previews -------------------------------------------------------------------------------------------------------
-
-
 def _make_preview(store: VideoStore, record: VideoRecord, file: VideoFile) -> bytes:
-    """Make a thumbnail or sprite sheet of a finished video, and keep it if the storage takes it. Always the same."""
+    """Make a thumbnail or sprite sheet of a finished video, and save it if the storage accepts it."""
     video = store.fetch(record.id, VideoFile.VIDEO)
-    picture = _thumbnail(video) if file is VideoFile.THUMBNAIL else _sprite_sheet(video, record.spec.num_frames)
-    content = io.BytesIO()
-    picture.save(content, format="WEBP", quality=85)
+    preview = thumbnail(video) if file is VideoFile.THUMBNAIL else sprite_sheet(video, record.spec.num_frames)
     try:
-        store.attach(record.id, file, content.getvalue())
+        store.attach(record.id, file, preview)
     except OSError as error:
         logger.warning("%s is not kept: %s", file, error, extra={"video_id": record.id})
-    return content.getvalue()
-
-
-def _thumbnail(video: bytes) -> Image.Image:
-    """The first frame."""
-    return _picture_of(video, f"scale='min({_THUMBNAIL_WIDTH},iw)':-2")
-
-
-def _sprite_sheet(video: bytes, num_frames: int) -> Image.Image:
-    """Up to 25 frames, evenly spaced, in rows of 5."""
-    interval = -(-num_frames // _MAX_SPRITES)
-    num_sprites = -(-num_frames // interval)
-    columns = min(num_sprites, _SPRITE_COLUMNS)
-    rows = -(-num_sprites // columns)
-    scale = f"scale='min({_SPRITE_WIDTH},iw)':-2"
-    return _picture_of(video, f"select='not(mod(n,{interval}))',{scale},tile={columns}x{rows}")
-
-
-def _picture_of(video: bytes, filters: str) -> Image.Image:
-    """What ffmpeg's filters make of a video as their first picture."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-i", "pipe:0"]
-    output = ["-vf", filters, "-frames:v", "1", "-f", "image2pipe", "-c:v", "png", "pipe:1"]
-    finished = subprocess.run([*command, *output], input=video, capture_output=True, check=False)
-    if finished.returncode or not finished.stdout:
-        raise EncodeError(
-            f"ffmpeg ended with {finished.returncode}: {finished.stderr.decode(errors='replace')[-1000:]}"
-        )
-    return Image.open(io.BytesIO(finished.stdout))
+    return preview

@@ -20,7 +20,7 @@ from deployments.client import Client
 from deployments.local.chart import hidden_share
 from deployments.pools.wire import ReplicaStats
 from pyramid_serve.api import Stage, Status, TimelineEntry, VideoRecord, VideoRequest, VideoSpec
-from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES
+from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND, LATENT_CHANNELS, NUM_STAGES
 
 POOLS = ("TextEncoder", "Denoiser", "Decoder")
 _FLOAT32_BYTES = 4
@@ -158,7 +158,7 @@ async def _measure_level(client: Client, app: str, requests: Sequence[VideoReque
         latency_p50=statistics.median(latencies),
         latency_p95=latencies[min(int(0.95 * len(latencies)), len(latencies) - 1)],
         time_to_first_frame=statistics.median(firsts),
-        real_time_factor=wall / (len(records) * spec.num_frames / 24),
+        real_time_factor=wall / (len(records) * spec.num_frames / FRAMES_PER_SECOND),
         decode_hidden=statistics.mean(hidden) if hidden else None,
         transfer_bytes=_transfer_bytes(spec),
         transfer_seconds=statistics.median(_handover_seconds(record.timeline) for record in records),
@@ -214,7 +214,7 @@ def _run_loop(specs: Sequence[VideoSpec], model: ModelOptions) -> Loop:
 
     def make(spec: VideoSpec, folder: str) -> None:
         units = pipeline.stream([VideoInput(spec.prompt, seed=spec.seed)], spec.settings)
-        write_video((frames[0] for frames in units), Path(folder, "video.mp4"))
+        write_video((frames[0] for frames in units), Path(folder, "video.mp4"), fps=FRAMES_PER_SECOND)
 
     with tempfile.TemporaryDirectory() as folder:
         make(specs[0], folder)  # warm

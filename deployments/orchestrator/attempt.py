@@ -30,7 +30,7 @@ from deployments.rpc.tasks import apart
 from deployments.telemetry.videos import VideoMetrics
 from pyramid_serve.api import Stage, VideoRecord, VideoSpec
 from pyramid_serve.media.fragments import encode_fragment, join_fragments
-from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES
+from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND, LATENT_CHANNELS, NUM_STAGES, num_frames_of
 from pyramid_serve.storage import VideoFile, VideoStore
 
 logger = logging.getLogger(__name__)
@@ -255,7 +255,13 @@ class VideoRun:
             if self._on_frames is not None:
                 await self._on_frames(frames)
             with self._noting(Stage.SAVE, unit, replica=self._replica):
-                fragment = await asyncio.to_thread(encode_fragment, frames, unit)
+                fragment = await asyncio.to_thread(
+                    encode_fragment,
+                    frames,
+                    index=unit,
+                    first_frame=num_frames_of(unit) if unit else 0,
+                    fps=FRAMES_PER_SECOND,
+                )
                 await asyncio.to_thread(self._store.save_fragment, self._id, unit, fragment)
             if unit == 0:
                 self._metrics.first_frame(time.time() - self._record.created_at)

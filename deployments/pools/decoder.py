@@ -18,7 +18,8 @@ from deployments.pools.wire import DecodeJob, DecodeResult, MemoryMissing, Repli
 from deployments.telemetry.logs import configure_logging
 from deployments.telemetry.replicas import CallMetrics, ForwardMetrics, replica_name, replica_stats
 from pyramid_serve.checkpoints import capabilities
-from pyramid_serve.media.pictures import fit_picture, read_picture
+from pyramid_serve.media.pictures import read_picture
+from pyramid_serve.media.tensors import fit_picture
 from pyramid_serve.precision import NonFiniteError
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory, Tiling
 from pyramid_serve.pyramid_flow.parts import LatentScale, latent_scale_of, load_vae

@@ -27,7 +27,7 @@ from pyramid_serve.api import (
     resolve,
 )
 from pyramid_serve.checkpoints import Capabilities
-from pyramid_serve.media.pictures import fit_picture, read_picture
+from pyramid_serve.media.pictures import covering_size, read_picture
 from pyramid_serve.storage import VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ def _to_png(picture: bytes, spec: VideoSpec, *, max_pixels: int) -> bytes:
     """The PNG file of a picture of any format that a video can begin with. Raises ``RequestError``."""
     try:
         image = read_picture(picture, max_pixels=max_pixels, name="input_reference")
-        fit_picture(image, height=spec.height, width=spec.width, name="input_reference")
+        covering_size(image, height=spec.height, width=spec.width, name="input_reference")
     except ValueError as error:
         raise RequestError(str(error), param="input_reference") from None
     content = io.BytesIO()

@@ -1,53 +1,34 @@
 """Frames to files.
 
-Frames are uint8 tensors (F, H, W, 3), RGB, on any device; a video is an iterable of such chunks, of any lengths, so
-that encoding runs while frames are still being made. Files are written aside and then moved: what is there is whole.
+Frames are uint8 tensors (F, H, W, 3), RGB, on any device. A video is an iterable of such chunks of any length, so that
+encoding runs while frames are still being made. A file is written beside its path and then moved there, so that the
+path never holds an incomplete file.
 """
 
-import contextlib
 import os
 import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 from uuid import uuid4
 
-import imageio_ffmpeg
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND
+from pyramid_serve.media.ffmpeg import H264, STALL_TIMEOUT_S, FfmpegStream, raw_frames
 
-FFMPEG_OPTIONS = ["-hide_banner", "-loglevel", "error", "-nostats", "-y"]
-# Converted and tagged as BT.709, for that is what players take video of these sizes to be.
-BT709 = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
-_H264 = [
-    *("-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{BT709}"),
-    *("-c:v", "libx264"),
-]
-_MP4 = [*_H264, "-preset", "medium", "-crf", "18", "-movflags", "+faststart", "-f", "mp4"]
-# A palette for each frame: good colours, and nothing waits for the last frame.
+_MP4 = [*H264, "-preset", "medium", "-crf", "18", "-movflags", "+faststart", "-f", "mp4"]
+# A palette for each frame: the colours are good, and encoding need not wait for the last frame.
 _PALETTES = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1"
 _GIF = ["-lavfi", _PALETTES, "-loop", "0", "-f", "gif"]
 
 
-class EncodeError(RuntimeError):
-    """ffmpeg failed; the message ends with what it said."""
-
-
-def to_uint8(pixels: Tensor) -> Tensor:
-    """Frames (F, H, W, 3) of pixels (3, F, H, W) in [-1, 1]: ``clamp(127.5 x + 127.5, 0, 255)``, truncated."""
-    return (pixels.float() * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
-
-
 def check_video_path(path: str | os.PathLike[str]) -> Path:
-    """The path, if a video can be written there; else ``ValueError`` saying why. Made for asking before the work.
+    """The path, if a video can be written there; otherwise raises ``ValueError``. Meant to be called before the work.
 
-    Endings: ``.mp4``, ``.gif``, ``.png`` (a single frame), and none for a folder of PNG files, new or empty.
+    The ending is ``.mp4``, ``.gif``, ``.png`` (a single frame), or nothing for a new or empty folder of PNG files.
     """
     path = Path(path)
     if path.suffix.lower() not in (".mp4", ".gif", ".png", ""):
@@ -63,13 +44,11 @@ def check_video_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def write_video(
-    chunks: Tensor | Iterable[Tensor], path: str | os.PathLike[str], *, fps: int = FRAMES_PER_SECOND
-) -> None:
+def write_video(chunks: Tensor | Iterable[Tensor], path: str | os.PathLike[str], *, fps: float) -> None:
     """Write frames, or an iterable of chunks of frames, to a file or folder by its ending (``check_video_path``).
 
-    Raises ``ValueError`` for a path or frames that cannot be written and ``EncodeError`` when ffmpeg fails; then, as
-    when ``chunks`` raises or is interrupted, whatever was at ``path`` before is untouched.
+    fps: frames per second. Raises ``ValueError`` for a path or frames that cannot be written and ``EncodeError`` when
+    ffmpeg fails. After an error, also one of ``chunks``, whatever was at ``path`` before is unchanged.
     """
     path = check_video_path(path)
     chunks = [chunks] if isinstance(chunks, Tensor) else chunks
@@ -86,31 +65,72 @@ def write_video(
 
 
 class _FileWriter:
-    """Frames to a file through ffmpeg: aside while they come, moved in place on ``close``, removed on ``abort``."""
+    """Frames to a file through ffmpeg, which starts with the first frames, as they give the size.
 
-    def __init__(self, path: str | os.PathLike[str], *, arguments: list[str], fps: int) -> None:
+    The file is written beside ``path``, moved there by ``close`` and removed by ``abort``.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, arguments: Sequence[str], fps: float, stall_timeout_s: float
+    ) -> None:
         self.path = Path(path)
         self._aside = _beside(self.path)
-        self._ffmpeg = _Ffmpeg([*arguments, f"file:{self._aside}"], fps=fps)  # else "12:30.mp4" is a protocol
+        self._arguments = arguments
+        self._fps = fps
+        self._stall_timeout_s = stall_timeout_s
+        self._ffmpeg: FfmpegStream | None = None
+        self._size = (0, 0)
+        self._is_over = False
 
     def write(self, frames: Tensor) -> None:
-        """Append uint8 frames (F, H, W, 3), all of one even size."""
-        self._ffmpeg.write(frames)
+        """Append uint8 frames (F, H, W, 3), all of one even size.
+
+        Raises ``ValueError`` for other frames or after the end, ``EncodeError`` when ffmpeg fails or stalls.
+        """
+        if self._is_over:
+            raise ValueError("frames: the video is closed")
+        _check_frames(frames)
+        if frames.shape[0] == 0:
+            return
+        if self._ffmpeg is None:
+            self._ffmpeg = self._start(height=frames.shape[1], width=frames.shape[2])
+        if tuple(frames.shape[1:3]) != self._size:
+            height, width = self._size
+            raise ValueError(f"frames: size {frames.shape[2]}x{frames.shape[1]}, but the video is {width}x{height}")
+        self._ffmpeg.write(frames.contiguous().cpu().numpy().data)
 
     def close(self) -> None:
-        """Finish the file and move it in place. ``ValueError`` without a frame, ``EncodeError`` when ffmpeg failed."""
-        if self._ffmpeg.is_over:
+        """Finish the file and move it to ``path``. Does nothing after ``close`` or ``abort``.
+
+        Raises ``ValueError`` without a frame, ``EncodeError`` when ffmpeg fails or stalls.
+        """
+        if self._is_over:
             return
         try:
+            if self._ffmpeg is None:
+                raise ValueError("frames: none were written")
             self._ffmpeg.finish()
             os.replace(self._aside, self.path)
         finally:
             self.abort()
 
     def abort(self) -> None:
-        """Stop and leave nothing behind. Nothing after ``close``."""
-        self._ffmpeg.kill()
+        """Stop ffmpeg and remove the unfinished file. After ``close`` there is nothing to remove."""
+        self._is_over = True
+        if self._ffmpeg is not None:
+            self._ffmpeg.kill()
         self._aside.unlink(missing_ok=True)
+
+    def _start(self, *, height: int, width: int) -> FfmpegStream:
+        if height % 2 or width % 2:
+            raise ValueError(f"frames: size {width}x{height}, but a video's must be even")
+        self._size = (height, width)
+        frames = raw_frames(width=width, height=height, fps=self._fps)
+        at_once = ("-probesize", "32", "-analyzeduration", "0")
+        output = f"file:{self._aside}"  # without "file:", a name like "12:30.mp4" would name a protocol
+        return FfmpegStream(
+            [*frames, *at_once, "-i", "pipe:0", *self._arguments, output], stall_timeout_s=self._stall_timeout_s
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -123,17 +143,20 @@ class _FileWriter:
 
 
 class Mp4Writer(_FileWriter):
-    """H.264 in yuv420p, the index in front (faststart). A context manager: closed on leaving, aborted on an error."""
+    """H.264 in yuv420p, with the index in front (faststart).
 
-    def __init__(self, path: str | os.PathLike[str], *, fps: int = FRAMES_PER_SECOND) -> None:
-        super().__init__(path, arguments=_MP4, fps=fps)
+    As a context manager it is closed at the end of the block, or aborted after an error.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, fps: float, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:
+        super().__init__(path, arguments=_MP4, fps=fps, stall_timeout_s=stall_timeout_s)
 
 
 class GifWriter(_FileWriter):
     """A looping GIF with a palette for each frame. A context manager like ``Mp4Writer``."""
 
-    def __init__(self, path: str | os.PathLike[str], *, fps: int = FRAMES_PER_SECOND) -> None:
-        super().__init__(path, arguments=_GIF, fps=fps)
+    def __init__(self, path: str | os.PathLike[str], *, fps: float, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:
+        super().__init__(path, arguments=_GIF, fps=fps, stall_timeout_s=stall_timeout_s)
 
 
 def _beside(path: Path) -> Path:
@@ -178,76 +201,3 @@ def _write_png_folder(chunks: Iterable[Tensor], path: Path) -> None:
         os.replace(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-class _Ffmpeg:
-    """One ffmpeg process fed with raw frames. It starts with the first frames, which give the size."""
-
-    def __init__(self, arguments: list[str], *, fps: int) -> None:
-        self._arguments = arguments
-        self._fps = fps
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
-        self._size: tuple[int, int] = (0, 0)
-        self.is_over = False
-
-    def write(self, frames: Tensor) -> None:
-        if self.is_over:
-            raise ValueError("frames: the video is closed")
-        _check_frames(frames)
-        if frames.shape[0] == 0:
-            return
-        if self._process is None:
-            self._start(height=frames.shape[1], width=frames.shape[2])
-        if tuple(frames.shape[1:3]) != self._size:
-            height, width = self._size
-            raise ValueError(f"frames: size {frames.shape[2]}x{frames.shape[1]}, but the video is {width}x{height}")
-        assert self._process is not None and self._process.stdin is not None
-        try:
-            self._process.stdin.write(frames.contiguous().cpu().numpy().data)
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self._process.wait()
-            raise EncodeError(self._failure()) from None
-
-    def finish(self) -> None:
-        """Close the input and wait for the rest."""
-        if self._process is None:
-            raise ValueError("frames: none were written")
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # ffmpeg has ended, which its exit status tells better
-            self._process.stdin.close()
-        if self._process.wait():
-            raise EncodeError(self._failure())
-
-    def kill(self) -> None:
-        """End the process, if it still runs, and let go of its pipes."""
-        self.is_over = True
-        if self._process is None:
-            return
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdin is not None and self._log is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._log.close()
-
-    def _start(self, *, height: int, width: int) -> None:
-        if height % 2 or width % 2:
-            raise ValueError(f"frames: size {width}x{height}, but a video's must be even")
-        self._size = (height, width)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in kill; a pipe could fill up and stall ffmpeg)
-        size = ["-s", f"{width}x{height}", "-r", str(self._fps), "-probesize", "32", "-analyzeduration", "0"]
-        raw_frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", *size, "-i", "pipe:0"]
-        self._process = subprocess.Popen(
-            [imageio_ffmpeg.get_ffmpeg_exe(), *FFMPEG_OPTIONS, *raw_frames, *self._arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=self._log,
-        )
-
-    def _failure(self) -> str:
-        assert self._process is not None and self._log is not None
-        self._log.seek(0)
-        said = self._log.read().decode(errors="replace").strip()[-1000:]
-        return f"ffmpeg ended with {self._process.returncode}: {said or 'it said nothing'}"

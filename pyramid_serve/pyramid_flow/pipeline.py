@@ -18,8 +18,8 @@ from pyramid_serve import checkpoints
 from pyramid_serve.api import MAX_SEED, parse_request
 from pyramid_serve.checkpoints import Capabilities, Source, choose_variant
 from pyramid_serve.checks import whole_number
-from pyramid_serve.media.pictures import PictureSource, covering_size, fit_picture, read_picture
-from pyramid_serve.media.writers import to_uint8
+from pyramid_serve.media.pictures import PictureSource, covering_size, read_picture
+from pyramid_serve.media.tensors import fit_picture
 from pyramid_serve.precision import (
     DTypeName,
     NonFiniteError,
@@ -256,6 +256,11 @@ def encode_picture(vae: CausalVideoVAE, scale: LatentScale, picture: Tensor, *, 
     mean = vae.encode(picture[None, :, None], tiling=tiling).mean[0]
     check_finite(mean, "unit 0: latents of the picture")
     return scale.from_vae(mean)
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Frames (F, H, W, 3) of pixels (3, F, H, W) in [-1, 1]: ``clamp(127.5 x + 127.5, 0, 255)``, truncated."""
+    return (pixels.float() * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
 
 def decode_unit(

@@ -25,6 +25,7 @@ from deployments.local.cluster import start_ray
 from pyramid_serve.api import Stage, Status, VideoRecord, VideoRequest, VideoSpec
 from pyramid_serve.media.fragments import encode_fragment
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
+from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND, num_frames_of
 from pyramid_serve.storage import VideoFile, VideoStore
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +187,12 @@ class Undisturbed:
             )
             latents = self._pipeline.generate_latents([VideoInput(spec.prompt, seed=spec.seed)], settings)
             units = enumerate(self._pipeline.decode(latents))
-            file = b"".join(encode_fragment(frames[0].numpy(), unit) for unit, frames in units)
+            file = b"".join(
+                encode_fragment(
+                    frames[0].numpy(), index=unit, first_frame=num_frames_of(unit) if unit else 0, fps=FRAMES_PER_SECOND
+                )
+                for unit, frames in units
+            )
             self._made[spec] = Expected(latents[0].numpy(), decode(file))
         return self._made[spec]
 

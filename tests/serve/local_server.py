@@ -53,7 +53,7 @@ MODEL = ServedModel(
 def fragment(width: int, height: int, unit: int) -> bytes:
     """A unit's fragment: grey, brighter from unit to unit."""
     frames = numpy.full((1 if unit == 0 else 8, height, width, 3), 10 * unit, numpy.uint8)
-    return encode_fragment(frames, unit)
+    return encode_fragment(frames, index=unit, first_frame=8 * unit - 7 if unit else 0, fps=24)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pyramid_serve import cli
-from pyramid_serve.media.writers import EncodeError
+from pyramid_serve.media.ffmpeg import EncodeError
 from tests.unit.media.test_writers import decode
 
 SMALL = ["--size", "128x64", "--seconds", "0.3", "--steps", "1", "--video-steps", "1", "--seed", "3"]
@@ -163,7 +163,7 @@ def test_a_disk_that_fills_up_is_one_line_with_the_path(
     capsys: pytest.CaptureFixture[str],
     error: Exception,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("pyramid_serve.media.writers.write_video", fail)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deployments.pools.decoder import Decoder, DecoderConfig
 from deployments.pools.wire import DecodeJob, DecodeResult, MemoryMissing, ReplicaStats, from_wire, to_wire
-from pyramid_serve.media.pictures import fit_picture
+from pyramid_serve.media.tensors import fit_picture
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE
 from pyramid_serve.pyramid_flow.parts import LatentScale, latent_scale_of, load_vae
 from pyramid_serve.pyramid_flow.pipeline import decode_unit, encode_picture

@@ -115,3 +115,51 @@ def _profile(space: bytes, connection: bytes, tags: dict[bytes, bytes], *, kind:
     header = struct.pack(">I4sI4s4s4s12s4s", 128 + len(content), b"", 0x02400000, kind, space, connection, b"", b"acsp")
     header += bytes(28) + struct.pack(">3i", 63190, 65536, 54061)  # the white of the connection space, D50
     return header.ljust(128, b"\0") + content
+
+
+# --- pixels
+
+
+NO_TIFF = b"this is no TIFF at all, and yet it is the EXIF"
+
+
+def values(image: Image.Image) -> numpy.ndarray:
+    return numpy.asarray(image).astype(int)
+
+
+def largest_difference(a: Image.Image, b: Image.Image) -> int:
+    assert a.size == b.size
+    return int(abs(values(a) - values(b)).max())
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """The image without metadata, as ``read_picture`` gives it."""
+    image.info = {}
+    return image
+
+
+def ramp() -> numpy.ndarray:
+    return numpy.arange(256, dtype=numpy.uint8).reshape(16, 16)
+
+
+def tiff_of(
+    samples: bytes, *, bits: int, sample_format: int = 1, photometric: int = 1, turned: int = 1, exif_at: int = 8
+) -> bytes:
+    """A little-endian TIFF of 16 x 16 gray samples, with its orientation and where its EXIF is said to be."""
+    tags = {
+        256: (3, 16),
+        257: (3, 16),
+        258: (3, bits),
+        259: (3, 1),
+        262: (3, photometric),
+        273: (4, 8),
+        274: (3, turned),
+        277: (3, 1),
+        278: (3, 16),
+        279: (4, len(samples)),
+        339: (3, sample_format),
+        0x8769: (4, exif_at),
+    }
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, (kind, value) in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(samples)) + samples + directory

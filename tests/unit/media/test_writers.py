@@ -1,5 +1,5 @@
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -9,13 +9,8 @@ import torch
 from PIL import Image
 
 from pyramid_serve.media import writers as video
-from pyramid_serve.media.writers import (
-    EncodeError,
-    Mp4Writer,
-    check_video_path,
-    to_uint8,
-    write_video,
-)
+from pyramid_serve.media.ffmpeg import EncodeError
+from pyramid_serve.media.writers import Mp4Writer, check_video_path, write_video
 
 HEIGHT, WIDTH = 64, 128
 
@@ -49,18 +44,12 @@ def describe(file: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
-def test_pixels_become_bytes_by_truncation() -> None:
-    pixels = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.999, 1.0, 3.0]).view(1, 1, 1, 7).expand(3, 1, 1, 7)
-    assert to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 0, 127, 254, 255, 255]
-    assert to_uint8(torch.zeros(3, 9, 4, 6)).shape == (9, 4, 6, 3)
-
-
 # --- files
 
 
 def test_an_mp4_holds_every_frame_as_h264_with_its_index_in_front(tmp_path: Path) -> None:
     frames = clip(17)
-    write_video(frames.split(8), tmp_path / "a.mp4")
+    write_video(frames.split(8), tmp_path / "a.mp4", fps=24)
     decoded = decode(tmp_path / "a.mp4")
     assert decoded.shape == frames.shape
     assert (decoded.float() - frames.float()).abs().mean() < 3
@@ -74,7 +63,7 @@ def test_an_mp4_holds_every_frame_as_h264_with_its_index_in_front(tmp_path: Path
 
 def test_a_gif_holds_every_frame_in_good_colours(tmp_path: Path) -> None:
     frames = clip(9)
-    write_video(frames, tmp_path / "a.gif")
+    write_video(frames, tmp_path / "a.gif", fps=24)
     decoded = decode(tmp_path / "a.gif")
     assert decoded.shape == frames.shape
     assert (decoded.float() - frames.float()).abs().mean() < 4
@@ -82,19 +71,19 @@ def test_a_gif_holds_every_frame_in_good_colours(tmp_path: Path) -> None:
 
 def test_a_folder_gets_every_frame_exactly(tmp_path: Path) -> None:
     frames = clip(3)
-    write_video([frames[:1], frames[1:]], tmp_path / "frames")
+    write_video([frames[:1], frames[1:]], tmp_path / "frames", fps=24)
     assert sorted(file.name for file in (tmp_path / "frames").iterdir()) == ["00000.png", "00001.png", "00002.png"]
     assert numpy.array_equal(numpy.asarray(Image.open(tmp_path / "frames/00002.png")), frames[2].numpy())
 
 
 def test_a_png_holds_a_single_frame_exactly(tmp_path: Path) -> None:
-    write_video(clip(1), tmp_path / "a.png")
+    write_video(clip(1), tmp_path / "a.png", fps=24)
     assert numpy.array_equal(numpy.asarray(Image.open(tmp_path / "a.png")), clip(1)[0].numpy())
 
 
 def test_a_png_refuses_a_second_frame(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds one frame and there is more than one"):
-        write_video(clip(2), tmp_path / "a.png")
+        write_video(clip(2), tmp_path / "a.png", fps=24)
     assert not list(tmp_path.iterdir())
 
 
@@ -106,27 +95,27 @@ def test_a_video_that_breaks_off_leaves_nothing(tmp_path: Path, name: str, error
         raise error("stopped")
 
     with pytest.raises(error, match="stopped"):
-        write_video(chunks(), tmp_path / name)
+        write_video(chunks(), tmp_path / name, fps=24)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "frames"])
 def test_a_video_without_frames_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"none were written|no frame"):
-        write_video([], tmp_path / name)
+        write_video([], tmp_path / name, fps=24)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_video_that_breaks_off_leaves_the_older_one(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"older")
-    with pytest.raises(RuntimeError), Mp4Writer(tmp_path / "a.mp4") as writer:
+    with pytest.raises(RuntimeError), Mp4Writer(tmp_path / "a.mp4", fps=24) as writer:
         writer.write(clip(1))
         raise RuntimeError
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"older"]
 
 
 def test_nothing_lies_at_the_path_before_the_video_is_whole(tmp_path: Path) -> None:
-    writer = Mp4Writer(tmp_path / "a.mp4")
+    writer = Mp4Writer(tmp_path / "a.mp4", fps=24)
     writer.write(clip(9))
     assert not (tmp_path / "a.mp4").exists()
     writer.close()
@@ -137,7 +126,7 @@ def test_nothing_lies_at_the_path_before_the_video_is_whole(tmp_path: Path) -> N
 def test_an_error_of_ffmpeg_tells_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "_MP4", ["-c:v", "no_such_codec", "-f", "mp4"])
     with pytest.raises(EncodeError, match="no_such_codec"):
-        write_video(clip(200).split(50), tmp_path / "a.mp4")
+        write_video(clip(200).split(50), tmp_path / "a.mp4", fps=24)
     assert not list(tmp_path.iterdir())
 
 
@@ -151,12 +140,12 @@ def test_an_error_of_ffmpeg_tells_what_it_said(tmp_path: Path, monkeypatch: pyte
 )
 def test_frames_of_another_form_are_refused(tmp_path: Path, frames: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        write_video(frames, tmp_path / "a.mp4")
+        write_video(frames, tmp_path / "a.mp4", fps=24)
 
 
 def test_frames_of_another_size_than_the_first_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="size 128x32, but the video is 128x64"):
-        write_video([clip(1), clip(1)[:, :32]], tmp_path / "a.mp4")
+        write_video([clip(1), clip(1)[:, :32]], tmp_path / "a.mp4", fps=24)
 
 
 @pytest.mark.parametrize(
@@ -172,5 +161,30 @@ def test_a_path_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, nam
 
 def test_a_name_with_a_colon_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_video(clip(2), "12:30.mp4")
+    write_video(clip(2), "12:30.mp4", fps=24)
     assert [path.name for path in tmp_path.iterdir()] == ["12:30.mp4"]
+
+
+def test_an_ffmpeg_that_stalls_is_killed_and_leaves_the_older_file(
+    tmp_path: Path, fake_ffmpeg: Callable[[str], Path]
+) -> None:
+    fake_ffmpeg("exec sleep 60")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.mp4").write_bytes(b"older")
+    frames = torch.zeros(1, 512, 512, 3, dtype=torch.uint8)  # more than a pipe holds
+    with (
+        pytest.raises(EncodeError, match=r"within 0\.3 s and was killed"),
+        Mp4Writer(tmp_path / "out/a.mp4", fps=24, stall_timeout_s=0.3) as writer,
+    ):
+        writer.write(frames)
+    assert [file.read_bytes() for file in (tmp_path / "out").iterdir()] == [b"older"]
+
+
+def test_a_writer_that_is_closed_takes_no_more_frames(tmp_path: Path) -> None:
+    writer = Mp4Writer(tmp_path / "a.mp4", fps=24)
+    writer.write(clip(1))
+    writer.close()
+    writer.close()
+    with pytest.raises(ValueError, match="the video is closed"):
+        writer.write(clip(1))
+    assert decode(tmp_path / "a.mp4").shape[0] == 1

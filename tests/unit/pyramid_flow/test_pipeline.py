@@ -12,7 +12,7 @@ from torch import nn
 from pyramid_serve.precision import DTypeName, NonFiniteError
 from pyramid_serve.pyramid_flow.autoencoder import Tiling
 from pyramid_serve.pyramid_flow.noise import SeededNoise
-from pyramid_serve.pyramid_flow.pipeline import Offload, Progress, PyramidFlow, VideoInput, VideoSettings
+from pyramid_serve.pyramid_flow.pipeline import Offload, Progress, PyramidFlow, VideoInput, VideoSettings, to_uint8
 from pyramid_serve.pyramid_flow.sampler import SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LatentShape
 
@@ -372,3 +372,9 @@ def test_a_device_that_is_not_here_is_refused(miniflux: Path, device: str) -> No
 def test_another_way_to_offload_is_refused(miniflux: Path) -> None:
     with pytest.raises(ValueError, match="offload='x': must be one of none, model, layers"):
         PyramidFlow.from_pretrained(miniflux, offload=cast(Offload, "x"))
+
+
+def test_pixels_become_bytes_by_truncation() -> None:
+    pixels = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.999, 1.0, 3.0]).view(1, 1, 1, 7).expand(3, 1, 1, 7)
+    assert to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 0, 127, 254, 255, 255]
+    assert to_uint8(torch.zeros(3, 9, 4, 6)).shape == (9, 4, 6, 3)

@@ -40,7 +40,7 @@ def test_files_are_judged_as_the_frames_that_they_are_made_of(name: str, tmp_pat
     for scene in scenes_in_turn(8, seed=4):
         frames = render(scene)[::8].permute(0, 2, 3, 1)
         path = tmp_path / f"{scene.shape}-{scene.motion}-{name}"
-        write_video(frames, path)
+        write_video(frames, path, fps=24)
         read = read_frames(path)
         assert read.shape == frames.shape
         seen, verdict = judge(read), judge(frames.numpy())
