@@ -21,7 +21,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments.claims.config import ClaimsConfig
 from deployments.claims.deployment import Claims
-from deployments.http.app import HttpConfig
+from deployments.http.config import HttpConfig
 from deployments.http.ingress import Ingress
 from deployments.orchestrator.attempt import RunConfig
 from deployments.orchestrator.deployment import Orchestrator

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deployments.hosts import is_this_machine
+from deployments.http.hosts import is_this_machine
 from pyramid_serve.api import Stage
 from pyramid_serve.outputs import written_aside
 from pyramid_serve.terminal import printable

@@ -1,4 +1,4 @@
-"""The page ``/docs`` and the OpenAPI document behind it, of the model that is served. Nothing comes from elsewhere."""
+"""The page ``/docs`` and its OpenAPI document, with the limits of the model served. The page loads no other site."""
 
 import base64
 import hashlib
@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi_offline import FastAPIOffline
 
-from deployments.http import schema as http_schema
+from deployments.http.request_schema import create_body
 from deployments.videos.videos import ServedModel
 
 DOCS_PATH = "/docs"
@@ -22,7 +22,7 @@ _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def new_app() -> FastAPI:
-    """An application with the page and its assets, and no other routes."""
+    """An application that has only the page and its assets."""
     app = FastAPIOffline(
         docs_url=None,
         redoc_url=None,
@@ -45,27 +45,27 @@ async def _docs(request: Request) -> Response:
         swagger_js_url=f"{root}{ASSETS_PATH}/swagger-ui-bundle.js",
         swagger_css_url=f"{root}{ASSETS_PATH}/swagger-ui.css",
         swagger_favicon_url=f"{root}{ASSETS_PATH}/favicon.png",
-        swagger_ui_parameters={"validatorUrl": None},  # it would send the document to a server of others
+        swagger_ui_parameters={"validatorUrl": None},  # the validator would get the document, and is another site
     )
     page.headers["Content-Security-Policy"] = _POLICY.format(script=_hashes(bytes(page.body).decode()))
     return page
 
 
 def _hashes(page: str) -> str:
-    """The sources that let the scripts of a page run that are in the page itself."""
+    """The sources of a Content-Security-Policy that allow the inline scripts of a page."""
     digests = [hashlib.sha256(script.encode()).digest() for script in _INLINE_SCRIPT.findall(page)]
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
 
 def complete(app: FastAPI, model: ServedModel) -> None:
-    """Make the OpenAPI document say what this server takes. To be called when all routes are there."""
+    """Put the request body of this model into the OpenAPI document. The app must have all its routes already."""
     document = app.openapi()
     for path in document["paths"].values():
         for operation in path.values():
-            # FastAPI puts it in, for it does not know that a wrong parameter is 400 here.
+            # FastAPI documents a 422 for every route with parameters; here a wrong parameter is a 400.
             if operation["responses"].get("422", {}).get("description") == "Validation Error":
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     for path in ("/v1/videos", "/v1/videos/sync"):
-        document["paths"][path]["post"]["requestBody"] = http_schema.create_body(model)
+        document["paths"][path]["post"]["requestBody"] = create_body(model)

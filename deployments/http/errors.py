@@ -46,13 +46,13 @@ _CODES = {
     503: "unavailable",
 }
 _STATUSES = {MODEL_NOT_FOUND: 404}
-"""By the code of a ``RequestError``. All others are 400."""
+"""The status of a ``RequestError`` by its code; 400 for other codes."""
 _STORAGE_RETRY_AFTER_S = 10
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class ApiError(Exception):
-    """Answered as it is. ``param`` names the field, ``code`` is the one of the status unless given."""
+    """An error that is sent as it is. ``param`` names the field; ``code`` is that of the status unless given."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
 
 
 def _printable(text: str) -> str:
-    """A text as it can be sent and shown: a message may repeat what came, also control and half characters."""
+    """A text with control characters and lone surrogates escaped: a message may repeat what the client sent."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
@@ -93,12 +93,12 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 def not_found(video_id: str) -> ApiError:
-    """404 for an id, whether it has the form of one or not."""
+    """404 for the id of a video, or for a text in its place that is not an id."""
     return ApiError(404, f"video_id={video_id[:60]!r}: no such video", param="video_id")
 
 
 def storage_unavailable() -> ApiError:
-    """503 while the storage cannot be read or written. Why is in the server's log: it may name paths and hosts."""
+    """503 while the storage cannot be read or written. The reason is only logged, as it may name paths and hosts."""
     return ApiError(
         503,
         "the storage of this server cannot be used now; try again later",
@@ -107,8 +107,18 @@ def storage_unavailable() -> ApiError:
     )
 
 
+def being_replaced() -> ApiError:
+    """503 while a deployment that the answer depends on cannot be reached."""
+    return ApiError(503, "a part of the server is being replaced; try again", headers={"Retry-After": "2"})
+
+
+def repeated_field(name: str, said: str | None = None) -> ApiError:
+    """400 for a field that is given twice. ``said``: how the message names the field, ``name`` unless given."""
+    return ApiError(400, f"{(said or name)[:60]}: given more than once", param=name[:60])
+
+
 def add_error_handlers(app: FastAPI) -> None:
-    """Let every error of the app leave in the form of the API; those that nobody expects need ``on_unexpected``."""
+    """Answer every error in the form of the API, except unexpected ones, which ``on_unexpected`` answers."""
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(VideoNotFoundError, _on_video_not_found)
@@ -133,7 +143,7 @@ def _on_video_not_found(request: Request, _: Exception) -> JSONResponse:
 
 
 def _on_os_error(request: Request, error: Exception) -> JSONResponse:
-    """Of the storage, where it is not one of this process's own, such as a program that is missing."""
+    """503 for an error of the storage. Others, such as a program that is missing, are unexpected."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, StorageError) or (isinstance(cause, OSError) and cause.errno in _STORAGE_ERRNOS):
         logger.warning("%s %s: %s", request.method, request.url.path, cause)
@@ -142,7 +152,7 @@ def _on_os_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
-    """A parameter of the path or query is wrong; FastAPI would say 422."""
+    """400 for a wrong parameter in the path or query; FastAPI's own status is 422."""
     assert isinstance(error, RequestValidationError)
     problem = error.errors()[0]
     param = str(problem["loc"][-1])
@@ -152,16 +162,16 @@ def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
 
 
 def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """What the router raises: an unknown path or a method that a path does not have."""
+    """Errors that the router raises: an unknown path, or a method that the path does not have."""
     assert isinstance(error, HTTPException)
     method, path = request.method[:20], request.url.path[:100]
     if error.status_code == 404:
         rest = request.url.path.removeprefix(VIDEOS_PATH)
         if rest != request.url.path and not is_video_id(rest.partition("/")[0]):
-            return error_response(not_found(rest))  # an id with slashes in it gets past the routes
+            return error_response(not_found(rest))  # an id with slashes in it matches no route
         return error_response(ApiError(404, f"{method} {path!r}: no such path; /docs lists those there are"))
     if error.status_code == 405:
-        # None is found for the static files, whose path is no longer that of the app when they refuse a method.
+        # For static files none is found: by the time they refuse a method, the path is relative to their mount.
         allowed = ", ".join(_allowed_methods(request) or _FILE_METHODS)
         message = f"{method} {path!r}: this method is not allowed; allowed are {allowed}"
         return error_response(ApiError(405, message, headers={"Allow": allowed}))
@@ -170,7 +180,7 @@ def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """The methods of every route of the path; the router itself tells only those of the first."""
+    """The methods of all routes that match the path; the router only names those of the first."""
     return [
         method
         for method in _METHODS
@@ -179,6 +189,6 @@ def _allowed_methods(request: Request) -> list[str]:
 
 
 def on_unexpected(request: Request, error: Exception) -> JSONResponse:
-    """The answer to a fault of ours, which goes into the log. For ``ServerErrorMiddleware``."""
+    """Log an unexpected error and answer 500. A handler for ``ServerErrorMiddleware``."""
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return error_response(ApiError(500, "something went wrong here; it is in the server's log"))

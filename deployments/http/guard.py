@@ -1,9 +1,8 @@
-"""Who may ask this server, and what browsers are told with every answer: host names, origins, CORS, security headers.
+"""Middleware that protects the server and browsers: host names, origins, CORS, security headers.
 
-All of it is plain ASGI, so that streams pass as they come and a client that leaves is noticed at once.
+All of it is plain ASGI, so that streams are passed on at once and a client that leaves is noticed at once.
 """
 
-import ipaddress
 import re
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.http.errors import ApiError, error_response, on_unexpected
+from deployments.http.hosts import is_address_or_localhost
 
 ANY = "*"
 DOTLESS = "<local>"
@@ -25,8 +25,8 @@ POLL_HEADER = "openai-poll-after-ms"
 VIDEO_ID_HEADER = "X-Video-Id"
 
 API_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; frame-ancestors 'none'"
-"""Of every answer that has no policy of its own: nothing may run. Browsers show a video that is opened by its URL in a
-page of their own, for which this policy holds as well."""
+"""The policy of every answer that sets none itself: no script may run. A browser puts a video that is opened by its URL
+in a page of its own making, and the policy must let that page show the video."""
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -37,7 +37,7 @@ CORS_METHODS = ("GET", "HEAD", "POST", "DELETE")
 CORS_REQUEST_HEADERS = (
     *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Cache-Control"),
     *("Range", "If-Range", "If-None-Match", "OpenAI-Organization", "OpenAI-Project"),
-    # The SDK of openai sends these from browsers.
+    # The openai SDK sends these from browsers.
     *(
         f"X-Stainless-{name}"
         for name in (
@@ -73,7 +73,7 @@ def _check_host(pattern: str) -> str:
 
 
 HostPattern = Annotated[str, AfterValidator(_check_host)]
-"""``video.example.com``, ``*.example.com`` for all names that end so, ``<local>`` for names without a dot, or ``*``."""
+"""``video.example.com``; ``*.example.com``: names with that ending; ``<local>``: names without a dot; ``*``: all."""
 
 
 class CorsConfig(BaseModel):
@@ -82,18 +82,18 @@ class CorsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = ()
-    """Like ``https://example.com``; ``*`` is every page there is."""
+    """Like ``https://example.com``; ``*`` allows every page."""
 
     @model_validator(mode="before")
     @classmethod
     def _of_list(cls, value: object) -> object:
-        """A list of origins alone means the same."""
+        """A list is short for ``{"origins": list}``."""
         return {"origins": value} if isinstance(value, list | tuple) else value
 
 
 def add_guards(app: FastAPI, *, allowed_hosts: tuple[HostPattern, ...] | None, cors: CorsConfig) -> None:
-    """Put the guards around an app. Each is outside of those that are added before it."""
-    # Inside of the others, so that an answer of status 500 has their headers too.
+    """Wrap an app in the middleware of this module. Each is outside of those that are added before it."""
+    # The innermost, so that an answer with status 500 has the headers of the others too.
     app.add_middleware(ServerErrorMiddleware, handler=on_unexpected)
     app.add_middleware(TrailingSlashes)
     app.add_middleware(OriginCheck, allowed=cors.origins)
@@ -112,7 +112,7 @@ def add_guards(app: FastAPI, *, allowed_hosts: tuple[HostPattern, ...] | None, c
 
 
 class SecurityHeaders:
-    """Gives every answer ``SECURITY_HEADERS``, but for those that it has already."""
+    """Adds each of ``SECURITY_HEADERS`` that an answer does not have."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -130,11 +130,11 @@ class SecurityHeaders:
 
 
 class HostCheck:
-    """Refuses requests to host names that this server does not have.
+    """Refuses requests whose ``Host`` is not one of the allowed names.
 
-    A page elsewhere can let its own name point to this machine (DNS rebinding), and its browser then takes this server
-    for the page's own. It cannot do so with an IP address, ``localhost``, or ``*.localhost``: these always pass, as do
-    the probes, which load balancers send with any name.
+    The owner of a web page can make its own host name point to this machine (DNS rebinding); a browser then treats this
+    server as part of that page. This is not possible with an IP address, ``localhost`` or ``*.localhost``, which always
+    pass. So do the probes, which load balancers send with any name.
     """
 
     def __init__(self, app: ASGIApp, *, allowed: tuple[str, ...]) -> None:
@@ -165,14 +165,14 @@ class HostCheck:
         if DOTLESS in self._allowed and name and "." not in name:
             return True
         name = name.removesuffix(".")
-        return _is_of_this_machine(name) or any(_matches(name, pattern) for pattern in self._allowed)
+        return is_address_or_localhost(name) or any(_matches(name, pattern) for pattern in self._allowed)
 
 
 class OriginCheck:
-    """Refuses requests that change something and come from web pages of another origin, unless CORS allows it.
+    """Refuses requests that change something and come from web pages of another origin, unless CORS allows the origin.
 
-    A browser sends such requests without asking first where they are like those of an HTML form, and only keeps the
-    answer from the page. Programs that are no browsers send no ``Origin`` and pass.
+    A browser sends such a request without a preflight if an HTML form could send it too, and only hides the answer from
+    the page. Other programs send no ``Origin`` and pass.
     """
 
     def __init__(self, app: ASGIApp, *, allowed: tuple[str, ...]) -> None:
@@ -196,10 +196,10 @@ class OriginCheck:
         await self._app(scope, receive, send)
 
     def _foreign(self, headers: Headers) -> str | None:
-        """The header that tells of a page of another origin which may not ask; None where there is none."""
+        """The header that shows that a page of another origin sent the request; None if no such page did."""
         origins = headers.getlist("origin")
         if not origins:
-            # Browsers send an Origin with these requests; where something took it out, they still tell this.
+            # Browsers send an Origin with these requests. If a proxy removes it, this header is still there.
             site = headers.get("sec-fetch-site", "none").lower()
             return None if site in ("none", "same-origin") else "Sec-Fetch-Site"
         host = headers.get("host", "")
@@ -209,7 +209,7 @@ class OriginCheck:
 
 
 class TrailingSlashes:
-    """Lets a path with a slash at its end be the path without it. A redirect would lose the body of a POST."""
+    """Removes a slash from the end of the path. A redirect instead would lose the body of a POST."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -221,17 +221,17 @@ class TrailingSlashes:
 
 
 def _route_path(scope: Scope) -> str:
-    """The path inside of the app, which may be mounted elsewhere than at the root."""
+    """The path relative to the root of the app, which may be mounted under a prefix."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 def _is_same(origin: str, host: str) -> bool:
-    """Whether a page of this origin is one of the server that was asked by this ``Host``.
+    """Whether an origin is that of the server itself, by the ``Host`` of the request.
 
-    The scheme does not count, for a proxy that ends TLS asks by plain HTTP; a port left out is that of the page's
-    scheme on both sides.
+    The scheme is not compared, because a proxy that terminates TLS forwards plain HTTP. A missing port is the default
+    port of the origin's scheme, on both sides.
     """
     scheme, separator, netloc = origin.partition("://")
     default_port = _DEFAULT_PORTS.get(scheme.lower())
@@ -242,7 +242,7 @@ def _is_same(origin: str, host: str) -> bool:
 
 
 def _address_of(netloc: str, *, default_port: int | None) -> tuple[str, int | None] | None:
-    """Name in lower case and port of ``name`` or ``name:port``; None for what is neither."""
+    """(name in lower case, port) of ``name`` or ``name:port``; None for any other text."""
     try:
         parts = urlsplit(f"//{netloc}")
         port = parts.port
@@ -251,17 +251,6 @@ def _address_of(netloc: str, *, default_port: int | None) -> tuple[str, int | No
     if not parts.hostname or parts.netloc != netloc or "@" in netloc:
         return None
     return parts.hostname, default_port if port is None else port
-
-
-def _is_of_this_machine(name: str) -> bool:
-    """Whether a name is an IP address or ``localhost``, which nobody can point elsewhere."""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _matches(name: str, pattern: str) -> bool:

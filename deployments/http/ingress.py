@@ -1,4 +1,4 @@
-"""The Ingress deployment: HTTP for the app. Keeps nothing of a video, so any replica answers for every one."""
+"""The Ingress deployment: HTTP for the app. It keeps no state of videos, so any replica can answer for any video."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.http.app import HttpConfig, create_app
+from deployments.http.app import create_app
+from deployments.http.config import HttpConfig
 from deployments.telemetry.logs import configure_logging
 from deployments.telemetry.replicas import replica_name
 from deployments.videos.videos import ServedModel, Videos
@@ -16,7 +17,7 @@ from pyramid_serve.storage import VideoStore
 @serve.deployment
 @serve.ingress()
 class Ingress:
-    """The videos API over HTTP; see ``http_app``."""
+    """The videos API over HTTP; see ``deployments.http.app``."""
 
     def __init__(
         self,
@@ -27,12 +28,12 @@ class Ingress:
         claims: DeploymentHandle[Any],
         orchestrator: DeploymentHandle[Any],
     ) -> None:
-        """``storage``: the root of the ``VideoStore``; ``orchestrator``: deployed with it, and asked through claims."""
+        """storage: the root of the ``VideoStore``. orchestrator: only bound so that it is deployed; claims call it."""
         configure_logging(replica_name())
         self._videos = Videos(VideoStore(storage), claims, model)
         self._config = config
         self._orchestrator = orchestrator
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """What Serve calls to get the application, once the replica is there."""
+        """The application. Serve calls this when the replica has started."""
         return create_app(self._videos, self._config)

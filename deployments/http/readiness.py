@@ -1,4 +1,4 @@
-"""Whether the storage can be used, for probes that come as often as they like."""
+"""Whether the storage can be used: cheap enough for probes of any frequency."""
 
 import asyncio
 import errno
@@ -12,11 +12,11 @@ _MAX_RETRY_S = 2.0
 
 
 class Readiness:
-    """Tries the storage for all probes of a process. For one event loop.
+    """Checks the storage for all probes of a process. All calls must come from one event loop.
 
-    Each probe reads one small object. Something small is written at most once every ``interval_s`` seconds, and sooner
-    after a failure, so that the recovery is seen early. At most one read and one write are under way at any time, in
-    threads: a storage that hangs holds two threads, however many probes come.
+    Each probe reads a small object. A small object is written at most once every ``interval_s`` seconds, or sooner
+    after a failure, so that a recovery is seen early. At most one read and one write run at any time, each in a thread:
+    a storage that hangs blocks two threads, however many probes come.
     """
 
     def __init__(self, store: VideoStore, *, interval_s: float) -> None:
@@ -24,13 +24,13 @@ class Readiness:
         self._write = _SharedTry(store.check, interval_s=interval_s)
 
     async def check(self) -> None:
-        """Raises ``StorageError``. A storage that hangs hangs this too, so callers set a time limit."""
+        """Raises ``StorageError``. It hangs while the storage hangs, so the caller must set a time limit."""
         await self._read.check()
         await self._write.check()
 
 
 class _SharedTry:
-    """A blocking function, run in a thread for all who ask at once, its outcome kept for a while."""
+    """A blocking function that runs in a thread once for all concurrent callers; its outcome is kept for a while."""
 
     def __init__(self, function: Callable[[], object], *, interval_s: float) -> None:
         self._function = function
@@ -42,12 +42,12 @@ class _SharedTry:
         """Raises ``StorageError``."""
         task = self._task
         if task is None or (task.done() and self._is_old(task)):
-            # In a context of its own: Serve would cancel it with the first request that waits for it.
+            # In its own context: otherwise Serve would cancel the task together with the request that started it.
             self._task = task = asyncio.create_task(self._try(), context=Context())
-        # Shielded, for others wait for it too.
+        # Shielded, because other callers wait for the same task.
         error = await asyncio.shield(task)
         if error is not None:
-            raise StorageError(error.errno, error.strerror)  # a new one: each raise adds to an error's traceback
+            raise StorageError(error.errno, error.strerror)  # a new one, as raising one again extends its traceback
 
     async def _try(self) -> StorageError | None:
         try:

@@ -17,8 +17,8 @@ from ray import serve
 from ray.exceptions import RayError
 
 from deployments.app import IMPORT_PATH, AppConfig, app_config, build, load_config
-from deployments.hosts import is_this_machine
 from deployments.http.guard import DOTLESS
+from deployments.http.hosts import is_this_machine
 from deployments.local.log_tail import warnings_told
 from deployments.local.signals import undisturbed
 from pyramid_serve.precision import device_name

@@ -27,7 +27,8 @@ from fastapi import FastAPI
 from deployments.claims.config import ClaimsConfig
 from deployments.claims.deployment import Claims
 from deployments.claims.messages import RunUpdate
-from deployments.http.app import HttpConfig, create_app
+from deployments.http.app import create_app
+from deployments.http.config import HttpConfig
 from deployments.videos.videos import ServedModel, Videos
 from pyramid_serve.api import RequestLimits, Stage, TimelineEntry, VideoError, VideoRecord
 from pyramid_serve.checkpoints import Capabilities

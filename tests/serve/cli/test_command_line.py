@@ -21,7 +21,7 @@ from deployments import cli
 from deployments.cli.server import Server
 from deployments.local.cluster import free_port
 from deployments.local.demo import deployment_rows, make
-from tests.serve.http.test_bad_requests import png
+from tests.serve.http.http_at_hand import png
 from tests.serve.local_server import LocalServer, probe, serve_locally
 
 ROOT = Path(__file__).parents[3]

@@ -19,7 +19,7 @@ import yaml
 
 from deployments.local.cluster import free_port
 from tests.serve.cli.test_command_line import Command, processes_of
-from tests.serve.http.test_bad_requests import HEAD, check, png, send
+from tests.serve.http.http_at_hand import HEAD, check, png, send
 from tests.serve.local_server import probe
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from deployments.http.app import HttpConfig
+from deployments.http.config import HttpConfig
 from deployments.http.guard import CorsConfig
-from tests.serve.http.test_bad_requests import UNKNOWN_ID, check
+from tests.serve.http.http_at_hand import UNKNOWN_ID, check
 from tests.serve.local_server import LocalServer, serve_locally
 
 FRIEND = "https://studio.example"

@@ -11,7 +11,7 @@ from openai import APIStatusError, AsyncOpenAI, BadRequestError, ConflictError, 
 from PIL import Image
 
 from deployments.claims.config import ClaimsConfig
-from tests.serve.http.test_bad_requests import png
+from tests.serve.http.http_at_hand import png
 from tests.serve.local_server import LocalServer, probe, serve_locally
 
 # The SDK says of each of these calls that its vendor retires the service.

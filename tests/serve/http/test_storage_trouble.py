@@ -13,12 +13,12 @@ import httpx
 import pytest
 
 from deployments.app import AppConfig, build
-from deployments.http.app import HttpConfig
+from deployments.http.config import HttpConfig
 from deployments.http.readiness import Readiness
 from pyramid_serve.api import VideoRequest
 from pyramid_serve.storage import StorageError, VideoFile, VideoStore
 from tests.serve.conftest import QUICK, deployed
-from tests.serve.http.test_bad_requests import png
+from tests.serve.http.http_at_hand import png
 from tests.serve.local_server import LocalServer, serve_locally
 from tests.switched_storage import FULL, READ_ONLY, READS, SwitchedFileSystem, refusing
 

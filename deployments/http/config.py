@@ -1,0 +1,26 @@
+"""The settings of the HTTP server, ``ingress.settings`` in the configuration file."""
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat
+
+from deployments.http.body import BodyLimits
+from deployments.http.guard import CorsConfig, HostPattern
+
+
+class HttpConfig(BaseModel):
+    """The settings of the HTTP server. Limits on the videos themselves are in ``RequestLimits``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    body: BodyLimits = BodyLimits()
+    api_keys: tuple[str, ...] = ()
+    """Every request to ``/v1`` must carry one of these as ``Authorization: Bearer KEY``. Empty: no key is needed."""
+    allowed_hosts: tuple[HostPattern, ...] | None = None
+    """The host names that this server answers to, besides IP addresses and ``localhost``. None or empty: every name.
+    ``pyramid-serve up`` sets it to ``<local>``, names without a dot, if it listens on this machine only and the
+    configuration does not set it."""
+    cors: CorsConfig = CorsConfig()
+    events_keep_alive_s: PositiveFloat = 15.0
+    """A comment is sent on a stream of events that has been silent for this long."""
+    ready_timeout_s: PositiveFloat = 5.0
+    storage_check_interval_s: PositiveFloat = 10.0
+    """``/readyz`` writes a small object to the storage at most this often, to see whether it accepts videos."""
