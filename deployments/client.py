@@ -1,4 +1,4 @@
-"""A client for Python programs in the cluster, which outlives the replicas that answer it.
+"""A client for Python programs in the cluster; it keeps working when replicas that answer it are replaced.
 
 ::
 
@@ -7,8 +7,8 @@
     async for frames in client.stream(VideoRequest(prompt="a red ball")):
         ...  # (1 or 8, H, W, 3) uint8
 
-Everything here is also a method of the handle itself (``serve.get_deployment_handle("Orchestrator", app)``), which
-raises ``RayActorError`` where this asks again.
+Everything here is also a method of the handle itself (``serve.get_deployment_handle("Orchestrator", app)``). The handle
+raises ``RayActorError`` where the client asks again.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from uuid import uuid4
 import numpy
 from numpy.typing import NDArray
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.rpc.calls import call
@@ -37,22 +38,23 @@ _LEAVE_S = 5.0
 
 
 class Client:
-    """Asks the orchestrators of one app."""
+    """Asks the orchestrators of one app for videos."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        """``handle``: of the deployment ``Orchestrator``."""
+        """``handle``: the handle of the deployment ``Orchestrator``."""
         self._handle = handle
         self._streams = handle.options(stream=True)
 
     @classmethod
     def connect(cls, app: str) -> "Client":
-        """A client of an app that runs in the cluster this process is connected to."""
+        """A client of an app in the cluster that this process is connected to."""
         return cls(serve.get_deployment_handle("Orchestrator", app))
 
     async def generate(self, request: VideoRequest) -> VideoRecord:
-        """The record of a video when it is over; failed ones too. Cancelled when this is.
+        """Make a video, and return its record when it is over, even if it failed.
 
-        One that is being accepted just then is cancelled once it is, for which this waits five seconds at most.
+        The video is cancelled when this call is. If it is just being accepted then, this waits up to five seconds for
+        that, and cancels it after.
         """
         submitting = begin_apart(self.submit(request))
         try:
@@ -62,15 +64,15 @@ class Client:
             raise
 
     async def stream(self, request: VideoRequest) -> AsyncGenerator[Frames, None]:
-        """The frames (1 or 8, H, W, 3) of each unit as it is decoded. Raises ``VideoFailedError``.
+        """Make a video, and yield the frames (1 or 8, H, W, 3) of each unit as it is decoded.
 
-        The video is cancelled when this is left before its end, as in ``generate``.
+        The video is cancelled when the caller leaves before its end, as in ``generate``. Raises ``VideoFailedError``.
         """
         key, num_units = uuid4().hex, 0
         submitting: asyncio.Task[VideoRecord] | None = None
 
         def submit_aside(error: BaseException) -> None:
-            # Before the pause: a caller who leaves in it has a video to cancel, which only the lost replica knew.
+            # Before the pause: a caller who leaves in it must cancel the video, whose id only the lost replica knew.
             nonlocal submitting
             _tell(error)
             submitting = submitting or begin_apart(self.submit(request, idempotency_key=key))
@@ -94,44 +96,49 @@ class Client:
             raise
 
     async def _leave(self, submitting: asyncio.Task[VideoRecord]) -> None:
-        # Waited for, since the caller's loop may be about to close; not for long, since the cluster may be gone.
+        # Waits, because the caller's event loop may be about to close; not for long, because the cluster may be gone.
         await asyncio.wait([begin_apart(self._give_up(submitting))], timeout=_LEAVE_S)
 
     async def _give_up(self, submitting: asyncio.Task[VideoRecord]) -> None:
-        """Cancel a video whose caller has left, which may not be accepted yet."""
+        """Cancel a video whose caller has left, once it is accepted."""
         await asyncio.wait([submitting])
         if submitting.cancelled() or submitting.exception() is not None:
             return
         try:
             await self.cancel(submitting.result().id)
-        except (VideoNotFoundError, *RETRIED) as error:
+        except (VideoNotFoundError, RayTaskError, *RETRIED) as error:
             logger.warning("not cancelled: %s", error, extra={"video_id": submitting.result().id})
 
     async def submit(self, request: VideoRequest, *, idempotency_key: str | None = None) -> VideoRecord:
+        """The record of a video as soon as it is accepted. Raises ``RequestError`` and ``QueueFullError``."""
         key = idempotency_key or uuid4().hex
         record: VideoRecord = await _ask(lambda: self._handle.submit.remote(request, key))
         return record
 
     async def get(self, video_id: str) -> VideoView:
+        """A video as it is now. Raises ``VideoNotFoundError``."""
         view: VideoView = await _ask(lambda: self._handle.get.remote(video_id))
         return view
 
     async def list(
         self, *, limit: int = 20, after: str | None = None, newest_first: bool = True
     ) -> "tuple[list[VideoView], bool]":
+        """At most ``limit`` videos following ``after`` in the order of creation, and whether there are more."""
         page: tuple[list[VideoView], bool] = await _ask(lambda: self._handle.list.remote(limit, after, newest_first))
         return page
 
     async def wait(self, video_id: str) -> VideoRecord:
-        """The record of a video when it is over."""
+        """The record of a video when it is over. Raises ``VideoNotFoundError``."""
         record: VideoRecord = await _ask(lambda: self._handle.wait.remote(video_id))
         return record
 
     async def cancel(self, video_id: str) -> VideoRecord:
+        """End a video now; one that is over stays as it is. Raises ``VideoNotFoundError``."""
         record: VideoRecord = await _ask(lambda: self._handle.cancel.remote(video_id))
         return record
 
     async def delete(self, video_id: str) -> None:
+        """Cancel a video if it is unfinished, and remove it. Raises ``VideoNotFoundError``."""
         await _ask(lambda: self._handle.delete.remote(video_id))
 
 

@@ -1,4 +1,4 @@
-"""A video's folder: everything of it that outlives a process, on any fsspec URL.
+"""A video's folder: everything about it that outlives a process, on any fsspec URL.
 
 ::
 
@@ -17,8 +17,8 @@
 No reader ever sees half a file (see ``stored_files``). A file is only added to a folder whose record is there, so that
 nothing brings a deleted video back.
 
-The methods block; callers with an event loop use threads. Ids must have been checked (``api.is_video_id``), and are
-again. Every method raises ``StorageError`` when the storage cannot be read or written.
+The methods block; callers with an event loop use threads. Ids are checked here again (``api.is_video_id``), since they
+become paths. Every method raises ``StorageError`` when the storage cannot be read or written.
 """
 
 import hashlib
@@ -56,11 +56,11 @@ _EPOCH = "epoch"
 
 
 class VideoNotFoundError(LookupError):
-    """No such video, or not any more."""
+    """There is no such video, or it was deleted."""
 
 
 class VideoExistsError(ValueError):
-    """A record of this id is there already."""
+    """There is a record of this id already."""
 
 
 class VideoFile(StrEnum):
@@ -90,7 +90,7 @@ class VideoStore:
     # --- records ----------------------------------------------------------------------------------------------------
 
     def create(self, record: VideoRecord, *, picture: bytes | None = None) -> None:
-        """Accept a video: from here on it outlives this process. ``picture``: its ``input.png``.
+        """Accept a video: when this returns, it outlives the process and a crash. ``picture``: its ``input.png``.
 
         Raises ``VideoExistsError`` where its id is taken.
         """
@@ -107,7 +107,7 @@ class VideoStore:
             raise
 
     def _withdraw(self, video_id: str) -> None:
-        """Remove what there is of a video that was not accepted, the record first. What cannot be removed is logged."""
+        """Remove the files of a video that was not accepted, the record first. What cannot be removed is logged."""
         folder = self._folder(video_id)
         removals = (
             (self._files.remove, f"{folder}/video.json"),
@@ -139,7 +139,7 @@ class VideoStore:
         return self._files.exists(f"{self._folder(video_id)}/video.json")
 
     def ids(self, *, newest_first: bool = True) -> list[str]:
-        """Every id in the order of creation. Reads no record; some may have been deleted meanwhile."""
+        """Every id in the order of creation. Reads no records, so some videos may have been deleted meanwhile."""
         return sorted(filter(is_video_id, self._files.names("videos")), reverse=newest_first)
 
     def page(
@@ -147,7 +147,7 @@ class VideoStore:
     ) -> tuple[list[VideoRecord], bool]:
         """At most ``limit`` records following ``after`` in the order of creation, and whether there are more.
 
-        ``after`` need not be there any more.
+        The video ``after`` may have been deleted meanwhile.
         """
         ids: Iterable[str] = self.ids(newest_first=newest_first)
         if after is not None:
@@ -167,7 +167,7 @@ class VideoStore:
     def delete(self, video_id: str) -> None:
         """Remove a video with all its files. Raises ``VideoNotFoundError`` where there is none.
 
-        Where the storage refuses, ``StorageError`` is raised and the record is there as before.
+        Where the storage refuses, ``StorageError`` is raised and the record is kept.
         """
         self._delete(video_id, self._key_of(video_id))
 
@@ -175,14 +175,14 @@ class VideoStore:
         folder = self._folder(video_id)
         try:
             record = self._files.cat(f"{folder}/video.json")
-            # The record first: who adds a file now sees that it is gone and takes the file away again.
-            self._files.take(f"{folder}/video.json")
+            # The record first: whoever adds a file now sees that the record is gone, and removes the file again.
+            self._files.remove_existing(f"{folder}/video.json")
         except FileNotFoundError:
             raise VideoNotFoundError(f"{video_id}: no such video") from None
         try:
             self._files.remove_folder(folder)
         except OSError:
-            # Files without a record would be found by nobody. With it, the video can be deleted once more.
+            # Nobody would find files without a record. With it, the video can be deleted later.
             self._files.put(f"{folder}/video.json", record)
             raise
         try:
@@ -190,14 +190,14 @@ class VideoStore:
             if key is not None:
                 self.release_key(key, video_id)
         except StorageError as error:
-            # Neither stands for a video any more; the sweep comes across them.
+            # Neither stands for a video any more. The sweep removes the marker; the key is taken as unused.
             logger.warning("deleted, but not its marker or key: %s", error, extra={"video_id": video_id})
 
     def sweep(self, *, retention_s: float, now: float | None = None) -> list[str]:
-        """Delete every video whose time is over, what is left of folders without a record, and of writers that were
-        killed; return the ids of the videos.
+        """Delete every video that has expired, and what was left by deletions and writers that were interrupted.
 
-        ``retention_s``: no video expires earlier than that after its creation, so younger ones are not looked at.
+        Returns the ids of the videos. ``retention_s``: no video expires earlier than this after its creation, so
+        younger ones are not looked at.
         """
         self._files.sweep_aside()
         now = time.time() if now is None else now
@@ -225,7 +225,7 @@ class VideoStore:
     # --- idempotency keys -------------------------------------------------------------------------------------------
 
     def id_of_key(self, key: str) -> str | None:
-        """The id that was bound to an idempotency key."""
+        """The id of the video that an idempotency key stands for; None where it stands for none."""
         try:
             video_id = self._files.cat(self._key(key)).decode(errors="replace")
         except FileNotFoundError:
@@ -233,7 +233,7 @@ class VideoStore:
         return video_id if is_video_id(video_id) else None
 
     def bind_key(self, key: str, video_id: str) -> None:
-        """Let a key stand for an id from now on. One writer at a time: claims sees to that."""
+        """Let a key stand for this id from now on. Only claims may call this, one call at a time."""
         self._files.put(self._key(key), video_id.encode())
 
     def release_key(self, key: str, video_id: str) -> None:
@@ -266,11 +266,11 @@ class VideoStore:
         self._add(video_id, f"stream/{unit:03d}.m4s", fragment)
 
     def num_fragments(self, video_id: str) -> int:
-        """How many units in a row, from 0 on, have their part of the stream saved."""
+        """How many units in a row, from unit 0 on, have their part of the stream saved."""
         return len(self._units(video_id, "stream", ".m4s"))
 
     def fragment_sizes(self, video_id: str) -> list[int]:
-        """Bytes of the parts of the stream that are saved, of units 0, 1, ... up to the first that is missing."""
+        """The sizes in bytes of the saved parts of the stream, of units 0, 1, ... up to the first that is missing."""
         sizes = self._files.sizes(f"{self._folder(video_id)}/stream")
         in_a_row: list[int] = []
         while (name := f"{len(in_a_row):03d}.m4s") in sizes:
@@ -317,10 +317,10 @@ class VideoStore:
             raise VideoNotFoundError(f"{video_id}: no {file}") from None
         return content
 
-    # --- which claims is the one -------------------------------------------------------------------------------------
+    # --- which claims writes -------------------------------------------------------------------------------------
 
     def read_epoch(self) -> str | None:
-        """Who last said that all writing of records is theirs."""
+        """The name under which a claims deployment last took over all writing of records."""
         try:
             epoch = self._files.cat(_EPOCH)
         except FileNotFoundError:
@@ -328,6 +328,7 @@ class VideoStore:
         return epoch.decode()
 
     def write_epoch(self, epoch: str) -> None:
+        """Take over all writing of records, under a name that no other has."""
         self._files.put(_EPOCH, epoch.encode())
 
     # --- files -------------------------------------------------------------------------------------------------------
@@ -369,7 +370,7 @@ class VideoStore:
         return units
 
     def _add(self, video_id: str, name: str, content: bytes) -> None:
-        """Write a file of a video that is there, and see that it still is."""
+        """Write a file of a video that exists, and make sure that the video was not deleted meanwhile."""
         path = f"{self._folder(video_id)}/{name}"
         if not self.exists(video_id):
             raise VideoNotFoundError(f"{video_id}: no such video")

@@ -144,12 +144,10 @@ class StoredFiles:
 
     def remove(self, path: str) -> None:
         """Remove a file; one that is gone already is no error."""
-        try:
-            self.take(path)
-        except FileNotFoundError:
-            return  # someone else was faster
+        with suppress(FileNotFoundError):  # someone else was faster
+            self.remove_existing(path)
 
-    def take(self, path: str) -> None:
+    def remove_existing(self, path: str) -> None:
         """Remove a file. Raises ``FileNotFoundError`` where someone else was faster."""
         with self._accessing("cannot be written"):
             self._fs.rm_file(self._at(path))

@@ -1,4 +1,4 @@
-"""Work that is finished even though the request that it is part of was cancelled."""
+"""Work that is completed even if the request that it belongs to is cancelled."""
 
 import asyncio
 import contextvars
@@ -10,13 +10,13 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 _apart: set[asyncio.Task[Any]] = set()
-"""The loop itself holds its tasks but weakly."""
+"""Keeps the tasks alive: the event loop has only weak references to them."""
 
 
 def begin_apart(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-    """Begin some work outside of the request that this is part of, as on leaving it when it was cancelled.
+    """Start work that does not belong to the current request, for example while that is being cancelled.
 
-    Serve cancels every call that belongs to a cancelled request, those too that are made after.
+    Serve cancels every call that belongs to a cancelled request, including calls made after the cancellation.
     """
     task = asyncio.create_task(work, context=contextvars.Context())
     _apart.add(task)
@@ -25,12 +25,12 @@ def begin_apart(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
 
 
 async def apart(work: Coroutine[Any, Any, Result]) -> Result:
-    """Do some work outside of the request that this is part of, and wait for it; cancelling this does not cancel it."""
+    """Do work that does not belong to the current request, and wait for it. Cancelling the wait does not cancel it."""
     return await asyncio.shield(begin_apart(work))
 
 
 def to_its_end(method: Callable[P, Coroutine[Any, Any, Result]]) -> Callable[P, Awaitable[Result]]:
-    """A coroutine function that, once begun, is done to its end, though its caller is cancelled."""
+    """A coroutine function that, once called, runs to its end even if its caller is cancelled."""
 
     @functools.wraps(method)
     async def run(*arguments: P.args, **keywords: P.kwargs) -> Result:

@@ -1,4 +1,4 @@
-"""Logs of the replicas: a line of JSON for each record, with the id of the video that it is about."""
+"""The logs of the replicas: one line of JSON for each record, with the id of the video that it is about."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ _LOGGERS = ("deployments", "pyramid_serve")
 
 
 class JsonFormatter(logging.Formatter):
-    """``{"time", "level", "logger", "message"}``, and where they are known ``replica``, ``video_id``, ``error``."""
+    """``{"time", "level", "logger", "message", "replica"}``, and ``video_id`` and ``error`` where there is one."""
 
     def __init__(self, replica: str) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(replica: str, level: str = "INFO") -> None:
-    """Write this process's records to stderr as JSON. Called anew, it replaces what was set before."""
+    """Write this process's records to stderr as JSON. A second call replaces what the first one set."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(replica))
     for name in _LOGGERS:

@@ -1,4 +1,4 @@
-"""What replicas tell of themselves: metrics for dashboards, and totals for the bench."""
+"""What replicas report about themselves: metrics for dashboards, and totals for the bench."""
 
 import time
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ from ray.serve import metrics
 from deployments.pools.engine import EngineStats, Forward
 from deployments.pools.wire import ReplicaStats
 
-# Own boundaries, for Ray's default ones jump from 10 s to 60 s.
+# Ray's default boundaries jump from 10 s to 60 s.
 _SECONDS: list[float] = [0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300]
 _SIZES: list[float] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64]
 _TOKENS: list[float] = [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000]
 
 
 def replica_name() -> str:
-    """The replica that this runs in, as Serve names it."""
+    """The name that Serve gave to the replica in which this runs."""
     return serve.get_replica_context().replica_tag
 
 
 class ForwardMetrics:
-    """Of every forward of a replica: its seconds, its pack (slots, units, prompts), its tokens; and the queue."""
+    """Measures each forward of a replica: seconds, tokens, and slots, units or prompts in its pack; and the queue."""
 
     def __init__(self) -> None:
         self._seconds = metrics.Histogram(
@@ -34,7 +34,7 @@ class ForwardMetrics:
         self._tokens = metrics.Histogram(
             "pyramid_serve_forward_tokens", description="Tokens in one forward.", boundaries=_TOKENS
         )
-        # Beside the histograms, whose sums Ray makes up from their buckets: means come from these.
+        # Means are computed from these: Ray estimates the sums of histograms from their buckets.
         self._total_slots = metrics.Counter("pyramid_serve_slots", description="Slots of all forwards together.")
         self._total_tokens = metrics.Counter("pyramid_serve_tokens", description="Tokens of all forwards together.")
         self._queue_depth = metrics.Gauge(
@@ -42,17 +42,18 @@ class ForwardMetrics:
         )
 
     def record(self, forward: Forward, stats: EngineStats) -> None:
+        """Count a forward. ``stats``: those of the engine after it."""
         self._seconds.observe(forward.seconds)
         self._slots.observe(forward.num_slots)
         self._total_slots.inc(forward.num_slots)
-        if forward.num_tokens:  # a text encoder counts none
+        if forward.num_tokens:  # a text encoder does not count them
             self._tokens.observe(forward.num_tokens)
             self._total_tokens.inc(forward.num_tokens)
         self._queue_depth.set(stats.queue_depth)
 
 
 class CallMetrics:
-    """Of every call to a replica: its seconds, waiting included, by method, and how many ended how."""
+    """Measures each call to a replica, by method: its seconds, waiting included, and how it ended."""
 
     def __init__(self) -> None:
         self._seconds = metrics.Histogram(
@@ -69,6 +70,7 @@ class CallMetrics:
 
     @contextmanager
     def of(self, method: str) -> Iterator[None]:
+        """Measure the block as a call of a method."""
         started, outcome = time.perf_counter(), "left"
         try:
             yield
@@ -83,6 +85,7 @@ class CallMetrics:
 
 
 def replica_stats(replica: str, stats: EngineStats) -> ReplicaStats:
+    """The totals of a replica's engine at this moment."""
     return ReplicaStats(
         replica=replica,
         at=time.time(),

@@ -1,4 +1,4 @@
-"""What orchestrators measure of whole videos, for dashboards."""
+"""What orchestrators measure about whole videos, for dashboards."""
 
 from ray.serve import metrics
 
@@ -10,7 +10,7 @@ _FACTORS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300]
 
 
 class VideoMetrics:
-    """One for each orchestrator replica."""
+    """The metrics of one orchestrator replica."""
 
     def __init__(self) -> None:
         self._stage_seconds = metrics.Histogram(
@@ -39,14 +39,18 @@ class VideoMetrics:
         )
 
     def stage(self, stage: Stage, seconds: float) -> None:
+        """A piece of work was done, in this time without waiting."""
         self._stage_seconds.observe(seconds, tags={"stage": stage})
 
     def first_frame(self, seconds: float) -> None:
+        """A first frame was made, this long after its video was accepted."""
         self._first_frame.observe(seconds)
 
     def video(self, spec: VideoSpec, *, since_accepted_s: float, making_s: float) -> None:
+        """A video was completed."""
         self._video_seconds.observe(since_accepted_s)
         self._real_time.observe(making_s * FRAMES_PER_SECOND / spec.num_frames)
 
     def retry(self) -> None:
+        """A call is made again."""
         self._retries.inc()

@@ -1,7 +1,7 @@
 """What can be asked about videos, for HTTP and Ray handles alike: submit, get, list, follow, cancel, delete.
 
-An object of this class lives in every replica that answers clients. It reads the storage and asks claims; nothing of a
-video is kept in it, so any replica answers for every video, whoever makes it.
+Every replica that answers clients has a ``Videos``. It reads the storage and asks claims, and keeps nothing about a
+video itself, so any replica can answer for every video, whichever orchestrator makes it.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _NOWHERE = QueuePlace(None, None)
 
 
 class VideoView(NamedTuple):
-    """A record with where it stands in the queue."""
+    """A record, and the place of its video in the queue."""
 
     record: VideoRecord
     place: QueuePlace = _NOWHERE
@@ -49,7 +49,7 @@ class VideoView(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """What became of a request: the record, and whether it is of a video that this request made."""
+    """The answer to a request: the record of its video, and whether this request created that video."""
 
     record: VideoRecord
     is_new: bool
@@ -57,7 +57,7 @@ class Accepted(NamedTuple):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model that an app serves: its public name, what it can do, and what is taken at most."""
+    """The model that an app serves: its public name, what it can do, and the limits of requests."""
 
     name: str
     capabilities: Capabilities
@@ -83,8 +83,8 @@ class Videos:
     ) -> Accepted:
         """Accept a video. It will be made, whatever happens to this process.
 
-        With a key that was used before the record is that of the video made then. owner: the orchestrator that makes
-        it, where that is known. Raises ``RequestError`` for what cannot be made and ``QueueFullError``.
+        With a key that was used before, the record is that of the video accepted then. owner: the orchestrator that
+        makes it, where that is known. Raises ``RequestError`` for what cannot be made, and ``QueueFullError``.
         """
         asked, picture = await self._prepare(request, idempotency_key)
         return await self._submit(asked, picture, owner)
@@ -94,10 +94,10 @@ class Videos:
     ) -> Accepted:
         """``accept`` for a caller who waits until the video is over.
 
-        Where the caller leaves before it is accepted, the video is cancelled once it is.
+        If the caller leaves before the video is accepted, the video is cancelled as soon as it is.
         """
         asked, picture = await self._prepare(request, idempotency_key)
-        # Claims accepts it whether it is waited for or not, so only the answer tells whether there is one to cancel.
+        # Claims accepts it even if nobody waits for that, so only the answer tells whether there is a video to cancel.
         submitting = begin_apart(self._submit(asked, picture, owner))
         try:
             return await asyncio.shield(submitting)
@@ -106,7 +106,7 @@ class Videos:
             raise
 
     async def _prepare(self, request: VideoRequest, key: str | None) -> tuple[VideoRecord, bytes | None]:
-        """The record to be accepted, and the picture as PNG."""
+        """The record to be accepted, and the picture as a PNG file."""
         spec = resolve(request, self.model.capabilities, self.model.name, limits=self.model.limits)
         picture = None
         if request.input_reference is not None:
@@ -125,7 +125,7 @@ class Videos:
             await self.cancel_unwanted(submitting.result().record.id)
 
     async def get(self, video_id: str) -> VideoView:
-        """A video as it stands now. Raises ``VideoNotFoundError``."""
+        """A video as it is now. Raises ``VideoNotFoundError``."""
         record = await asyncio.to_thread(self.store.read, video_id)
         if record.is_over:
             return VideoView(record)
@@ -135,7 +135,7 @@ class Videos:
             # None: it ended between the two looks.
             return VideoView(await asyncio.to_thread(self.store.read, video_id)) if seen is None else VideoView(*seen)
         except UNREACHABLE:
-            return VideoView(record)  # what was saved last is true, if not new
+            return VideoView(record)  # the saved record is true, though it may be some seconds old
 
     async def list(
         self, *, limit: int = 20, after: str | None = None, newest_first: bool = True
@@ -151,7 +151,7 @@ class Videos:
         return await ask_claims(lambda: self._claims.cancel.remote(video_id))
 
     async def cancel_unwanted(self, video_id: str) -> None:
-        """``cancel`` for a caller who has left. One that was deleted meanwhile is no error."""
+        """``cancel`` a video whose caller has left. It is no error if the video was deleted meanwhile."""
         logger.info("cancelled, its caller has left", extra={"video_id": video_id})
         try:
             await self.cancel(video_id)
@@ -163,7 +163,7 @@ class Videos:
         await ask_claims(lambda: self._claims.delete.remote(video_id))
 
     async def queue(self) -> QueueState:
-        """How many videos wait, and how many are being made. Raises one of ``UNREACHABLE`` while claims is replaced."""
+        """How many videos wait and how many are in progress. Raises one of ``UNREACHABLE`` while claims is replaced."""
         state: QueueState = await self._claims.queue.remote()
         return state
 
@@ -175,7 +175,7 @@ class Videos:
         return record
 
     async def events(self, video_id: str) -> AsyncGenerator[VideoView, None]:
-        """The video as it stands, and again with each change, until it is over. Raises ``VideoNotFoundError``."""
+        """The video as it is now, and again after each change, until it is over. Raises ``VideoNotFoundError``."""
         view = await self.get(video_id)
         yield view
         while not view.record.is_over:
@@ -185,23 +185,23 @@ class Videos:
                 yield view
 
     async def fragments(self, video_id: str) -> AsyncGenerator[bytes, None]:
-        """The fragments of the stream, each when it is there; the same bytes for every viewer, at any time.
+        """The fragments of the stream, each as soon as it exists; every viewer gets the same bytes, at any time.
 
-        Ends early for a video that fails. Raises ``VideoNotFoundError``, also when it is deleted meanwhile.
+        Ends early if the video fails. Raises ``VideoNotFoundError``, also when it is deleted meanwhile.
         """
         async for unit in self._units(video_id, lambda record: record.num_units_done):
             yield await asyncio.to_thread(self.store.load_fragment, video_id, unit)
 
     async def latents(self, video_id: str) -> AsyncGenerator[Latents, None]:
-        """The latents (16, 1, h, w) of each unit, when they are there. Ends and raises as ``fragments`` does."""
+        """The latents (16, 1, h, w) of each unit, as soon as they exist. Ends and raises as ``fragments`` does."""
         async for unit in self._units(video_id, lambda record: record.num_units_denoised):
             yield await asyncio.to_thread(self.store.load_unit_latents, video_id, unit)
 
     async def _units(self, video_id: str, num_ready: Callable[[VideoRecord], int]) -> AsyncGenerator[int, None]:
-        """Each unit of a video in turn, when it is among the first ``num_ready`` of the record."""
+        """The index of each unit of a video in turn, once it is among the first ``num_ready(record)``."""
         record = await asyncio.to_thread(self.store.read, video_id)
         unit = 0
-        while unit < record.spec.num_latent_frames:
+        while unit < _num_units_of(record):
             if unit < num_ready(record):
                 yield unit
                 unit += 1
@@ -211,7 +211,7 @@ class Videos:
                 record = await self._next_change(record) or record
 
     async def _next_change(self, record: VideoRecord) -> VideoRecord | None:
-        """The record with a later revision; None when there is none for some seconds."""
+        """The record once it has a later revision; None if it does not change for some seconds."""
         try:
             async with asyncio.timeout(2 * _WATCH_S):
                 changed: VideoRecord | None = await self._claims.watch.remote(record.id, record.revision, _WATCH_S)
@@ -230,8 +230,12 @@ class Videos:
             return _NOWHERE
 
 
+def _num_units_of(record: VideoRecord) -> int:
+    return record.spec.num_latent_frames
+
+
 def _to_png(picture: bytes, spec: VideoSpec, *, max_pixels: int) -> bytes:
-    """The PNG file of a picture of any format that a video can begin with. Raises ``RequestError``."""
+    """A picture file of any accepted format as a PNG file. Raises ``RequestError`` where no video can begin with it."""
     try:
         image = read_picture(picture, max_pixels=max_pixels, name="input_reference")
         covering_size(image, height=spec.height, width=spec.width, name="input_reference")

@@ -1,4 +1,4 @@
-"""Videos as they stand, for many who ask at once: one look at a video answers all who ask within moments of it."""
+"""Videos as they are now, for many callers at once: one look at a video answers all who ask within moments of it."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from deployments.videos.videos import Videos, VideoView
 
 UNFINISHED_S = 0.1
 FINISHED_S = 1.0
-"""A finished video changes no more, but another replica may have deleted it."""
+"""A finished video no longer changes, but another replica may have deleted it."""
 
 _MAX_KEPT = 10_000
 
@@ -22,29 +22,29 @@ class _Look(NamedTuple):
 
 
 class Views:
-    """What ``Videos.get`` told lately. For one event loop."""
+    """The latest answers of ``Videos.get``. For one event loop."""
 
     def __init__(self, videos: Videos) -> None:
         self._videos = videos
         self._looks: LRUCache[str, _Look] = LRUCache(_MAX_KEPT)
 
     async def get(self, video_id: str) -> VideoView:
-        """A video as it stood moments ago at most. Raises ``VideoNotFoundError``."""
+        """A video as it was at most moments ago. Raises ``VideoNotFoundError``."""
         look = self._looks.get(video_id)
         if look is None or not _is_fresh(look):
-            # In a context of its own: were it the first asker's, Serve would cancel it when that one leaves.
+            # In a context of its own: with the first caller's, Serve would cancel it when that caller leaves.
             look = _Look(asyncio.create_task(self._videos.get(video_id), context=Context()), time.monotonic())
             self._looks[video_id] = look
-        # Shielded, for others wait for it too.
+        # Shielded, because others may wait for it too.
         return await asyncio.shield(look.task)
 
     def forget(self, video_id: str) -> None:
-        """Let the next who asks see what was just done to a video."""
+        """Forget the answer about a video that was just changed, so that the next caller sees the change."""
         self._looks.pop(video_id, None)
 
 
 def _is_fresh(look: _Look) -> bool:
-    """Whether its answer is still to be given. One that is under way is; one that failed is not."""
+    """Whether its answer may still be given. A look that is under way counts as fresh, one that failed does not."""
     if not look.task.done():
         return True
     if look.task.cancelled() or look.task.exception() is not None:

@@ -38,7 +38,7 @@ def test_a_file_is_read_whole_and_in_part_until_it_is_removed(files: StoredFiles
 
 
 def test_what_is_not_there_is_told_apart_from_a_storage_that_fails(files: StoredFiles) -> None:
-    for ask in (lambda: files.cat("a"), lambda: files.size("a"), lambda: files.take("a")):
+    for ask in (lambda: files.cat("a"), lambda: files.size("a"), lambda: files.remove_existing("a")):
         with pytest.raises(FileNotFoundError) as raised:
             ask()
         assert not isinstance(raised.value, StorageError)
