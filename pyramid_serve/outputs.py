@@ -1,4 +1,4 @@
-"""Files that a command writes: it finds out before the work whether they can be written, and they appear whole."""
+"""Files that a command writes: checked before the work, and complete when they appear."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pyramid_serve.whole_files import aside_of, written_whole
 
 
 def check_output(output: Path) -> None:
-    """Raises ``ValueError`` where a path cannot be written. Tries it with a file beside it, which is removed."""
+    """Raise ``ValueError`` if no file or folder can be written at a path, which is tried with a file beside it."""
     parent = output.absolute().parent
     if not parent.is_dir():
         raise ValueError(f"{output}: no folder {output.parent}")
@@ -28,11 +28,20 @@ def check_output(output: Path) -> None:
         raise ValueError(f"{output}: {output.parent} cannot be written to: {error.strerror}") from None
 
 
+def check_file_output(output: Path, suffix: str) -> None:
+    """Raise ``ValueError`` if a file with this ending cannot be written there."""
+    if output.suffix.lower() != suffix:
+        raise ValueError(f"{output}: must end in {suffix}")
+    check_output(output)
+    if output.is_dir():
+        raise ValueError(f"{output}: is a folder")
+
+
 @contextmanager
 def written_aside(output: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``output`` when the block ends well. Nothing is left where it does not.
+    """A file that replaces ``output`` at the end of the block. If the block raises, nothing is left of it.
 
-    Raises ``ValueError`` where the file cannot be written.
+    Raises ``ValueError`` if the file cannot be written.
     """
     try:
         with written_whole(output) as opened:

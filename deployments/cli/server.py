@@ -4,140 +4,62 @@ import asyncio
 import base64
 import io
 import json
-import math
 import mimetypes
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from deployments.cli.answers import DeletedVideo, Refusal, Video, VideoObject, VideoPage, parse_answer
+from deployments.cli.downloads import is_cut_off, problem_of
 from deployments.http.hosts import is_this_machine
-from pyramid_serve.api import Stage
 from pyramid_serve.outputs import written_aside
 from pyramid_serve.terminal import printable
-
-Video = dict[str, Any]
-"""A video object as the server sent it, with the keys and types of ``VideoObject``."""
 
 Result = TypeVar("Result", bound=BaseModel)
 
 _CALL_S = 40.0
-"""For a whole answer, however slowly it trickles in."""
+"""The time limit for a whole answer, however slowly it arrives."""
 _SLOWEST_UPLOAD_BYTES_PER_S = 50_000
 _IDLE_S = 30.0
 _MIN_BYTES_PER_IDLE_S = 64 * 1024
-"""A download that brings less in the time of ``_IDLE_S`` counts as stuck."""
+"""A download that brings less than this in ``_IDLE_S`` is considered stuck."""
 _PREVIEW_S = 120.0
-"""Until a file begins to come; previews are made when they are first asked for."""
-_PATIENCE_S = 30.0
+"""The time limit until a file begins to arrive; a preview is made when it is first requested."""
+_PATIENCE_S = 60.0
+"""How long a request is repeated while the server is away or its queue is full."""
+_RETRY_S = 1.0
+"""The pause between two tries if the server does not name one."""
 _MAX_REDIRECTS = 5
 _MAX_ANSWER_BYTES = 32 * 1024**2
 _MAX_FILE_BYTES = 4 * 1024**3
-_MAX_DEPTH = 50
-_MAX_BOXES = 1_000_000
 _MAX_MESSAGE_CHARACTERS = 1000
 _OVER = ("completed", "failed")
-_LAST_SECOND = 253_402_214_400
-"""The last day of the year 9999: what ``datetime`` can tell."""
+_RETRIED_STATUSES = (429, 502, 503, 504)
 
 
 class ServerError(ValueError):
-    """The server refused, could not be reached, or answered nonsense. The message is for the user, on one line."""
+    """The server refused, could not be reached, or sent an invalid answer. The message is one line for the user."""
 
 
 class _AwayError(ServerError):
-    """It may be back soon."""
+    """The server cannot answer now, but may soon: the same request may succeed after ``retry_after_s`` seconds."""
 
-
-# --- what the command line reads of an answer -----------------------------------------------------------------------
-
-_READ = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=())
-
-Seconds = Annotated[int | float, Field(ge=0, le=_LAST_SECOND)]
-Count = Annotated[int, Field(ge=0, le=10**9)]
-Name = Annotated[str, Field(max_length=1000)]
-
-
-class ErrorObject(BaseModel):
-    model_config = _READ
-
-    code: Name
-    message: str
-
-
-class Entry(BaseModel):
-    """An entry of the timeline."""
-
-    model_config = _READ
-
-    stage: Annotated[Stage, Field(strict=False)]
-    unit: Count | None
-    start: Seconds
-    end: Seconds
-    replica: Name
-
-
-class VideoObject(BaseModel):
-    """What the commands use of a video object."""
-
-    model_config = _READ
-
-    id: Annotated[Name, Field(min_length=1)]
-    model: Name
-    status: Literal["queued", "in_progress", "completed", "failed"]
-    progress: Annotated[int, Field(ge=0, le=100)]
-    created_at: Seconds
-    expires_at: Seconds | None
-    prompt: str
-    size: Name
-    error: ErrorObject | None
-    num_frames: Count
-    fps: int | float
-    seed: int
-    num_units: Annotated[int, Field(ge=1, le=10**6)]
-    num_units_done: Count
-    queue_position: Count | None
-    eta_seconds: Seconds | None
-    prompt_suffix: str = ""
-    prompt_truncated_at: Count | None = None
-    timeline: Annotated[list[Entry], Field(max_length=5000)]
-
-
-class VideoPage(BaseModel):
-    model_config = _READ
-
-    data: list[VideoObject]
-    has_more: bool
-
-
-class DeletedVideo(BaseModel):
-    model_config = _READ
-
-    deleted: Literal[True]
-
-
-class _Refusal(BaseModel):
-    model_config = _READ
-
-    class Error(BaseModel):
-        model_config = _READ
-
-        message: str
-
-    error: Error
-
-
-# --- the client -----------------------------------------------------------------------------------------------------
+    def __init__(self, message: str, *, retry_after_s: float = _RETRY_S) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Server:
-    """A server by its URL. Every method raises ``ServerError``."""
+    """The server at a URL. Every method raises ``ServerError``."""
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
         address = f"--url {printable(url)}: must be like http://127.0.0.1:8000"
@@ -156,12 +78,12 @@ class Server:
         self._headers = {"Accept-Encoding": "identity"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        # A proxy that the environment names does not know this machine.
+        # A proxy named by the environment cannot reach a loopback address of this machine.
         self._uses_proxies = not is_this_machine(host)
         self._tls = httpx.create_ssl_context() if parts.scheme == "https" else False
 
     def submit(self, fields: Mapping[str, Any], *, picture: Path | None = None) -> Video:
-        """Ask for a video. Sent again when the answer is lost, which makes no second video."""
+        """Ask for a video. The request is sent again if the answer is lost; its key prevents a second video."""
         body = dict(fields)
         if picture is not None:
             body["input_reference"] = {"image_url": _data_url(picture)}
@@ -170,6 +92,7 @@ class Server:
         return self._patiently(lambda: self._video("POST", "/v1/videos", content=content, headers=headers))
 
     def get(self, video_id: str) -> Video:
+        """A video as it stands now."""
         return self._patiently(lambda: self._video("GET", _path(video_id)))
 
     def list(self, *, limit: int) -> Iterator[Video]:
@@ -186,13 +109,15 @@ class Server:
             after = {"after": page.data[-1].id}
 
     def cancel(self, video_id: str) -> Video:
+        """Cancel a video, unless it is over; the video afterwards."""
         return self._video("POST", f"{_path(video_id)}/cancel")
 
     def delete(self, video_id: str) -> None:
+        """Delete a video with its files."""
         self._read(DeletedVideo, self._call("DELETE", _path(video_id)))
 
     def wait(self, video_id: str, show: Callable[[Video], None], *, interval_s: float = 0.5) -> Video:
-        """The video once it is over; ``show`` is called with how it stands meanwhile."""
+        """Wait until a video is over; the video then. ``show`` is called with the video each time it is read."""
         while True:
             video = self.get(video_id)
             show(video)
@@ -207,30 +132,24 @@ class Server:
         return content.getvalue()
 
     def download(self, video_id: str, output: Path, *, variant: str = "video") -> None:
-        """Write a file of a finished video to ``output``, which appears once it is whole.
+        """Write a file of a finished video to ``output``, which appears only when it is complete.
 
-        Raises ``ValueError`` where it cannot be written.
+        Also raises ``ValueError`` if it cannot be written.
         """
         with written_aside(output) as opened:
             self._download(video_id, opened, variant)
 
-    def is_ready(self) -> bool:
-        try:
-            self._call("GET", "/readyz")
-        except ServerError:
-            return False
-        return True
-
     def _patiently(self, call: Callable[[], Video]) -> Video:
-        """The answer, asked for again while the server is away for a moment."""
+        """The result of a call, which is repeated while the server cannot answer: when it says, or every second."""
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             try:
                 return call()
-            except _AwayError:
-                if time.monotonic() > deadline:
+            except _AwayError as error:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
                     raise
-                time.sleep(1.0)
+                time.sleep(min(error.retry_after_s, left_s))
 
     def _video(
         self, method: str, path: str, *, content: bytes = b"", headers: Mapping[str, str] | None = None
@@ -250,7 +169,7 @@ class Server:
     def _call(
         self, method: str, path: str, *, content: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """The JSON object that a request is answered with."""
+        """Send a request; the JSON object that answers it."""
         total_s = _CALL_S + len(content) / _SLOWEST_UPLOAD_BYTES_PER_S
 
         async def ask() -> bytes:
@@ -258,7 +177,7 @@ class Server:
                 return await _read_whole(answer, _MAX_ANSWER_BYTES)
 
         text = self._run(ask, f"no whole answer within {total_s:.0f} s")
-        parsed = _parse(text)
+        parsed = parse_answer(text)
         if parsed is None:
             raise ServerError(f"{self.url}: no Pyramid Serve answers there")
         return parsed
@@ -267,7 +186,9 @@ class Server:
         async def receive() -> None:
             path = f"{_path(video_id)}/content?{urlencode({'variant': variant})}"
             async with asyncio.timeout(_PREVIEW_S) as limit, self._open("GET", path) as answer:
-                self._check_file(answer)
+                problem = problem_of(answer.headers, max_bytes=_MAX_FILE_BYTES)
+                if problem is not None:
+                    raise ServerError(f"{self.url}: {problem}")
                 num_bytes = 0
                 limit.reschedule(asyncio.get_running_loop().time() + _IDLE_S)
                 num_at_last_look = 0
@@ -279,28 +200,17 @@ class Server:
                     if num_bytes - num_at_last_look >= _MIN_BYTES_PER_IDLE_S:
                         num_at_last_look = num_bytes
                         limit.reschedule(asyncio.get_running_loop().time() + _IDLE_S)
-            if not num_bytes or _is_cut_off(out, num_bytes):
+            if not num_bytes or is_cut_off(out, num_bytes):
                 raise ServerError(f"{self.url}: sends a file that is not whole, of {num_bytes} bytes")
 
         self._run(receive, f"nothing or hardly anything came for {_IDLE_S:.0f} s")
-
-    def _check_file(self, answer: httpx.Response) -> None:
-        """``ServerError`` for an answer that is no file of a video, or is too large."""
-        kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind and not kind.startswith(("video/", "image/")) and kind != "application/octet-stream":
-            raise ServerError(f"{self.url}: sends {printable(kind)[:100]} instead of a video or picture")
-        if answer.headers.get("content-encoding", "identity").lower() != "identity":
-            raise ServerError(f"{self.url}: sends a file in an encoding that was not asked for")
-        length = answer.headers.get("content-length", "0")
-        if length.isdecimal() and int(length[:20]) > _MAX_FILE_BYTES:
-            raise ServerError(f"{self.url}: sends a file of more than {_MAX_FILE_BYTES} bytes")
 
     @asynccontextmanager
     async def _open(
         self, method: str, path: str, *, content: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[httpx.Response]:
-        """A successful answer whose body is still to be read. Redirects are followed within the server."""
-        # One client for each request: an idle connection would belong to an event loop that has ended.
+        """A successful answer whose body has not been read yet. Redirects are followed within the server."""
+        # A new client for each request, because an idle connection would belong to an event loop that has ended.
         client = httpx.AsyncClient(
             headers={**self._headers, **(headers or {})},
             timeout=httpx.Timeout(_CALL_S, read=_PREVIEW_S),
@@ -313,7 +223,7 @@ class Server:
                 async with client.stream(method, url, content=content or None) as answer:
                     if not answer.has_redirect_location:
                         if not answer.is_success:
-                            raise _refusal(answer.status_code, await _read_whole(answer, _MAX_ANSWER_BYTES))
+                            raise _refusal(answer, await _read_whole(answer, _MAX_ANSWER_BYTES))
                         yield answer
                         return
                     url = self._redirected(url, answer.headers["location"])
@@ -322,7 +232,7 @@ class Server:
         raise ServerError(f"{self.url}: redirects more than {_MAX_REDIRECTS} times")
 
     def _redirected(self, url: str, location: str) -> str:
-        """Where a redirect leads. ``ServerError`` for another server, which must not get the key or the prompt."""
+        """The target of a redirect. ``ServerError`` for another server, which must not get the key or the prompt."""
         try:
             target = httpx.URL(urljoin(url, location))
         except (ValueError, httpx.InvalidURL):
@@ -333,7 +243,7 @@ class Server:
         return str(target)
 
     def _run(self, work: Callable[[], Any], late: str) -> Any:
-        """The result of a coroutine function, its errors as ``ServerError``; ``late`` says what took too long."""
+        """The result of a coroutine function, its errors as ``ServerError``. ``late``: the message of a timeout."""
         try:
             return asyncio.run(work())
         except TimeoutError:
@@ -349,12 +259,12 @@ class Server:
             raise ServerError(f"{self.url}: {_reason(error)}") from None
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise _AwayError(f"{self.url}: broke off: {_reason(error)}") from None
-        except (ImportError, UnicodeError) as error:  # a proxy of the environment, or a host that has no name
+        except (ImportError, UnicodeError) as error:  # from a proxy of the environment, or an invalid host name
             raise ServerError(f"{self.url}: cannot be asked: {_reason(error)}") from None
 
 
 async def _read_whole(answer: httpx.Response, max_bytes: int) -> bytes:
-    """A body of at most so many bytes; more of it is cut off, which leaves no JSON."""
+    """The body, or nothing if it has more than ``max_bytes``: the result is then no JSON."""
     content = bytearray()
     async for chunk in answer.aiter_bytes():
         content += chunk
@@ -363,68 +273,31 @@ async def _read_whole(answer: httpx.Response, max_bytes: int) -> bytes:
     return bytes(content)
 
 
-def _parse(text: bytes) -> dict[str, Any] | None:
-    """A JSON object of finite numbers and bounded depth; None for anything else."""
+def _refusal(answer: httpx.Response, body: bytes) -> ServerError:
+    """The error for an answer that is not a success, with the message of the server."""
     try:
-        parsed = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
-    except (ValueError, RecursionError):
-        return None
-    level = [parsed]
-    for _ in range(_MAX_DEPTH):
-        containers = [each for each in level if isinstance(each, dict | list)]
-        level = [item for each in containers for item in (each.values() if isinstance(each, dict) else each)]
-        if not level:
-            return parsed if isinstance(parsed, dict) else None
-    return None
-
-
-def _is_cut_off(file: BinaryIO, num_bytes: int) -> bool:
-    """Whether a file that begins as an MP4 or a WebP ends elsewhere than its own parts say.
-
-    A server that says a length too small, or none and breaks off, is found out by that alone.
-    """
-    file.seek(0)
-    head = file.read(8)
-    if head[:4] == b"RIFF":
-        return int.from_bytes(head[4:8], "little") + 8 != num_bytes
-    if head[4:8] != b"ftyp":
-        return False
-    position, num_boxes = 0, 0
-    while position < num_bytes and num_boxes < _MAX_BOXES:
-        file.seek(position)
-        box = file.read(16)
-        size = int.from_bytes(box[8:16]) if box[:4] == b"\0\0\0\1" else int.from_bytes(box[:4])
-        if size == 0:
-            return False  # up to the end, wherever that is
-        if size < 8:
-            return True
-        position += size
-        num_boxes += 1
-    return position != num_bytes
-
-
-def _refuse_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError("a number beyond all bounds")
-    return number
-
-
-def _refusal(status: int, body: bytes) -> ServerError:
-    """What the server says of a request that it refused."""
-    try:
-        message = printable(_Refusal.model_validate(_parse(body)).error.message)[:_MAX_MESSAGE_CHARACTERS]
+        message = printable(Refusal.model_validate(parse_answer(body)).error.message)[:_MAX_MESSAGE_CHARACTERS]
     except ValidationError:
+        status = answer.status_code
         message = f"HTTP {status} {httpx.codes.get_reason_phrase(status)}".strip()
-    return _AwayError(message) if status in (502, 503, 504) else ServerError(message)
+    if answer.status_code in _RETRIED_STATUSES:
+        return _AwayError(message, retry_after_s=_retry_after_s(answer.headers.get("retry-after", "")))
+    return ServerError(message)
+
+
+def _retry_after_s(header: str) -> float:
+    """Seconds to wait by a ``Retry-After`` header, a number of seconds or a date; at least ``_RETRY_S``."""
+    if header.isascii() and header.isdecimal():
+        return max(float(header[:20]), _RETRY_S)
+    try:
+        at = parsedate_to_datetime(header).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return _RETRY_S
+    return max((at - datetime.now(UTC)).total_seconds(), _RETRY_S)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that led to it."""
+    """An error and all of its causes."""
     while error is not None:
         yield error
         if isinstance(error, BaseExceptionGroup):

@@ -1,6 +1,7 @@
-"""``pyramid-serve bench``: how fast the app is, beside the library's plain loop making the same videos one by one.
+"""``pyramid-serve bench``: how fast the app is, compared with the library's plain loop over the same videos.
 
-Everything is read from the records (timelines) and the replicas' own totals; the clocks of all nodes must agree.
+Everything is computed from the records (timelines) and the totals that replicas keep; the clocks of all nodes must
+agree.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ _FLOAT32_BYTES = 4
 
 @dataclass(frozen=True)
 class PoolUse:
-    """What one deployment did in a level: the share of time its replicas computed, and units in one forward."""
+    """What one deployment did during a level: the share of time that its replicas computed, and units per forward."""
 
     num_replicas: int
     busy_share: float
@@ -38,7 +39,7 @@ class PoolUse:
 
 @dataclass(frozen=True)
 class Level:
-    """One level of concurrency. Seconds unless named otherwise."""
+    """The figures of one level of concurrency. Times are in seconds."""
 
     concurrency: int
     wall: float
@@ -46,21 +47,21 @@ class Level:
     latency_p50: float
     latency_p95: float
     time_to_first_frame: float
-    """Median, from acceptance to the first frame that can be watched."""
+    """Median, from the acceptance of a video to its first frame that can be watched."""
     real_time_factor: float
-    """Wall time over the length of all videos together; below 1 is faster than watching."""
+    """Wall time divided by the length of all videos together; below 1 is faster than watching them."""
     decode_hidden: float | None
-    """Share of decoding, the last unit aside, within denoising of later units of the same video; mean."""
+    """Mean share of the decoding time, without the last unit, during which a later unit of the video was denoised."""
     transfer_bytes: int
-    """Of one video between deployments: histories and latents to and from the denoiser, latents and frames."""
+    """Bytes of tensors that one video sends between deployments: histories, latents and frames."""
     transfer_seconds: float
-    """Of one video, median: from the end of each unit at a denoiser to the begin of the next, waits included."""
+    """Median over videos of the time between the end of a unit at a denoiser and the start of the next, summed."""
     pools: Mapping[str, PoolUse]
 
 
 @dataclass(frozen=True)
 class Loop:
-    """The library's plain loop: the videos of the largest level one after another, each written as an MP4."""
+    """The figures of the plain loop: the videos of the largest level one after another, each written as an MP4."""
 
     num_videos: int
     wall: float
@@ -70,7 +71,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Report:
-    """What a bench found."""
+    """The figures of a bench."""
 
     model: str
     size: str
@@ -83,7 +84,7 @@ class Report:
         return json.dumps(asdict(self), indent=1)
 
     def to_text(self) -> str:
-        """A table to read."""
+        """A table for people."""
         lines = [
             f"{self.model}: {self.num_frames} frames of {self.size}, {self.num_steps} steps",
             f"plain loop: {self.loop.seconds_per_video:.2f} s a video, {self.loop.videos_per_minute:.2f} videos/min",
@@ -105,9 +106,10 @@ class Report:
 
 
 def run_bench(request: VideoRequest, *, app: str, model: ModelOptions, levels: Sequence[int]) -> Report:
-    """Measure an app of the cluster that this process is connected to. Raises ``RuntimeError`` if a video fails.
+    """Measure an app in the Ray cluster that this process is connected to. Raises ``RuntimeError`` if a video fails.
 
-    model: what the app serves, for the plain loop to load; ``request.seed`` is that of the first video.
+    request: its seed is that of the first video, and counts up from there. model: the model that the app serves, which
+    the plain loop loads. levels: numbers of videos at once.
     """
     return asyncio.run(_measure(request, app=app, model=model, levels=levels))
 
@@ -115,7 +117,7 @@ def run_bench(request: VideoRequest, *, app: str, model: ModelOptions, levels: S
 async def _measure(request: VideoRequest, *, app: str, model: ModelOptions, levels: Sequence[int]) -> Report:
     client = Client.connect(app)
     requests = _requests(request, max(levels))
-    spec = (await _make_all(client, requests[:1]))[0].spec  # warms every deployment up, and tells the defaults
+    spec = (await _make_all(client, requests[:1]))[0].spec  # warms up every deployment, and has the defaults
     measured = tuple([await _measure_level(client, app, requests[:level]) for level in levels])
     loop = await asyncio.to_thread(_run_loop, [spec.model_copy(update={"seed": r.seed}) for r in requests], model)
     return Report(
@@ -173,7 +175,7 @@ async def _pool_stats(name: str, app: str) -> dict[str, ReplicaStats]:
 
 
 def _pool_use(before: Mapping[str, ReplicaStats], after: Mapping[str, ReplicaStats], wall: float) -> PoolUse:
-    """What replicas did between two looks at them; all that a new one has done."""
+    """What replicas did between two readings of their totals. For a replica that is new, all that it did."""
 
     def total(name: str) -> float:
         earlier = sum(float(getattr(stats, name)) for replica, stats in before.items() if replica in after)
@@ -189,8 +191,8 @@ def _pool_use(before: Mapping[str, ReplicaStats], after: Mapping[str, ReplicaSta
 
 
 def _transfer_bytes(spec: VideoSpec) -> int:
-    """Tensors of one video that go between deployments: to the denoiser each unit's history, back its latents; to the
-    decoder the latents, back the frames."""
+    """Bytes of tensors that one video sends between deployments: each unit's history to the denoiser and its latents
+    back, then the latents to the decoder and the frames back."""
     height, width = spec.latent_shape.size_at(NUM_STAGES - 1)
     latents = LATENT_CHANNELS * height * width * _FLOAT32_BYTES
     units = spec.num_latent_frames
@@ -217,7 +219,7 @@ def _run_loop(specs: Sequence[VideoSpec], model: ModelOptions) -> Loop:
         write_video((frames[0] for frames in units), Path(folder, "video.mp4"), fps=FRAMES_PER_SECOND)
 
     with tempfile.TemporaryDirectory() as folder:
-        make(specs[0], folder)  # warm
+        make(specs[0], folder)  # warms up
         started = time.perf_counter()
         for spec in specs:
             make(spec, folder)
@@ -231,7 +233,7 @@ def _run_loop(specs: Sequence[VideoSpec], model: ModelOptions) -> Loop:
 
 
 def parse_levels(text: str) -> list[int]:
-    """``1,2,4,8``. Raises ``ValueError``."""
+    """The levels in a text like ``1,2,4,8``. Raises ``ValueError``."""
     levels = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if min(levels) < 1:
         raise ValueError(f"--concurrency {text}: must be whole numbers of at least 1, like 1,2,4,8")

@@ -1,4 +1,4 @@
-"""The timeline of a video as text: which unit was where, when; and how much of the decoding denoising hid."""
+"""The timeline of a video as text (which unit was where, when), and how much of the decoding ran during denoising."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,9 +21,9 @@ _LABEL_CHARACTERS = 9
 
 
 def timeline_chart(timeline: Sequence[TimelineEntry], *, width: int = 100) -> str:
-    """Rows of ``width`` characters, one for each replica at each stage; the characters are units, 10 and on as letters.
+    """Rows of ``width`` characters, one for each replica at each stage. Characters stand for units, letters from 10 on.
 
-    Where a replica worked on several units in the time of one character, the last of them shows. ``=`` is work on the
+    If a replica worked on several units in the time of one character, the last of them is shown. ``=`` is work on the
     whole video.
     """
     if not timeline:
@@ -50,7 +50,7 @@ def timeline_chart(timeline: Sequence[TimelineEntry], *, width: int = 100) -> st
 
 
 def hidden_share(timeline: Iterable[TimelineEntry]) -> float | None:
-    """Of the time spent decoding, that of the last unit aside, the share in which a later unit was being denoised.
+    """The share of the decoding time, without the last unit, during which a later unit was denoised.
 
     None for a video of one unit.
     """
@@ -72,7 +72,7 @@ def hidden_share(timeline: Iterable[TimelineEntry]) -> float | None:
 
 
 def _overlap(interval: Interval, others: Iterable[Interval]) -> float:
-    """Seconds of an interval that lie within any of the others."""
+    """Seconds of an interval that are covered by the others."""
     covered, reached = 0.0, interval[0]
     for start, end in sorted(others):
         start, end = max(start, reached), min(end, interval[1])
@@ -83,7 +83,7 @@ def _overlap(interval: Interval, others: Iterable[Interval]) -> float:
 
 
 def _is_shared(rows: Iterable[tuple[Stage, str]], key: tuple[Stage, str]) -> bool:
-    """Whether several replicas worked at a stage, so that their names matter."""
+    """Whether several replicas worked at the stage, so that rows need their names."""
     return sum(stage is key[0] for stage, _ in rows) > 1
 
 
@@ -92,7 +92,7 @@ def _symbol(unit: int | None) -> str:
 
 
 def _axis(seconds: float, columns: int) -> str:
-    """Seconds along the rows, at distances that are round."""
+    """Labels of seconds along the rows, at round distances."""
     seconds = max(seconds, 1e-3)
     distances = (digit * 10.0**power for power in range(-3, 12) for digit in (1, 2, 5))
     distance = next(distance for distance in distances if distance / seconds * columns >= _LABEL_CHARACTERS)

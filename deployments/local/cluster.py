@@ -1,4 +1,4 @@
-"""A Ray of our own on this machine with the app on it, for ``pyramid-serve up``, ``demo`` and ``bench``."""
+"""The app on its own Ray on this machine, for ``pyramid-serve up``, ``demo`` and ``bench``."""
 
 import logging
 import os
@@ -42,7 +42,7 @@ Show = Callable[[Mapping[str, str]], None]
 
 
 class LocalApp(NamedTuple):
-    """What runs here: the app and where it listens."""
+    """An app on this machine, and where it listens."""
 
     config: AppConfig
     host: str
@@ -52,7 +52,7 @@ class LocalApp(NamedTuple):
     proxy_location: str = "HeadOnly"
     logging_config: dict[str, Any] | None = None
     http_options: Mapping[str, Any] = MappingProxyType({})
-    """Serve's own, beside the host and port."""
+    """Options of Serve itself, without the host and port."""
 
     @property
     def url(self) -> str:
@@ -61,7 +61,7 @@ class LocalApp(NamedTuple):
 
 
 def read_app(config: Path | None, *, host: str | None = None, port: int | None = None) -> LocalApp:
-    """The app of a configuration file, or the default one. Raises ``ConfigError`` for what cannot run here."""
+    """The app of a configuration file, or the default one. Raises ``ValueError`` for an app that cannot run here."""
     content: dict[str, Any] = {} if config is None else load_config(config)
     options = dict(content.get("http_options", {}))
     own_host, own_port = options.pop("host", DEFAULT_HOST), options.pop("port", DEFAULT_PORT)
@@ -91,11 +91,11 @@ def read_app(config: Path | None, *, host: str | None = None, port: int | None =
 
 @contextmanager
 def running(app: LocalApp, *, show: Show, warn: Callable[[str], None] | None = None) -> Iterator[Path]:
-    """The app on a Ray of its own for as long as the block runs; the folder of its logs.
+    """Run the app on its own Ray for the duration of the block; the folder of its logs.
 
-    On leaving, however that is, everything is gone at once. No video is lost by that: it goes on where the same storage
-    is served again. ``warn``: called, from a thread, with a line for each warning and error of the replicas. Raises
-    ``ValueError`` for a port that is taken or an app that does not start.
+    At the end of the block, also after an error, every process is gone. No video is lost: unfinished ones go on when an
+    app with the same storage is started. warn: called from a thread, with a line for each warning or error of the
+    replicas. Raises ``ValueError`` for a port that is taken or an app that does not start.
     """
     check_port(app.host, app.port)
     application = build(with_known_hosts(app))
@@ -124,7 +124,7 @@ def running(app: LocalApp, *, show: Show, warn: Callable[[str], None] | None = N
 
 @contextmanager
 def _nothing_left(others: set[psutil.Process]) -> Iterator[None]:
-    """Kill what Ray has started and not ended by the end of the block, as where it was still starting."""
+    """Kill the processes that Ray has started and not ended by the end of the block, such as after a failed start."""
     started = set(psutil.Process().children(recursive=True)) - others
     try:
         yield
@@ -137,7 +137,7 @@ def _nothing_left(others: set[psutil.Process]) -> Iterator[None]:
 
 
 def try_ray() -> None:
-    """Start Ray on this machine and stop it. Raises what Ray raises where it does not start."""
+    """Start Ray on this machine and stop it. Raises whatever Ray raises if it does not start."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
     others = set(psutil.Process().children(recursive=True))
@@ -149,10 +149,10 @@ def try_ray() -> None:
 
 
 def with_known_hosts(app: LocalApp) -> AppConfig:
-    """The configuration of an app, which answers to names of this machine only where it listens on this machine only.
+    """The configuration of an app; if it listens on this machine only, it answers only to names of this machine.
 
-    A web page could reach it under a name of its own otherwise; see ``http_guard.HostCheck``. ``allowed_hosts`` in the
-    file goes before.
+    Otherwise a web page could reach it under the page's own host name; see ``guard.HostCheck``. ``allowed_hosts`` in
+    the configuration file takes precedence.
     """
     ingress = app.config.ingress
     if ingress.settings.allowed_hosts is not None or not is_this_machine(app.host):
@@ -162,7 +162,7 @@ def with_known_hosts(app: LocalApp) -> AppConfig:
 
 
 def precision_text(config: AppConfig) -> str:
-    """What the model of an app on this machine is computed in, and why, for people."""
+    """The dtype and device of an app's model on this machine, and why, in words."""
     pool, settings = config.denoiser, config.denoiser_config
     has_gpu = bool(pool.ray_actor_options.num_gpus) and torch.cuda.is_available()
     device = torch.device(settings.device or ("cuda" if has_gpu else "cpu"))
@@ -171,9 +171,9 @@ def precision_text(config: AppConfig) -> str:
 
 
 def start_ray(start: Callable[[], Result]) -> Result:
-    """What ``start`` gives. Ray's own start now and then hangs until its 30 s are over; then it is started anew.
+    """The result of ``start``, which is repeated if it times out: starting Ray sometimes hangs until its 30 s limit.
 
-    What had hung lasts until this process ends: Ray gives no hold on it.
+    Processes of a start that hung remain until this process ends, as Ray offers no way to end them.
     """
     for tries_left in reversed(range(_NUM_STARTS)):
         try:
@@ -196,14 +196,14 @@ def _start_local_ray() -> Any:
 
 
 def free_port(host: str = DEFAULT_HOST) -> int:
-    """A port that nothing listens on now."""
+    """A port that nothing is listening on at the moment."""
     with socket.create_server((host, 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 def check_port(host: str, port: int) -> None:
-    """``ValueError`` for a port that is taken or may not be used."""
+    """Raise ``ValueError`` for a port that is taken or may not be used."""
     if not 1 <= port <= 65535:
         raise ValueError(f"port {port}: must be from 1 to 65535")
     try:
@@ -217,7 +217,7 @@ def check_port(host: str, port: int) -> None:
 
 @contextmanager
 def _watching(name: str, show: Show) -> Iterator[None]:
-    """Tell of the deployments while the block waits for them."""
+    """Show the status of the deployments while the block waits for them."""
     is_over = threading.Event()
 
     def look() -> None:
@@ -226,7 +226,7 @@ def _watching(name: str, show: Show) -> Iterator[None]:
             try:
                 app = serve.status().applications.get(name)
             except Exception:
-                # Only a display, and the block raises what is really wrong.
+                # This is only a display; the block itself raises if something is wrong.
                 continue
             statuses = {} if app is None else {key: str(each.status.value) for key, each in app.deployments.items()}
             if statuses != shown:
@@ -243,7 +243,7 @@ def _watching(name: str, show: Show) -> Iterator[None]:
 
 
 def _reason(name: str) -> str:
-    """What Serve says of an app that does not start: the last line that tells something."""
+    """Why an app does not start: the last line with an error in the messages of Serve."""
     app = serve.status().applications.get(name)
     if app is None:
         return ""

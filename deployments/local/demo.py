@@ -1,4 +1,4 @@
-"""``pyramid-serve demo``: the whole pipeline on this machine for one video, shown at work."""
+"""``pyramid-serve demo``: make one video with the whole pipeline on this machine, and show the pipeline at work."""
 
 import io
 import shutil
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, TextIO
 
 from PIL import Image
 
-from deployments.cli.server import Server, Video
+from deployments.cli.answers import Video
+from deployments.cli.printing import duration, frames_of, reason_of
+from deployments.cli.server import Server
 from deployments.local.chart import hidden_share, timeline_chart
 from pyramid_serve.api import Stage, TimelineEntry
 from pyramid_serve.outputs import written_aside
@@ -35,7 +37,7 @@ _ROWS = {
 
 
 def timeline_of(video: Video) -> list[TimelineEntry]:
-    """The timeline of a video object, to be shown. Keys that a later server may add to its entries are left out."""
+    """The timeline of a video object, safe to print. Keys that a later server may add to entries are left out."""
     return [
         TimelineEntry(
             stage=entry["stage"],
@@ -49,9 +51,9 @@ def timeline_of(video: Video) -> list[TimelineEntry]:
 
 
 def make(server: Server, prompt: str, output: Path, *, out: TextIO = sys.stdout) -> None:
-    """Make a video through HTTP, show how it comes about, and write it to ``output`` with a contact sheet beside it.
+    """Make a video over HTTP, show its progress, and write it to ``output``, with a sheet of its frames beside it.
 
-    Raises ``ValueError`` when it fails.
+    Raises ``ValueError`` if the video fails.
     """
     started = time.monotonic()
     video = server.submit({"prompt": prompt})
@@ -60,21 +62,20 @@ def make(server: Server, prompt: str, output: Path, *, out: TextIO = sys.stdout)
     video = server.wait(video["id"], lambda now: rows.show(deployment_rows(now)), interval_s=_INTERVAL_S)
     seconds = time.monotonic() - started
     if video["status"] != "completed":
-        reason = "no reason given" if video["error"] is None else video["error"]["message"]
-        raise ValueError(f"{video['id']} failed: {reason}")
+        raise ValueError(f"{video['id']} failed: {reason_of(video)}")
     server.download(video["id"], output)
     sheet = output.with_suffix(".png")
     picture = Image.open(io.BytesIO(server.content(video["id"], variant="spritesheet")))
     with written_aside(sheet) as opened:
         picture.save(opened, format="PNG")
-    size = printable(video["size"])
-    print(f"{output}: {video['num_frames']} frames of {size}, {video['fps']} fps, in {seconds:.1f} s", file=out)
+    took = duration(seconds, num_decimals=1)
+    print(f"{output}: {frames_of(video)}, {video['fps']} fps, in {took}", file=out)
     print(f"{sheet}: its frames side by side\n", file=out)
     print(summary(video), file=out)
 
 
 def summary(video: Video) -> str:
-    """The chart of a video's timeline, and how much of the decoding it hid."""
+    """The chart of a video's timeline, and how much of the decoding ran while later units were denoised."""
     timeline = timeline_of(video)
     width = min(shutil.get_terminal_size((100, 24)).columns - 1, 160)
     chart = timeline_chart(timeline, width=width)
@@ -86,7 +87,7 @@ def summary(video: Video) -> str:
 
 
 def deployment_rows(video: Video) -> list[str]:
-    """A line for each deployment: how far it is with the video."""
+    """A line for each deployment, with its progress on the video."""
     num_units = int(video["num_units"])
     done = {stage: len({entry["unit"] for entry in video["timeline"] if entry["stage"] == stage}) for stage in Stage}
     is_over = video["status"] == "completed"
@@ -108,7 +109,7 @@ def bar(part: float) -> str:
 
 
 class LiveRows:
-    """Lines that are drawn over again; for a terminal only. Other lines may be said in between, from any thread."""
+    """Lines on a terminal that are drawn over in place. Other lines may be printed in between, from any thread."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -125,7 +126,7 @@ class LiveRows:
             self._lines = list(lines)
 
     def say(self, line: str) -> None:
-        """Print a line that stays; the rows are drawn below it from then on."""
+        """Print a line that stays. The rows are drawn below it from then on."""
         with self._lock:
             self._out.write(f"{line}\n")
             self._out.flush()
@@ -133,13 +134,13 @@ class LiveRows:
 
 
 def status_rows(statuses: Mapping[str, str]) -> list[str]:
-    """A line for each deployment as it comes up."""
+    """A line for each deployment, with its status while the app starts."""
     return [f"  {name:13} {status.lower()}" for name, status in statuses.items()]
 
 
 @contextmanager
 def demo_app() -> Iterator["LocalApp"]:
-    """The default app on a free port, its videos in a folder that goes with it."""
+    """The default app on a free port, with its videos in a temporary folder."""
     from deployments.app import AppConfig
     from deployments.local.cluster import DEFAULT_HOST, LocalApp, free_port
 

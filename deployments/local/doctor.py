@@ -1,7 +1,7 @@
-"""``pyramid-serve doctor``: what a bug report needs to say of a machine, and no secrets.
+"""``pyramid-serve doctor``: what a bug report should say about a machine, without secrets.
 
-Each line is found on its own, so that what is missing or broken is told by its line and hides no other. Environment
-variables are not read for it, credentials in URLs are masked, and the home folder is written ``~``.
+Each line is made on its own, so that something missing or broken shows in its own line and hides no other. Environment
+variables are not printed, credentials in URLs are masked, and the home folder is written as ``~``.
 """
 
 import importlib
@@ -47,7 +47,7 @@ FLAGS = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
     "amx_tile", "amx_bf16", "amx_int8", "asimd", "sve", "bf16", "i8mm",
 )  # fmt: skip
-"""Instructions that the speed of a model depends on."""
+"""The processor flags that the speed of a model depends on."""
 
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 11), (3, 13)
 _GIB = 2**30
@@ -56,7 +56,7 @@ _NAME_CHARACTERS = 10
 
 
 class Line(NamedTuple):
-    """One thing that was looked at. ``is_needed``: ``generate`` does not work unless it ``is_ok``."""
+    """One thing that was examined. ``is_needed``: ``generate`` does not work unless it ``is_ok``."""
 
     name: str
     text: str
@@ -68,13 +68,13 @@ class Line(NamedTuple):
 
 
 class ProblemError(Exception):
-    """What is wrong with the thing that a line is about, for the user."""
+    """What is wrong with the thing that a line examines; a text for the user."""
 
 
 def examine(*, storage: str | None = None, config: Path | None = None, with_ray: bool = False) -> Iterator[Line]:
-    """Every line, each as soon as it is known.
+    """All lines, each as soon as it is known.
 
-    storage: a root to write to, read and delete from; config: a file that names one. with_ray: start Ray and stop it.
+    storage: a storage root to try; config: a configuration file that names one. with_ray: start Ray and stop it.
     """
     yield _line("versions", _versions)
     yield _line("python", _python, is_needed=True)
@@ -84,7 +84,7 @@ def examine(*, storage: str | None = None, config: Path | None = None, with_ray:
     yield _line("disk", _disk)
     yield _line("ffmpeg", _ffmpeg, is_needed=True)
     yield _line("storage", lambda: _storage(storage, config))
-    # From here on libraries are loaded that a broken installation may crash in.
+    # From here on libraries are imported, and a broken one may crash the process.
     yield _line("torch", _torch, is_needed=True)
     yield _line("library", _library, is_needed=True)
     yield _line("dtype", _precision_line)
@@ -101,13 +101,13 @@ def _line(name: str, find: Callable[[], str], *, is_needed: bool = False) -> Lin
         text, is_ok = find(), True
     except ProblemError as problem:
         text, is_ok = str(problem), False
-    except Exception as error:  # whatever it is, this line says it and the others follow
+    except Exception as error:  # whatever it is, this line reports it and the others follow
         text, is_ok = f"cannot be looked at: {type(error).__name__}: {error}", False
     return Line(name, _public(text), is_ok, is_needed)
 
 
 def _public(text: str) -> str:
-    """A text on one line, without credentials in URLs and without the path of the home folder."""
+    """The text on one line, without credentials in URLs and the path of the home folder."""
     home = str(Path.home())
     if home not in ("/", ""):
         text = re.sub(rf"{re.escape(home)}(?=/|\W|$)", "~", text)
@@ -158,10 +158,12 @@ def _imported(module: str) -> Any:
 
 
 def _precision_line() -> str:
-    """The dtype that a model is computed in on this machine's first device, and why."""
+    """The dtype that a model would use on the first device of this machine, and why."""
     torch = _imported("torch")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = importlib.import_module("pyramid_serve.precision")  # here, for it imports torch, which may be broken
+    precision = importlib.import_module(
+        "pyramid_serve.precision"
+    )  # here, because it imports torch, which may be broken
     choice = precision.suitable_dtype(device)
     return f"{choice.name} on {device}: {choice.reason}"
 
@@ -235,7 +237,7 @@ def _memory() -> str:
 
 
 def _memory_limit() -> int | None:
-    """Bytes that the control group of this process may use, as in a container."""
+    """The memory limit of this process's control group, such as that of a container, in bytes; None without one."""
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             text = Path(path).read_text().strip()

@@ -1,7 +1,7 @@
-"""The warnings and errors of the replicas, told on the terminal of ``pyramid-serve up``.
+"""Warnings and errors of the replicas, for the terminal of ``pyramid-serve up``.
 
-Replicas write their records as lines of JSON to stderr, which Ray keeps in a file for each worker. What else is in
-those files, such as Ray's own lines, is left there.
+Replicas write log records as lines of JSON to stderr, which Ray stores in a file for each worker. Other lines in those
+files, such as Ray's own, are ignored.
 """
 
 import json
@@ -29,14 +29,14 @@ _VARIABLE = re.compile(r"video_[0-9a-f]+|\b[0-9a-f]{8,}\b|\d+(\.\d+)?")
 
 
 class Warned(NamedTuple):
-    """A record of a replica, readable. ``kind`` is the same for records that differ in ids and numbers only."""
+    """A log record of a replica as a readable line. Records that differ only in ids and numbers have the same kind."""
 
     kind: str
     line: str
 
 
 def read_record(line: bytes) -> Warned | None:
-    """A line of a replica's log, if it is a warning or an error in the form of ``logs.JsonFormatter``."""
+    """The warning or error in a line of a log, if it has one in the form of ``logs.JsonFormatter``; else None."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -55,13 +55,13 @@ def read_record(line: bytes) -> Warned | None:
 
 
 def _last_words(traceback: str) -> str:
-    """The last line of a traceback that says something: that of a group of errors ends in a frame of its own."""
+    """The last line of a traceback with text in it; the traceback of an exception group ends with a frame around it."""
     lines = (line.strip(" |+-") for line in reversed(traceback.splitlines()))
     return next(filter(None, lines), "")
 
 
 class Throttle:
-    """Passes on what is new, and counts what is much like a line that was told a while ago, or simply too much."""
+    """Passes new lines on, and counts those that repeat an earlier line or exceed the limit of a window of time."""
 
     def __init__(self, say: Say, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._say = say
@@ -84,41 +84,41 @@ class Throttle:
             self._say(warned.line)
 
     def look(self) -> None:
-        """Tell what was left out, once its time is over."""
+        """At the end of a window of time, say how many lines were left out."""
         if self._clock() < self._window_ends_at:
             return
         self.flush()
         self._window_ends_at = self._clock() + _WINDOW_S
 
     def flush(self) -> None:
-        """Tell at once what was left out, and begin anew."""
+        """Say how many lines were left out, and begin a new count."""
         for kind, number in self._num_similar.items():
             self._say(f"{self._told[kind]}  ({_lines(number, 'similar')} left out)")
         if self._num_others:
             self._say(f"{_lines(self._num_others, 'more')} left out; all are in the logs")
-        # A kind that goes on is told once for each window, by how often it came.
+        # A kind that continues is reported once per window, by its count.
         self._told = {kind: line for kind, line in self._told.items() if kind in self._num_similar}
         self._num_similar, self._num_said, self._num_others = {}, 0, 0
 
 
 class Tail:
-    """The lines that are added to the logs of the workers, each once."""
+    """The lines that are added to the logs of the workers, each of them once."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder``: the ``logs`` of a Ray session."""
+        """folder: the ``logs`` folder of a Ray session."""
         self._folder = folder
         self._read: dict[Path, int] = {}
         self._rests: dict[Path, bytes] = {}
 
     def lines(self) -> Iterator[bytes]:
-        """What is whole since the last look."""
+        """The lines that were completed since the last call."""
         for path in sorted(self._folder.glob("worker-*.err")):
             try:
                 with path.open("rb") as opened:
                     opened.seek(self._read.get(path, 0))
                     added = opened.read(_MAX_READ_BYTES)
             except OSError:
-                continue  # gone, or to be read at the next look
+                continue  # it is gone, or can be read next time
             if not added:
                 continue
             self._read[path] = self._read.get(path, 0) + len(added)
@@ -129,7 +129,7 @@ class Tail:
 
 @contextmanager
 def warnings_told(folder: Path, say: Say) -> Iterator[None]:
-    """Tell what the replicas of a Ray session warn of while the block runs."""
+    """Pass on the warnings of the replicas of a Ray session while the block runs."""
     tail, throttle = Tail(folder), Throttle(say)
     is_over = threading.Event()
 
@@ -146,7 +146,7 @@ def warnings_told(folder: Path, say: Say) -> Iterator[None]:
                     return
                 throttle.look()
         except OSError:
-            return  # nobody reads any more: the terminal is closed
+            return  # the terminal is closed
 
     thread = threading.Thread(target=look, name="log_tail", daemon=True)
     thread.start()

@@ -1,8 +1,8 @@
-"""Signals that end a command which runs Ray: every one is answered, at any moment, and once.
+"""Signals that end a command which runs Ray: each is handled, at any moment, exactly once.
 
-Ray takes SIGTERM over when it starts: its C++ part prints a backtrace and ends the process, which leaves the rest of
-Ray behind, and when Ray has stopped, SIGTERM ends the process at once. So SIGTERM is blocked here in every thread,
-where no handler can get it, and taken out by a thread that waits for it.
+Ray replaces the handler of SIGTERM when it starts: its C++ part prints a backtrace and ends the process, which leaves
+Ray's other processes behind. After Ray has stopped, SIGTERM ends the process at once. Therefore SIGTERM is blocked in
+every thread, so that no handler gets it, and a thread of this module waits for it.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ _active: "StopSignals | None" = None
 
 
 class StopSignals:
-    """Let SIGTERM, SIGINT and SIGHUP end the block as Ctrl-C does: with ``KeyboardInterrupt`` in the main thread.
+    """Lets SIGTERM, SIGINT and SIGHUP end the block as Ctrl-C does: with ``KeyboardInterrupt`` in the main thread.
 
-    Only the first signal does; who sends it again changes nothing. SIGINT is heeded though a shell script starts what
-    it puts in the background with SIGINT ignored. SIGHUP stays ignored where ``nohup`` has ignored it. To be entered
-    in the main thread, before Ray is imported, since threads that are there already do not block SIGTERM.
+    Only the first signal counts; repeating it has no effect. SIGINT is handled even if a shell script started the
+    process in the background, where SIGINT is ignored. SIGHUP stays ignored if ``nohup`` has set it so. The block must
+    be entered in the main thread before Ray is imported, because threads that already exist do not block SIGTERM.
     """
 
     def __init__(self, *, leave: Callable[[int], int] | None = None) -> None:
-        """``leave``: until ``begin`` is called, a signal ends the process at once, with the exit status that this gives
-        for it: an exception could be lost in the middle of an import. None: ``begin`` need not be called.
+        """leave: until ``begin`` is called, a signal ends the process at once with the exit status that this function
+        returns for it, because an exception during an import could be lost. None: ``begin`` need not be called.
         """
         self.received: int | None = None
-        """The first signal that came."""
+        """The first signal that was received."""
         self._leave = leave
         self._received_at = 0.0
         self._is_raised = False
@@ -43,7 +43,7 @@ class StopSignals:
         self._main = threading.main_thread()
 
     def begin(self) -> None:
-        """From here on there is something to clean up."""
+        """From now on there is something to clean up, so a signal raises ``KeyboardInterrupt``."""
         self._leave = None
 
     def __enter__(self) -> Self:
@@ -73,11 +73,11 @@ class StopSignals:
         _active = None
 
     def heed(self) -> None:
-        """The main thread is cleaning up: the signal is not raised again."""
+        """Do not raise the signal again: the main thread is cleaning up."""
         self._is_heeded = True
 
     def end(self) -> None:
-        """Ignore all that comes from here on: the process is about to end, with what it has to say."""
+        """Ignore all further signals: the process prints its last words and ends."""
         self.heed()
         for number in self._before:
             self._before[number] = signal.SIG_IGN
@@ -104,7 +104,7 @@ class StopSignals:
             os._exit(status)
 
     def _wait(self) -> None:
-        """Take SIGTERM out, which no thread gets by itself."""
+        """Receive SIGTERM, which is blocked in all threads."""
         while True:
             signal.sigwait({signal.SIGTERM})
             if self._is_over.is_set():
@@ -114,7 +114,7 @@ class StopSignals:
                 self._interrupt()
 
     def _insist(self) -> None:
-        """Raise again what was lost, as in a callback whose exceptions go nowhere."""
+        """Raise the signal again if it was lost, for example in a callback whose exceptions are discarded."""
         while not self._is_over.wait(_LOOK_S):
             is_due = self.received is not None and time.monotonic() - self._received_at > _INSIST_S
             if is_due and not self._is_heeded:
@@ -128,9 +128,9 @@ class StopSignals:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore signals while the block cleans up: a second Ctrl-C would leave behind what the first one was about to end.
+    """Ignore SIGINT and SIGHUP while the block cleans up: a second Ctrl-C would interrupt the cleanup of the first.
 
-    SIGTERM needs no care within ``StopSignals``, which answers it once.
+    SIGTERM is not a problem within ``StopSignals``, which handles it only once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -147,7 +147,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def _in_child() -> None:
-    """What Ray starts must be ended by SIGTERM, and outlive a terminal until Ray is shut down in order."""
+    """Let SIGTERM end the processes that Ray starts, and let them survive a closed terminal until Ray is shut down."""
     if _active is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -157,13 +157,13 @@ os.register_at_fork(after_in_child=_in_child)
 
 
 def _forget_terminal() -> None:
-    """Write to nowhere what would go to a terminal that has been closed."""
+    """Redirect stdout and stderr to ``/dev/null`` if they go to a terminal, which has been closed."""
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         _redirect(stream, null)
 
 
 def _redirect(stream: Any, null: int) -> None:
-    with contextlib.suppress(OSError, ValueError):  # of a stream that is no file
+    with contextlib.suppress(OSError, ValueError):  # the stream is not a file
         if os.isatty(stream.fileno()):
             os.dup2(null, stream.fileno())

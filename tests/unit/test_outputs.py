@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deployments import cli
-from pyramid_serve.outputs import check_output, written_aside
+from pyramid_serve.outputs import check_file_output, check_output, written_aside
 from pyramid_serve.terminal import printable, printable_lines
 
 
@@ -90,3 +90,13 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 def test_what_controls_a_terminal_is_replaced(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert printable_lines(f"{text}\nline") == "\n".join(map(printable, [*text.split("\n"), "line"]))
+
+
+def test_a_file_must_have_its_ending_and_may_not_be_a_folder(tmp_path: Path) -> None:
+    check_file_output(tmp_path / "new.MP4", ".mp4")
+    with pytest.raises(ValueError, match=r"new\.avi: must end in \.mp4"):
+        check_file_output(tmp_path / "new.avi", ".mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(ValueError, match=r"folder\.mp4: is a folder"):
+        check_file_output(tmp_path / "folder.mp4", ".mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]

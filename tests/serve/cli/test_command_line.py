@@ -21,6 +21,7 @@ from deployments import cli
 from deployments.cli.server import Server
 from deployments.local.cluster import free_port
 from deployments.local.demo import deployment_rows, make
+from deployments.local.signals import StopSignals
 from tests.serve.http.http_at_hand import png
 from tests.serve.local_server import LocalServer, probe, serve_locally
 
@@ -208,7 +209,7 @@ def test_progress_is_shown_for_each_deployment(server: LocalServer) -> None:
 def test_a_script_that_starts_a_server_behind_it_can_interrupt_it() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell leaves it for a command followed by "&"
     try:
-        with pytest.raises(KeyboardInterrupt), cli._terminable():
+        with pytest.raises(KeyboardInterrupt), StopSignals():
             signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 START = """
 import ctypes, os, signal, subprocess, sys, time
-from deployments.cli import _ending
+from deployments.cli.ending import ending
 from deployments.local.signals import undisturbed
 
 def say(text):
@@ -55,7 +55,7 @@ class Process:
 
 
 WORKING = """
-with _ending("up", terminated=0) as signals:
+with ending("up", terminated=0) as signals:
     signals.begin()
     default_action()
     try:
@@ -108,7 +108,7 @@ def test_what_nohup_started_survives_the_terminal() -> None:
 )
 def test_a_signal_during_an_import_ends_it_at_once(number: int, status: int, said: str) -> None:
     code = """
-with _ending("up", terminated=0):
+with ending("up", terminated=0):
     while True:
         try:
             say("ready")
@@ -123,7 +123,7 @@ def test_an_interruption_that_is_lost_is_raised_again() -> None:
     code = """
 from deployments.local import signals as module
 module._INSIST_S = 0.5
-with _ending("up", terminated=0) as signals:
+with ending("up", terminated=0) as signals:
     signals.begin()
     try:
         say("ready")
@@ -137,7 +137,7 @@ with _ending("up", terminated=0) as signals:
 
 def test_what_it_starts_can_be_ended_by_sigterm_and_outlives_the_terminal() -> None:
     code = """
-with _ending("up", terminated=0) as signals:
+with ending("up", terminated=0) as signals:
     signals.begin()
     child = "import signal, time; print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, flush=True); time.sleep(30)"
     command = [sys.executable, "-c", child]
