@@ -27,7 +27,8 @@ from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.parts import load_transformer, load_vae
-from pyramid_serve.pyramid_flow.sampler import SamplingSettings, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.sampler import denoise_unit, run_units
+from pyramid_serve.pyramid_flow.settings import SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, LatentShape
 
 ROOT = Path(__file__).parent.parent

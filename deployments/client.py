@@ -5,7 +5,7 @@
     client = Client.connect("pyramid-serve")
     record = await client.generate(VideoRequest(prompt="a red ball"))
     async for frames in client.stream(VideoRequest(prompt="a red ball")):
-        ...  # (1 or 8, H, W, 3) uint8
+        ...  # (F, H, W, 3) uint8
 
 Everything here is also a method of the handle itself (``serve.get_deployment_handle("Orchestrator", app)``). The handle
 raises ``RayActorError`` where the client asks again.
@@ -26,9 +26,9 @@ from ray.serve.handle import DeploymentHandle
 from deployments.rpc.calls import call
 from deployments.rpc.retry import RETRIED, retried, retries
 from deployments.rpc.tasks import begin_apart
-from deployments.videos.videos import VideoView
+from deployments.videos.view import VideoView
 from pyramid_serve.api import VideoRecord, VideoRequest
-from pyramid_serve.storage import VideoNotFoundError
+from pyramid_serve.errors import VideoNotFoundError
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Client:
             raise
 
     async def stream(self, request: VideoRequest) -> AsyncGenerator[Frames, None]:
-        """Make a video, and yield the frames (1 or 8, H, W, 3) of each unit as it is decoded.
+        """Make a video, and yield the frames (F, H, W, 3) of each unit as it is decoded.
 
         The video is cancelled when the caller leaves before its end, as in ``generate``. Raises ``VideoFailedError``.
         """

@@ -8,16 +8,16 @@ import logging
 import math
 import platform
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from pyramid_serve.dtypes import DTypeName
+from pyramid_serve.errors import NonFiniteError
 from pyramid_serve.reasons import first_line
 
 logger = logging.getLogger(__name__)
-
-DTypeName = Literal["float32", "bfloat16", "float16"]
 
 
 class Precision(NamedTuple):
@@ -30,10 +30,6 @@ class Precision(NamedTuple):
     def name(self) -> str:
         """For example ``bfloat16``."""
         return dtype_name(self.dtype)
-
-
-class NonFiniteError(ValueError):
-    """Latents, frames or embeddings hold NaN or infinity, so a video of them would be wrong. The message says where."""
 
 
 def choose_dtype(

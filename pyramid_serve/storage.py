@@ -22,6 +22,7 @@ become paths. Every method raises ``StorageError`` when the storage cannot be re
 """
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Container, Iterable, Iterator
@@ -32,9 +33,10 @@ from pathlib import Path
 import numpy
 import safetensors.numpy
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from pyramid_serve.api import VideoRecord, created_at_of, is_video_id
+from pyramid_serve.errors import VideoNotFoundError
+from pyramid_serve.families import record_fields
 from pyramid_serve.stored_files import StorageError, StoredFiles, check_root, mask_credentials, shown_root
 
 __all__ = [
@@ -53,10 +55,6 @@ logger = logging.getLogger(__name__)
 _MAX_KEY_CHARACTERS = 1000
 _LATENTS = "latents"
 _EPOCH = "epoch"
-
-
-class VideoNotFoundError(LookupError):
-    """There is no such video, or it was deleted."""
 
 
 class VideoExistsError(ValueError):
@@ -133,7 +131,7 @@ class VideoStore:
             stored = self._files.cat(f"{self._folder(video_id)}/video.json")
         except FileNotFoundError:
             raise VideoNotFoundError(f"{video_id}: no such video") from None
-        return VideoRecord.model_validate_json(stored)
+        return _from_json(stored)
 
     def exists(self, video_id: str) -> bool:
         return self._files.exists(f"{self._folder(video_id)}/video.json")
@@ -213,7 +211,7 @@ class VideoStore:
             except VideoNotFoundError:
                 self._files.remove_folder(self._folder(video_id))
                 continue
-            except ValidationError:
+            except ValueError:
                 logger.exception("%s: its record cannot be read", video_id)
                 continue
             if record.expires_at is not None and record.expires_at <= now:
@@ -350,7 +348,7 @@ class VideoStore:
         """The idempotency key that made a video, where its record can be read."""
         try:
             return self.read(video_id).idempotency_key
-        except (VideoNotFoundError, ValidationError):
+        except (VideoNotFoundError, ValueError):
             return None
 
     def _records(self, ids: Iterable[str]) -> Iterator[VideoRecord]:
@@ -359,7 +357,7 @@ class VideoStore:
                 yield self.read(video_id)
             except VideoNotFoundError:
                 continue  # deleted since it was listed, or never accepted
-            except ValidationError:
+            except ValueError:
                 logger.exception("%s: its record cannot be read", video_id)  # the others can
 
     def _units(self, video_id: str, subfolder: str, suffix: str) -> list[str]:
@@ -379,6 +377,17 @@ class VideoStore:
             self._files.remove(path)
             self._files.remove_folder(self._folder(video_id))
             raise VideoNotFoundError(f"{video_id}: deleted meanwhile")
+
+
+def _from_json(stored: bytes) -> VideoRecord:
+    """A record of any layout. Raises ``ValueError`` for what is none."""
+    fields = json.loads(stored)
+    if not isinstance(fields, dict):
+        raise ValueError(f"a record must be a JSON object, not {type(fields).__name__}")
+    try:
+        return VideoRecord.model_validate(record_fields(fields))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a record of version 1: {type(error).__name__}: {error}") from error
 
 
 def _to_json(record: VideoRecord) -> bytes:

@@ -43,7 +43,7 @@ class StepRate:
 
 def num_steps_of(record: VideoRecord) -> int:
     """Denoising steps of the whole video."""
-    return record.spec.num_steps
+    return record.plan.num_steps
 
 
 def waiting(records: Records) -> list[VideoRecord]:
@@ -107,7 +107,7 @@ def _seconds_until_done(records: Records, video_id: str, *, rate: float | None) 
 
 
 def _num_units_of(record: VideoRecord) -> int:
-    return record.spec.num_latent_frames
+    return record.plan.num_units
 
 
 def _num_steps_left(record: VideoRecord) -> int:

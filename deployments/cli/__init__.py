@@ -12,8 +12,9 @@ from pyramid_serve import cli
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``pyramid-serve``; the exit status."""
+    families = cli.asked_families(arguments)
     parser, commands = cli.new_parser()
-    cli.add_commands(commands)
-    add_serving_commands(commands)
-    add_client_commands(commands)
+    cli.add_commands(commands, families)
+    add_serving_commands(commands, families)
+    add_client_commands(commands, families)
     return cli.run(parser, arguments)

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,8 @@ from deployments.cli.printing import (
     time_of,
     url_option,
 )
-from deployments.cli.request_fields import request_fields
-from pyramid_serve import cli
+from pyramid_serve.cli_options import add_request_options, request_fields_from
+from pyramid_serve.families import Family, known_families
 from pyramid_serve.outputs import check_file_output
 from pyramid_serve.terminal import printable
 
@@ -31,16 +32,19 @@ if TYPE_CHECKING:
 VARIANTS = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".webp"}
 
 
-def add_client_commands(commands: "Commands") -> None:
-    """Add the commands to a command line; the namespace of each has the function to call as ``run``."""
+def add_client_commands(commands: "Commands", families: Sequence[Family]) -> None:
+    """Add the commands to a command line; the namespace of each has the function to call as ``run``.
+
+    families: those whose options are taken.
+    """
     parser = _add_client_command(commands, "submit", "ask for a video")
     parser.set_defaults(run=submit)
     parser.add_argument("prompt")
     parser.add_argument("-o", "--output", type=Path, help="wait for the video and write it here")
     parser.add_argument("--wait", action="store_true", help="wait until it is over")
-    parser.add_argument("--model", default=argparse.SUPPRESS, help="unless the server has only one")
+    parser.add_argument("--model", default=argparse.SUPPRESS, help="the server's first unless given")
     parser.argument_default = argparse.SUPPRESS
-    cli.add_request_arguments(parser)
+    add_request_options(parser, families)
 
     parser = _add_client_command(commands, "status", "how a video stands")
     parser.set_defaults(run=status)
@@ -84,7 +88,7 @@ def submit(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         check_file_output(arguments.output, ".mp4")
     server = _server(arguments)
-    video = server.submit(request_fields(arguments), picture=vars(arguments).get("image"))
+    video = server.submit(request_fields_from(arguments, known_families()), picture=vars(arguments).get("image"))
     if arguments.output is None and not arguments.wait:
         video_id = printable(video["id"])
         say(f"{video_id}\n\nTo follow it and fetch it: pyramid-serve download {video_id}{url_option(arguments.url)}")
@@ -98,7 +102,7 @@ def submit(arguments: argparse.Namespace) -> None:
 
 def status(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve status``."""
-    from deployments.local.demo import summary
+    from deployments.cli.demo import summary
 
     video = _server(arguments).get(arguments.id)
     if arguments.json:

@@ -5,24 +5,29 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from deployments.cli.ending import ending
 from deployments.cli.printing import duration, say, url_option
-from pyramid_serve import cli
+from pyramid_serve.cli_options import add_request_options, request_from
+from pyramid_serve.dtypes import DTypeName
+from pyramid_serve.families import Family, known_families
 from pyramid_serve.outputs import check_file_output
 
 if TYPE_CHECKING:
-    from deployments.app import ModelOptions
+    from deployments.config import ModelOptions
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def add_serving_commands(commands: "Commands") -> None:
-    """Add the commands to a command line; the namespace of each has the function to call as ``run``."""
+def add_serving_commands(commands: "Commands", families: Sequence[Family]) -> None:
+    """Add the commands to a command line; the namespace of each has the function to call as ``run``.
+
+    families: those whose options are taken.
+    """
     parser = commands.add_parser(
         "up",
         help="start a server on this machine",
@@ -49,14 +54,12 @@ def add_serving_commands(commands: "Commands") -> None:
     parser.add_argument("--address", default="auto", help="of the Ray cluster that --app runs in; auto unless given")
     parser.add_argument("--model", default="shapes", help="what --app serves, for the loop; shapes unless given")
     parser.add_argument("--variant", default=None)
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default=None, help="of the app and the loop"
-    )
+    parser.add_argument("--dtype", choices=get_args(DTypeName), default=None, help="of the app and the loop")
     parser.add_argument(
         "--concurrency", default="1,2,4,8", metavar="N,...", help="videos at once; 1,2,4,8 unless given"
     )
     parser.add_argument("-o", "--output", type=Path, default=None, metavar="FILE", help="the figures as JSON")
-    cli.add_request_arguments(parser)
+    add_request_options(parser, families)
     parser.set_defaults(run=bench)
 
     parser = commands.add_parser(
@@ -87,8 +90,8 @@ def add_serving_commands(commands: "Commands") -> None:
 def up(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve up`` until SIGTERM, which is its usual end, Ctrl-C or SIGHUP."""
     with ending("up", terminated=0) as signals:
-        from deployments.local.cluster import check_port, precision_text, read_app, running
-        from deployments.local.demo import LiveRows, status_rows
+        from deployments.cli.demo import LiveRows, status_rows
+        from deployments.local.cluster import check_port, models_text, read_app, running
         from pyramid_serve.storage import check_root, shown_root
 
         app = read_app(arguments.config, host=arguments.host, port=arguments.port)
@@ -96,7 +99,7 @@ def up(arguments: argparse.Namespace) -> None:
         signals.begin()
         check_root(app.config.storage_root)
         storage = shown_root(app.config.storage_root)
-        say(f"Model {app.config.model.public_name} in {precision_text(app.config)}.")
+        say(models_text(app.config))
         say(f"Starting Ray and the app, videos in {storage} ...")
         started = time.monotonic()
         rows = LiveRows(sys.stdout)
@@ -120,14 +123,14 @@ def demo(arguments: argparse.Namespace) -> None:
     check_file_output(output.with_suffix(".png"), ".png")
 
     with ending("demo") as signals:
+        from deployments.cli.demo import PROMPT, LiveRows, demo_app, make, status_rows
         from deployments.cli.server import Server
-        from deployments.local.cluster import precision_text, running
-        from deployments.local.demo import PROMPT, LiveRows, demo_app, make, status_rows
+        from deployments.local.cluster import models_text, running
 
         signals.begin()
         rows = LiveRows(sys.stdout)
         with demo_app() as app:
-            say(f"Model {app.config.model.public_name} in {precision_text(app.config)}.")
+            say(models_text(app.config))
             say("Starting Ray and the app on this machine ...")
             started = time.monotonic()
             with running(app, show=lambda statuses: rows.show(status_rows(statuses))):
@@ -156,7 +159,7 @@ def doctor(arguments: argparse.Namespace) -> None:
 
 def bench(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve bench``."""
-    request = cli.request_from(arguments)
+    request = request_from(arguments, known_families())
 
     with ending("bench") as signals:
         from deployments.local.bench import parse_levels, run_bench
@@ -177,7 +180,7 @@ def _app_to_measure(arguments: argparse.Namespace) -> Iterator[tuple[str, "Model
     if arguments.app is not None:
         import ray
 
-        from deployments.app import ModelOptions
+        from deployments.config import ModelOptions
 
         ray.init(address=arguments.address, log_to_driver=False)
         try:
@@ -186,16 +189,17 @@ def _app_to_measure(arguments: argparse.Namespace) -> Iterator[tuple[str, "Model
             ray.shutdown()
         return
 
-    from deployments.local.cluster import free_port, precision_text, read_app, running
-    from deployments.local.demo import LiveRows, status_rows
+    from deployments.cli.demo import LiveRows, status_rows
+    from deployments.local.cluster import free_port, models_text, read_app, running
 
     app = read_app(arguments.config, port=free_port())
     rows = LiveRows(sys.stdout)
     # In a temporary folder, because a server on this machine may be using the configured one.
     with tempfile.TemporaryDirectory(prefix="pyramid-serve-bench-", ignore_cleanup_errors=True) as storage:
-        model = app.config.model.model_copy(update={"dtype": arguments.dtype or app.config.model.dtype})
-        app = app._replace(config=app.config.model_copy(update={"storage": storage, "model": model}))
-        say(f"Model {model.public_name} in {precision_text(app.config)}.")
+        first, *others = app.config.models
+        model = first.model_copy(update={"dtype": arguments.dtype or first.dtype})
+        app = app._replace(config=app.config.model_copy(update={"storage": storage, "models": (model, *others)}))
+        say(models_text(app.config))
         say("Starting Ray and the app ...")
         with running(app, show=lambda statuses: rows.show(status_rows(statuses))):
             yield app.name, model

@@ -65,9 +65,12 @@ class Error(BaseModel):
 
 
 class Video(BaseModel):
-    """A video and how far it is. The first 13 keys are those of other video servers."""
+    """A video and how far it is. The first 13 keys are those of other video servers.
 
-    model_config = ConfigDict(json_schema_extra={"examples": [VIDEO_EXAMPLE]})
+    The request fields of its model's own are there too, with the values that were used.
+    """
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [VIDEO_EXAMPLE]})
 
     id: str
     object: Literal["video"]
@@ -87,12 +90,6 @@ class Video(BaseModel):
     seed: int
     negative_prompt: str
     prompt_suffix: str
-    num_inference_steps: list[int]
-    video_num_inference_steps: list[int]
-    guidance_scale: float
-    video_guidance_scale: float | None = Field(description="Null where guidance is linear.")
-    linear_guidance_alpha: float | None = Field(description="Null where guidance is not linear.")
-    linear_guidance_minimum: float | None
     has_input_reference: bool
     user: str | None
     metadata: dict[str, str] | None
@@ -126,21 +123,28 @@ class DeletedVideo(BaseModel):
 
 
 class ServedModelObject(BaseModel):
-    """A model that this server makes videos with, and what it can do."""
+    """A model that this server makes videos with, and what it can do.
+
+    The defaults of its own request fields are there too.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
-    sizes: list[str] | None = Field(description="Null: every multiple of 64.")
+    family: str = Field(description="The kind of model.")
+    sizes: list[str] | None = Field(description="Null: every multiple of size_multiple.")
+    size_multiple: int = Field(description="Pixels.")
     default_size: str
+    fps: int
     max_seconds: float
     max_num_frames: int
     default_seconds: float
-    num_inference_steps: list[int]
-    video_num_inference_steps: list[int]
-    guidance_scale: float
-    video_guidance_scale: float
+    request_fields: dict[str, Any] = Field(
+        description="The JSON schema of each request field that this model has beside those of every model."
+    )
 
 
 class ModelList(BaseModel):

@@ -29,5 +29,5 @@ def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
         app.include_router(routes, dependencies=[Depends(check_key)])
     add_error_handlers(app)
     add_guards(app, allowed_hosts=config.allowed_hosts, cors=config.cors)
-    docs.complete(app, videos.model)
+    docs.complete(app, videos.models)
     return app

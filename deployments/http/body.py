@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Container
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from python_multipart.multipart import parse_options_header
@@ -76,7 +77,14 @@ def _too_large(limits: BodyLimits) -> ApiError:
     return ApiError(413, f"body: more than {limits.max_bytes} bytes", headers={"Connection": "close"})
 
 
-def parse_body(body: bytes, *, content_type: str, content_encoding: str, limits: BodyLimits) -> dict[str, object]:
+def parse_body(
+    body: bytes,
+    *,
+    content_type: str,
+    content_encoding: str,
+    limits: BodyLimits,
+    fields_with_several_values: Container[str] = (),
+) -> dict[str, object]:
     """The fields of a JSON or form body. ``ApiError`` 415 for other content types, 400 for a body that is not valid.
 
     ``input_reference`` holds the bytes of the picture, no matter whether it was sent as a file or as a data URL.
@@ -95,7 +103,12 @@ def parse_body(body: bytes, *, content_type: str, content_encoding: str, limits:
         case "application/json":
             return _fields_of_json(body)
         case "multipart/form-data":
-            return fields_of_form(body, boundary=options.get(b"boundary", b""), max_field_bytes=limits.max_field_bytes)
+            return fields_of_form(
+                body,
+                boundary=options.get(b"boundary", b""),
+                max_field_bytes=limits.max_field_bytes,
+                fields_with_several_values=fields_with_several_values,
+            )
         case _:
             raise ApiError(
                 415,

@@ -88,7 +88,7 @@ async def open_stream(store: VideoStore, record: VideoRecord) -> Content:
     Raises ``VideoNotFoundError`` for a video that was deleted.
     """
     sizes = [size + len(padding(size)) for size in await asyncio.to_thread(store.fragment_sizes, record.id)]
-    if len(sizes) < record.spec.num_latent_frames:
+    if len(sizes) < record.plan.num_units:
         raise VideoNotFoundError(f"{record.id}: no unit {len(sizes)}")
     num_bytes = sum(sizes)
     return Content(
@@ -194,7 +194,7 @@ async def _chunks_of(content: bytes, span: ByteRange) -> AsyncIterator[bytes]:
 def _make_preview(store: VideoStore, record: VideoRecord, file: VideoFile) -> bytes:
     """Make a thumbnail or sprite sheet of a finished video, and save it if the storage accepts it."""
     video = store.fetch(record.id, VideoFile.VIDEO)
-    preview = thumbnail(video) if file is VideoFile.THUMBNAIL else sprite_sheet(video, record.spec.num_frames)
+    preview = thumbnail(video) if file is VideoFile.THUMBNAIL else sprite_sheet(video, record.plan.num_frames)
     try:
         store.attach(record.id, file, preview)
     except OSError as error:

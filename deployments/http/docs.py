@@ -9,7 +9,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi_offline import FastAPIOffline
 
 from deployments.http.request_schema import create_body
-from deployments.videos.videos import ServedModel
+from pyramid_serve.api.offers import field_schemas_of
+from pyramid_serve.served_model import ServedModels
 
 DOCS_PATH = "/docs"
 ASSETS_PATH = "/docs/assets"
@@ -57,8 +58,8 @@ def _hashes(page: str) -> str:
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
 
-def complete(app: FastAPI, model: ServedModel) -> None:
-    """Put the request body of this model into the OpenAPI document. The app must have all its routes already."""
+def complete(app: FastAPI, models: ServedModels) -> None:
+    """Put what these models take and tell into the OpenAPI document. The app must have all its routes already."""
     document = app.openapi()
     for path in document["paths"].values():
         for operation in path.values():
@@ -67,5 +68,8 @@ def complete(app: FastAPI, model: ServedModel) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+    of_videos = document["components"]["schemas"]["Video"]["properties"]
+    for model in models.models:
+        of_videos |= field_schemas_of(model.family.shown_fields)
     for path in ("/v1/videos", "/v1/videos/sync"):
-        document["paths"][path]["post"]["requestBody"] = create_body(model)
+        document["paths"][path]["post"]["requestBody"] = create_body(models)

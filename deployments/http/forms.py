@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
@@ -35,7 +36,9 @@ class _Part:
             raise ApiError(400, f"{self.name[:60]}: not valid UTF-8", param=self.name[:60]) from None
 
 
-def fields_of_form(body: bytes, *, boundary: bytes, max_field_bytes: int) -> dict[str, object]:
+def fields_of_form(
+    body: bytes, *, boundary: bytes, max_field_bytes: int, fields_with_several_values: Container[str]
+) -> dict[str, object]:
     """The fields of a form. A list is a field that is repeated, with or without ``[]`` after its name.
 
     ``metadata`` is one field for each key, ``metadata[key]``, or a single field with a JSON object. Raises ``ApiError``
@@ -67,6 +70,8 @@ def fields_of_form(body: bytes, *, boundary: bytes, max_field_bytes: int) -> dic
             raise repeated_field(METADATA_FIELD)
         fields[METADATA_FIELD] = pairs
     for name, values in texts.items():
+        if len(values) > 1 and name not in fields_with_several_values:
+            raise repeated_field(name)
         fields[name] = values[0] if len(values) == 1 else _numbers(name, values)
     if METADATA_FIELD in texts:
         fields[METADATA_FIELD] = _metadata_of_text(texts[METADATA_FIELD][0])
@@ -112,9 +117,7 @@ def _picture_of_part(part: _Part) -> bytes:
 
 
 def _numbers(name: str, values: list[str]) -> list[int]:
-    """The values of a repeated field, which only the numbers of steps may be."""
-    if name not in ("num_inference_steps", "video_num_inference_steps"):
-        raise repeated_field(name)
+    """The values of a repeated field as whole numbers."""
     if not all(value.strip().isdecimal() and len(value) < 20 for value in values):
         raise ApiError(400, f"{name}={values!r:.60}: must be whole numbers", param=name)
     return [int(value) for value in values]

@@ -10,7 +10,8 @@ from deployments.http.app import create_app
 from deployments.http.config import HttpConfig
 from deployments.telemetry.logs import configure_logging
 from deployments.telemetry.replicas import replica_name
-from deployments.videos.videos import ServedModel, Videos
+from deployments.videos.videos import Videos
+from pyramid_serve.served_model import ServedModels
 from pyramid_serve.storage import VideoStore
 
 
@@ -23,14 +24,14 @@ class Ingress:
         self,
         storage: str,
         config: HttpConfig,
-        model: ServedModel,
+        models: ServedModels,
         *,
         claims: DeploymentHandle[Any],
         orchestrator: DeploymentHandle[Any],
     ) -> None:
         """storage: the root of the ``VideoStore``. orchestrator: only bound so that it is deployed; claims call it."""
         configure_logging(replica_name())
-        self._videos = Videos(VideoStore(storage), claims, model)
+        self._videos = Videos(VideoStore(storage), claims, models)
         self._config = config
         self._orchestrator = orchestrator
 

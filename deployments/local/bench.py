@@ -6,22 +6,23 @@ agree.
 
 import asyncio
 import json
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from ray import serve
 
-from deployments.app import ModelOptions
 from deployments.client import Client
+from deployments.config import ModelOptions
 from deployments.local.chart import hidden_share
-from deployments.pools.wire import ReplicaStats
-from pyramid_serve.api import Stage, Status, TimelineEntry, VideoRecord, VideoRequest, VideoSpec
-from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND, LATENT_CHANNELS, NUM_STAGES
+from deployments.telemetry.forwards import ReplicaStats
+from pyramid_serve.api import Plan, Stage, Status, TimelineEntry, VideoRecord, VideoRequest
+from pyramid_serve.families import family_of
 
 POOLS = ("TextEncoder", "Denoiser", "Decoder")
 _FLOAT32_BYTES = 4
@@ -117,14 +118,14 @@ def run_bench(request: VideoRequest, *, app: str, model: ModelOptions, levels: S
 async def _measure(request: VideoRequest, *, app: str, model: ModelOptions, levels: Sequence[int]) -> Report:
     client = Client.connect(app)
     requests = _requests(request, max(levels))
-    spec = (await _make_all(client, requests[:1]))[0].spec  # warms up every deployment, and has the defaults
+    plan = (await _make_all(client, requests[:1]))[0].plan  # warms up every deployment, and has the defaults
     measured = tuple([await _measure_level(client, app, requests[:level]) for level in levels])
-    loop = await asyncio.to_thread(_run_loop, [spec.model_copy(update={"seed": r.seed}) for r in requests], model)
+    loop = await asyncio.to_thread(_run_loop, [plan.model_copy(update={"seed": r.seed}) for r in requests], model)
     return Report(
-        model=spec.model,
-        size=spec.size,
-        num_frames=spec.num_frames,
-        num_steps=spec.num_steps,
+        model=plan.model,
+        size=plan.size,
+        num_frames=plan.num_frames,
+        num_steps=plan.num_steps,
         loop=loop,
         levels=measured,
     )
@@ -152,7 +153,7 @@ async def _measure_level(client: Client, app: str, requests: Sequence[VideoReque
     latencies = sorted((record.completed_at or 0) - record.created_at for record in records)
     hidden = [share for record in records if (share := hidden_share(record.timeline)) is not None]
     firsts = [record.first_frame_at - record.created_at for record in records if record.first_frame_at is not None]
-    spec = records[0].spec
+    plan = records[0].plan
     return Level(
         concurrency=len(requests),
         wall=wall,
@@ -160,9 +161,9 @@ async def _measure_level(client: Client, app: str, requests: Sequence[VideoReque
         latency_p50=statistics.median(latencies),
         latency_p95=latencies[min(int(0.95 * len(latencies)), len(latencies) - 1)],
         time_to_first_frame=statistics.median(firsts),
-        real_time_factor=wall / (len(records) * spec.num_frames / FRAMES_PER_SECOND),
+        real_time_factor=wall / (len(records) * plan.num_frames / plan.fps),
         decode_hidden=statistics.mean(hidden) if hidden else None,
-        transfer_bytes=_transfer_bytes(spec),
+        transfer_bytes=_transfer_bytes(plan),
         transfer_seconds=statistics.median(_handover_seconds(record.timeline) for record in records),
         pools={name: _pool_use(before[name], after[name], wall) for name in POOLS},
     )
@@ -190,14 +191,12 @@ def _pool_use(before: Mapping[str, ReplicaStats], after: Mapping[str, ReplicaSta
     )
 
 
-def _transfer_bytes(spec: VideoSpec) -> int:
-    """Bytes of tensors that one video sends between deployments: each unit's history to the denoiser and its latents
-    back, then the latents to the decoder and the frames back."""
-    height, width = spec.latent_shape.size_at(NUM_STAGES - 1)
-    latents = LATENT_CHANNELS * height * width * _FLOAT32_BYTES
-    units = spec.num_latent_frames
-    histories = latents * units * (units - 1) // 2
-    return histories + 2 * units * latents + spec.num_frames * spec.width * spec.height * 3
+def _transfer_bytes(plan: Plan) -> int:
+    """Tensors of one video that go between deployments: to the denoiser each unit's history, back its latents; to the
+    decoder the latents, back the frames."""
+    latents = [math.prod(plan.unit(unit).latent_shape) * _FLOAT32_BYTES for unit in range(plan.num_units)]
+    histories = sum(accumulate(latents[:-1]))
+    return histories + 2 * sum(latents) + plan.num_frames * plan.width * plan.height * 3
 
 
 def _handover_seconds(timeline: Sequence[TimelineEntry]) -> float:
@@ -205,30 +204,31 @@ def _handover_seconds(timeline: Sequence[TimelineEntry]) -> float:
     return sum(max(later.start - earlier.end, 0.0) for earlier, later in pairwise(units))
 
 
-def _run_loop(specs: Sequence[VideoSpec], model: ModelOptions) -> Loop:
+def _run_loop(plans: Sequence[Plan], model: ModelOptions) -> Loop:
     from transformers.utils import logging as transformers_logging
 
     from pyramid_serve.media.writers import write_video
-    from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 
     transformers_logging.disable_progress_bar()
-    pipeline = PyramidFlow.from_pretrained(model.source, variant=model.variant, dtype=model.dtype)
+    family = family_of(model.source, model.family)
+    pipeline = family.load_pipeline(
+        model.source, variant=model.variant, dtype=model.dtype, device="cpu", options=family.pipeline_options()
+    )
 
-    def make(spec: VideoSpec, folder: str) -> None:
-        units = pipeline.stream([VideoInput(spec.prompt, seed=spec.seed)], spec.settings)
-        write_video((frames[0] for frames in units), Path(folder, "video.mp4"), fps=FRAMES_PER_SECOND)
+    def make(plan: Plan, folder: str) -> None:
+        write_video(pipeline.stream(plan), Path(folder, "video.mp4"), fps=plan.fps)
 
     with tempfile.TemporaryDirectory() as folder:
-        make(specs[0], folder)  # warms up
+        make(plans[0], folder)  # warm
         started = time.perf_counter()
-        for spec in specs:
-            make(spec, folder)
+        for plan in plans:
+            make(plan, folder)
         wall = time.perf_counter() - started
     return Loop(
-        num_videos=len(specs),
+        num_videos=len(plans),
         wall=wall,
-        videos_per_minute=60 * len(specs) / wall,
-        seconds_per_video=wall / len(specs),
+        videos_per_minute=60 * len(plans) / wall,
+        seconds_per_video=wall / len(plans),
     )
 
 

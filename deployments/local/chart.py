@@ -26,12 +26,14 @@ def timeline_chart(timeline: Sequence[TimelineEntry], *, width: int = 100) -> st
     If a replica worked on several units in the time of one character, the last of them is shown. ``=`` is work on the
     whole video.
     """
+    timeline = [entry for entry in timeline if isinstance(entry.stage, Stage)]  # a later server may have others
     if not timeline:
         return "no timeline"
     begin = min(entry.start for entry in timeline)
     end = max(entry.end for entry in timeline)
     rows: dict[tuple[Stage, str], list[TimelineEntry]] = defaultdict(list)
     for entry in sorted(timeline, key=lambda entry: entry.start):
+        assert isinstance(entry.stage, Stage)
         rows[entry.stage, entry.replica].append(entry)
     order = list(_DEPLOYMENTS)
     names = {key: f"{_DEPLOYMENTS[key[0]]} {key[1]}" if _is_shared(rows, key) else _DEPLOYMENTS[key[0]] for key in rows}

@@ -16,7 +16,8 @@ import torch
 from ray import serve
 from ray.exceptions import RayError
 
-from deployments.app import IMPORT_PATH, AppConfig, app_config, build, load_config
+from deployments.app import build
+from deployments.config import IMPORT_PATH, AppConfig, ModelOptions, app_config, load_config
 from deployments.http.guard import DOTLESS
 from deployments.http.hosts import is_this_machine
 from deployments.local.log_tail import warnings_told
@@ -161,10 +162,14 @@ def with_known_hosts(app: LocalApp) -> AppConfig:
     return app.config.model_copy(update={"ingress": ingress.model_copy(update={"settings": settings})})
 
 
-def precision_text(config: AppConfig) -> str:
-    """The dtype and device of an app's model on this machine, and why, in words."""
-    pool, settings = config.denoiser, config.denoiser_config
-    has_gpu = bool(pool.ray_actor_options.num_gpus) and torch.cuda.is_available()
+def models_text(config: AppConfig) -> str:
+    """A line for people about each model of an app on this machine: what it is computed in, and why."""
+    return "\n".join(f"Model {model.public_name} in {_precision_text(model)}." for model in config.models)
+
+
+def _precision_text(model: ModelOptions) -> str:
+    settings = model.denoiser_config
+    has_gpu = bool(model.denoiser.ray_actor_options.num_gpus) and torch.cuda.is_available()
     device = torch.device(settings.device or ("cuda" if has_gpu else "cpu"))
     precision = settings.precision_on(device)
     return f"{precision.name} on {device_name(device)}: {precision.reason}"

@@ -3,14 +3,14 @@
 Three tasks follow each other through the units: latents are denoised, decoded to frames, and these saved as a fragment
 of the stream, so unit k is decoded while k + 1 is denoised. What was saved by an attempt before is not made again.
 
-T units, H W size in pixels, h w of latents.
+F frames of a unit, H W size in pixels.
 """
 
 import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -24,20 +24,28 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.orchestrator.lease import Lease
 from deployments.orchestrator.video_decoder import VideoDecoder
-from deployments.pools.wire import UnitJob, UnitProgress, UnitResult, WirePromptEmbeds
-from deployments.rpc.calls import Latents, call, latents_from_wire, latents_to_wire, retrying
+from deployments.pools.wire import (
+    EncodedPrompt,
+    Latents,
+    UnitJob,
+    UnitProgress,
+    UnitResult,
+    WireTensor,
+    latents_from_wire,
+    latents_to_wire,
+)
+from deployments.rpc.calls import call, retrying
 from deployments.rpc.tasks import apart
 from deployments.telemetry.videos import VideoMetrics
-from pyramid_serve.api import Stage, VideoRecord, VideoSpec
+from pyramid_serve.api import Stage, VideoRecord
 from pyramid_serve.media.fragments import encode_fragment, join_fragments
-from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND, LATENT_CHANNELS, NUM_STAGES, num_frames_of
 from pyramid_serve.storage import VideoFile, VideoStore
 
 logger = logging.getLogger(__name__)
 
 Frames = NDArray[numpy.uint8]
 OnFrames = Callable[[Frames], Awaitable[None]]
-"""Called with the frames (1 or 8, H, W, 3) of each unit in turn, before they are encoded."""
+"""Called with the frames (F, H, W, 3) of each unit in turn, before they are encoded."""
 
 _MAX_FRAMES_WAITING = 2
 
@@ -56,7 +64,7 @@ class RunConfig(BaseModel):
 
 
 class Pools(NamedTuple):
-    """Handles of the deployments that do the work."""
+    """Handles of the deployments that do the work for one model."""
 
     text_encoder: DeploymentHandle[Any]
     denoiser: DeploymentHandle[Any]
@@ -64,11 +72,12 @@ class Pools(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Both prompts of a video, encoded."""
+class Conditioning:
+    """What all units of a video are denoised from: its prompts, and its picture where that is not itself a unit."""
 
-    positive: WirePromptEmbeds
-    negative: WirePromptEmbeds
+    prompt: EncodedPrompt
+    negative_prompt: EncodedPrompt
+    picture: Mapping[str, WireTensor] | None
 
 
 class VideoRun:
@@ -88,7 +97,7 @@ class VideoRun:
     ) -> None:
         self._id = record.id
         self._record = record
-        self._spec: VideoSpec = record.spec
+        self._plan = record.plan
         self._pools = pools
         self._decoder = VideoDecoder(
             record.id,
@@ -137,7 +146,7 @@ class VideoRun:
         self._lease.tell(
             num_units_denoised=len(self._latents),
             num_units_done=self._num_saved,
-            num_steps_done=self._num_steps_before(len(self._latents)),
+            num_steps_done=self._plan.num_steps_before(len(self._latents)),
         )
 
     # --- denoise ----------------------------------------------------------------------------------------------------
@@ -147,49 +156,55 @@ class VideoRun:
         num_loaded = len(self._latents)
         for unit in range(self._num_saved, num_loaded):
             denoised.put_nowait(unit)
-        if num_loaded == self._spec.num_latent_frames:
+        if num_loaded == self._plan.num_units:
             return
-        prompts = await self._encode_prompts()
-        for unit in range(num_loaded, self._spec.num_latent_frames):
-            if unit == 0 and self._spec.has_picture:
-                latents = await self._encode_picture()
+        conditioning = await self._condition()
+        for unit in range(num_loaded, self._plan.num_units):
+            if self._plan.unit(unit).is_picture:
+                latents = latents_from_wire((await self._encode_picture(unit))["latents"])
             else:
-                latents = await self._denoise_retrying(unit, prompts)
+                latents = await self._denoise_retrying(unit, conditioning)
             self._latents.append(latents)
             tasks.create_task(self._save_latents(unit, latents))
             denoised.put_nowait(unit)
 
-    async def _encode_prompts(self) -> Prompts:
+    async def _condition(self) -> Conditioning:
+        positive, negative = await self._encode_prompts()
+        picture = None
+        if self._plan.has_picture and not any(run.is_picture for run in self._plan.units):
+            picture = await self._encode_picture(None)
+        return Conditioning(positive, negative, picture)
+
+    async def _encode_prompts(self) -> tuple[EncodedPrompt, EncodedPrompt]:
         with self._noting(Stage.ENCODE, None, replica=self._pools.text_encoder.deployment_name):
             positive, negative = await asyncio.gather(
-                *map(self._encode_prompt, (self._spec.full_prompt, self._spec.negative_prompt))
+                *map(self._encode_prompt, (self._plan.full_prompt, self._plan.negative_prompt))
             )
         self._lease.tell(prompt_truncated_at=positive.truncated_at, negative_prompt_truncated_at=negative.truncated_at)
         if positive.computed is not None:
             self._lease.tell_computed(positive.computed)
-        return Prompts(positive, negative)
+        return positive, negative
 
-    async def _encode_prompt(self, prompt: str) -> WirePromptEmbeds:
+    async def _encode_prompt(self, prompt: str) -> EncodedPrompt:
         encode = self._pools.text_encoder.encode
-        embeds: WirePromptEmbeds = await self._retrying(lambda: call(encode.remote(prompt)))
+        embeds: EncodedPrompt = await self._retrying(lambda: call(encode.remote(prompt)))
         return embeds
 
-    async def _encode_picture(self) -> Latents:
-        """Unit 0 (16, 1, h, w), of the picture that the video begins with."""
+    async def _encode_picture(self, unit: int | None) -> dict[str, WireTensor]:
+        """The named tensors of the given picture. ``unit``: which unit it is, for the timeline."""
         picture = await asyncio.to_thread(self._store.fetch, self._id, VideoFile.PICTURE)
-        with self._noting(Stage.PICTURE, 0, replica=self._pools.decoder.deployment_name):
-            return latents_from_wire(
-                await self._decoder.encode_picture(picture, height=self._spec.height, width=self._spec.width)
-            )
+        with self._noting(Stage.PICTURE, unit, replica=self._pools.decoder.deployment_name):
+            return await self._decoder.encode_picture(picture, height=self._plan.height, width=self._plan.width)
 
-    async def _denoise_retrying(self, unit: int, prompts: Prompts) -> Latents:
-        latents: Latents = await self._retrying(lambda: self._denoise_unit(unit, prompts))
+    async def _denoise_retrying(self, unit: int, conditioning: Conditioning) -> Latents:
+        latents: Latents = await self._retrying(lambda: self._denoise_unit(unit, conditioning))
         return latents
 
-    async def _denoise_unit(self, unit: int, prompts: Prompts) -> Latents:
-        """The latents of a unit (16, 1, h, w), from one call."""
-        stream: Any = self._pools.denoiser.options(stream=True).denoise_unit.remote(self._unit_job(unit, prompts))
-        num_steps_before = self._num_steps_before(unit)
+    async def _denoise_unit(self, unit: int, conditioning: Conditioning) -> Latents:
+        """The latents of a unit, from one call."""
+        job = self._unit_job(unit, conditioning)
+        stream: Any = self._pools.denoiser.options(stream=True).denoise_unit.remote(job)
+        num_steps_before = self._plan.num_steps_before(unit)
         # No limit to the wait for a slot, but for each step once there is one.
         timeout_s: float | None = None
         try:
@@ -208,27 +223,17 @@ class VideoRun:
         self._metrics.stage(Stage.DENOISE, item.ended - item.started)
         return latents_from_wire(item.latents)
 
-    def _unit_job(self, unit: int, prompts: Prompts) -> UnitJob:
+    def _unit_job(self, unit: int, conditioning: Conditioning) -> UnitJob:
         return UnitJob(
             video_id=self._id,
             unit=unit,
-            prompt=prompts.positive,
-            negative_prompt=prompts.negative,
-            history=latents_to_wire(self._history(unit)),
-            shape=self._spec.latent_shape,
-            sampling=self._spec.sampling,
-            seed=self._spec.seed,
+            plan=self._plan,
+            prompt=conditioning.prompt,
+            negative_prompt=conditioning.negative_prompt,
+            history=tuple(map(latents_to_wire, self._latents[:unit])),
             submitted_at=self._record.created_at,
+            picture=conditioning.picture,
         )
-
-    def _history(self, unit: int) -> Latents:
-        """The latents before a unit (16, unit, h, w)."""
-        size = self._spec.latent_shape.size_at(NUM_STAGES - 1)
-        nothing = numpy.zeros((LATENT_CHANNELS, 0, *size), numpy.float32)
-        return numpy.concatenate([nothing, *self._latents[:unit]], axis=1)
-
-    def _num_steps_before(self, unit: int) -> int:
-        return sum(self._spec.num_steps_of(earlier) for earlier in range(unit))
 
     async def _save_latents(self, unit: int, latents: Latents) -> None:
         await asyncio.to_thread(self._store.save_latents, self._id, unit, latents)
@@ -239,7 +244,7 @@ class VideoRun:
     # --- decode -----------------------------------------------------------------------------------------------------
 
     async def _decode_units(self, denoised: "asyncio.Queue[int]", decoded: "asyncio.Queue[tuple[int, Frames]]") -> None:
-        for _ in range(self._num_saved, self._spec.num_latent_frames):
+        for _ in range(self._num_saved, self._plan.num_units):
             unit = await denoised.get()
             result = await self._decoder.decode(unit, self._latents)
             self._lease.tell_computed(result.computed)
@@ -250,27 +255,25 @@ class VideoRun:
     # --- save -------------------------------------------------------------------------------------------------------
 
     async def _save_units(self, decoded: "asyncio.Queue[tuple[int, Frames]]") -> None:
-        for _ in range(self._num_saved, self._spec.num_latent_frames):
+        for _ in range(self._num_saved, self._plan.num_units):
             unit, frames = await decoded.get()
             if self._on_frames is not None:
                 await self._on_frames(frames)
             with self._noting(Stage.SAVE, unit, replica=self._replica):
-                fragment = await asyncio.to_thread(
-                    encode_fragment,
-                    frames,
-                    index=unit,
-                    first_frame=num_frames_of(unit) if unit else 0,
-                    fps=FRAMES_PER_SECOND,
-                )
+                fragment = await asyncio.to_thread(self._encode_fragment, frames, unit)
                 await asyncio.to_thread(self._store.save_fragment, self._id, unit, fragment)
             if unit == 0:
                 self._metrics.first_frame(time.time() - self._record.created_at)
             self._lease.tell(num_units_done=unit + 1)
 
+    def _encode_fragment(self, frames: Frames, unit: int) -> bytes:
+        first_frame = self._plan.num_frames_before(unit)
+        return encode_fragment(frames, index=unit, first_frame=first_frame, fps=self._plan.fps)
+
     async def _join(self) -> None:
         """Put ``video.mp4`` together."""
         with self._noting(Stage.SAVE, None, replica=self._replica):
-            await asyncio.to_thread(_join_fragments, self._store, self._id, self._spec.num_latent_frames)
+            await asyncio.to_thread(_join_fragments, self._store, self._id, self._plan.num_units)
 
     # --- calls ------------------------------------------------------------------------------------------------------
 

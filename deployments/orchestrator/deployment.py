@@ -8,13 +8,12 @@ import asyncio
 import builtins
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any
 from uuid import uuid4
 
 import numpy
 from numpy.typing import NDArray
-from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
@@ -24,15 +23,17 @@ from deployments.errors import VideoFailedError
 from deployments.orchestrator.attempt import OnFrames, Pools, RunConfig, VideoRun
 from deployments.orchestrator.lease import Lease, LeaseLostError
 from deployments.orchestrator.video_decoder import VideoDecoder
-from deployments.rpc.calls import Latents
+from deployments.pools.wire import Latents
 from deployments.rpc.tasks import apart
 from deployments.telemetry.logs import configure_logging
 from deployments.telemetry.replicas import replica_name
 from deployments.telemetry.videos import VideoMetrics
-from deployments.videos.videos import ServedModel, Videos, VideoView
-from pyramid_serve.api import VideoError, VideoRecord, VideoRequest
-from pyramid_serve.precision import NonFiniteError
+from deployments.videos.videos import Videos
+from deployments.videos.view import VideoView
+from pyramid_serve.api import MODEL_NOT_FOUND, VideoError, VideoRecord, VideoRequest, unknown_model
+from pyramid_serve.errors import NonFiniteError
 from pyramid_serve.reasons import first_line
+from pyramid_serve.served_model import ServedModels
 from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ Frames = NDArray[numpy.uint8]
 _MAX_FRAMES_WAITING = 2
 
 
-@serve.deployment
 class Orchestrator:
     """Runs videos, and answers Ray handles. See :class:`videos.Videos` for what the methods of the same name do."""
 
@@ -50,20 +50,21 @@ class Orchestrator:
         self,
         storage: str,
         config: RunConfig,
-        model: ServedModel,
+        models: ServedModels,
         *,
         claims: DeploymentHandle[Any],
-        text_encoder: DeploymentHandle[Any],
-        denoiser: DeploymentHandle[Any],
-        decoder: DeploymentHandle[Any],
+        text_encoders: Mapping[str, DeploymentHandle[Any]],
+        denoisers: Mapping[str, DeploymentHandle[Any]],
+        decoders: Mapping[str, DeploymentHandle[Any]],
     ) -> None:
+        """``text_encoders``, ``denoisers``, ``decoders``: the pools of each model, by its public name."""
         self._replica = replica_name()
         configure_logging(self._replica)
         self._store = VideoStore(storage)
         self._config = config
         self._claims = claims
-        self._pools = Pools(text_encoder, denoiser, decoder)
-        self._videos = Videos(self._store, claims, model)
+        self._pools = {name: Pools(text_encoders[name], denoisers[name], decoders[name]) for name in models.names}
+        self._videos = Videos(self._store, claims, models)
         self._metrics = VideoMetrics()
         self._attempts: dict[tuple[str, int], asyncio.Task[None]] = {}
 
@@ -105,9 +106,14 @@ class Orchestrator:
 
     async def _attempt(self, record: VideoRecord, on_frames: OnFrames | None) -> None:
         lease = Lease(record, self._claims, heartbeat_s=self._config.heartbeat_s)
+        if record.plan.model not in self._pools:
+            logger.error("its model is not served here: %s", record.plan.model, extra={"video_id": record.id})
+            message = f"model {record.plan.model!r} is not served here any more"
+            await lease.fail(VideoError(code=MODEL_NOT_FOUND, message=message), is_final=True)
+            return
         run = VideoRun(
             record,
-            pools=self._pools,
+            pools=self._pools[record.plan.model],
             store=self._store,
             lease=lease,
             config=self._config,
@@ -134,7 +140,7 @@ class Orchestrator:
             await lease.fail(VideoError(code=_code_of(cause), message=_describe(cause)), is_final=is_final)
         else:
             now = time.time()
-            self._metrics.video(record.spec, since_accepted_s=now - record.created_at, making_s=now - started)
+            self._metrics.video(record.plan, since_accepted_s=now - record.created_at, making_s=now - started)
 
     # --- for Python users -------------------------------------------------------------------------------------------
 
@@ -152,7 +158,7 @@ class Orchestrator:
             raise
 
     async def stream(self, request: VideoRequest, idempotency_key: str | None = None) -> AsyncGenerator[Frames, None]:
-        """Submit a video and yield the frames (1 or 8, H, W, 3) of each unit as it is decoded, uint8.
+        """Submit a video and yield the frames (F, H, W, 3) of each unit as it is decoded, uint8.
 
         Call with ``stream=True``. The video is cancelled when the caller goes away before its end, unless another call
         with the same key asked for it before. Raises ``VideoFailedError``.
@@ -178,11 +184,15 @@ class Orchestrator:
         """The frames of each unit from ``first_unit`` on as ``stream`` yields them, before any encoding.
 
         Call with ``stream=True``; for any video, at any time: they are decoded from the saved latents, for this viewer
-        alone. A viewer who leaves stops nothing. Raises ``VideoFailedError`` and ``VideoNotFoundError``.
+        alone. A viewer who leaves stops nothing. Raises ``VideoFailedError``, ``VideoNotFoundError``, and
+        ``RequestError`` for a video of a model that is not served any more.
         """
+        record = await asyncio.to_thread(self._store.read, video_id)
+        if record.plan.model not in self._pools:
+            raise unknown_model(record.plan.model, *self._pools)
         decoder = VideoDecoder(
             f"{video_id}/{uuid4().hex}",
-            self._pools.decoder,
+            self._pools[record.plan.model].decoder,
             max_retries=self._config.max_call_retries,
             timeout_s=self._config.stall_timeout_s,
             on_retry=self._metrics.retry,

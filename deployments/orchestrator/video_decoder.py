@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy
 from ray.serve.handle import DeploymentHandle
 
-from deployments.pools.wire import DecodeJob, DecodeResult, MemoryMissing
-from deployments.rpc.calls import RETRIED, Latents, call, latents_to_wire, retrying
+from deployments.pools.wire import DecodeJob, DecodeResult, Latents, MemoryMissing, WireTensor, latents_to_wire
+from deployments.rpc.calls import RETRIED, call, retrying
 
 _FORGET_S = 5.0
 
@@ -33,13 +32,16 @@ class VideoDecoder:
         self._on_retry = on_retry
 
     async def decode(self, unit: int, latents: Sequence[Latents]) -> DecodeResult:
-        """The frames of a unit. ``latents``: (16, 1, h, w) of every unit up to it, or more; sent only where needed."""
+        """The frames of a unit. ``latents``: of every unit up to it, or more; earlier ones are sent only if needed."""
         result: DecodeResult = await self._retrying(lambda: self._decode(unit, latents))
         return result
 
-    async def encode_picture(self, picture: bytes, *, height: int, width: int) -> Any:
-        """The latents of unit 0 for a picture file, as they came over the wire."""
-        return await self._retrying(lambda: call(self._handle.encode_picture.remote(picture, height, width)))
+    async def encode_picture(self, picture: bytes, *, height: int, width: int) -> dict[str, WireTensor]:
+        """The named tensors of a picture file, cut to this size in pixels."""
+        tensors: dict[str, WireTensor] = await self._retrying(
+            lambda: call(self._handle.encode_picture.remote(picture, height, width))
+        )
+        return tensors
 
     async def forget(self) -> None:
         """Free the video's memory, on every replica, for it may have moved when replicas came and went.
@@ -54,7 +56,7 @@ class VideoDecoder:
         job = DecodeJob(self._key, unit, latents_to_wire(latents[unit]))
         result = await self._ask(job)
         if isinstance(result, MemoryMissing):
-            earlier = latents_to_wire(numpy.concatenate(latents[:unit], axis=1))
+            earlier = tuple(map(latents_to_wire, latents[:unit]))
             result = await self._ask(DecodeJob(self._key, unit, job.latents, earlier=earlier))
         if isinstance(result, MemoryMissing):
             raise RuntimeError(f"{result.replica}: no memory of unit {unit}, though all before it was sent along")

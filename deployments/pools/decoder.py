@@ -3,28 +3,24 @@
 import asyncio
 import logging
 import time
-from collections.abc import Generator, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Any
 
-import torch
 from pydantic import NonNegativeInt, PositiveInt
-from ray import serve
 from torch import Tensor
 
 from deployments.pools.decoder_memories import MemoryStore
-from deployments.pools.engine import Engine, Forward
+from deployments.pools.engine import Engine
 from deployments.pools.model_config import ModelConfig, reported_if_not_finite
-from deployments.pools.wire import DecodeJob, DecodeResult, MemoryMissing, ReplicaStats, WireTensor, from_wire, to_wire
+from deployments.pools.tensors import all_to_wire, from_wire
+from deployments.pools.wire import DecodeJob, DecodeResult, MemoryMissing, WireTensor
+from deployments.telemetry.forwards import Forward, ReplicaStats, replica_stats
 from deployments.telemetry.logs import configure_logging
-from deployments.telemetry.replicas import CallMetrics, ForwardMetrics, replica_name, replica_stats
-from pyramid_serve.checkpoints import capabilities
+from deployments.telemetry.replicas import CallMetrics, ForwardMetrics, replica_name
+from pyramid_serve.errors import NonFiniteError
+from pyramid_serve.families import DecodePart
 from pyramid_serve.media.pictures import read_picture
-from pyramid_serve.media.tensors import fit_picture
-from pyramid_serve.precision import NonFiniteError
-from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory, Tiling
-from pyramid_serve.pyramid_flow.parts import LatentScale, latent_scale_of, load_vae
-from pyramid_serve.pyramid_flow.pipeline import decode_unit, encode_picture
-from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, SIZE_MULTIPLE, LatentShape
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +28,12 @@ GIB = 2**30
 
 
 class DecoderConfig(ModelConfig):
-    tiling: PositiveInt | None = None
-    """Pixels: work in tiles of this size, for less device memory, slower. None: whole frames."""
     max_batch_size: PositiveInt | None = 8
     """Units of one forward. None: no limit."""
     memory_budget_bytes: NonNegativeInt = 20 * GIB
-    """Memories kept on the device; 8.3 GiB a video at 1280x768, 2.1 GiB at 640x384, and while a unit is decoded its
-    old and its new one are there. With less than one video's, each goes to host memory and back at every unit.
+    """Memories kept on the device; for Pyramid Flow 8.3 GiB a video at 1280x768, 2.1 GiB at 640x384. While a unit is
+    decoded, its old memory and its new one are both there. With less than one video's memory, each moves to host
+    memory and back at every unit.
     """
     host_budget_bytes: NonNegativeInt = 40 * GIB
     """Memories kept in host memory once they are too many for the device; beyond it they are made again."""
@@ -46,60 +41,32 @@ class DecoderConfig(ModelConfig):
     """(width, height) in pixels of the units decoded before the replica is ready. None: the smallest there is."""
 
 
-@dataclass(frozen=True, eq=False)
-class DecodeStep:
-    """One latent frame (C, 1, H, W) to decode after what ``memory`` holds; None at the start of a video."""
-
-    latents: Tensor
-    memory: DecoderMemory | None
-
-    @property
-    def num_tokens(self) -> int:
-        """Latent pixels."""
-        return self.latents.shape[-2] * self.latents.shape[-1]
-
-    @property
-    def batch_key(self) -> Hashable:
-        """Steps that have it in common can be stacked."""
-        return self.latents.shape, self.memory is None
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """Frames (1 or 8, height, width, 3) uint8 on the CPU, and the memory for the next unit."""
-
-    frames: Tensor
-    memory: DecoderMemory
-
-
-@serve.deployment
 class Decoder:
-    """Holds the VAE, one engine, and the memories of the videos decoded here last.
+    """Holds the decode part of a model, one engine, and the memories of the videos decoded here last.
 
     Frames come out the same from a memory kept or made again, alone or stacked, to float tolerance: in float32 a value
     of 255 may differ by one where it lay on the brink of rounding.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
-        """Loads the VAE and decodes two units with it, so the first call finds everything set up."""
+        """Loads the part and runs it once, so that the first call finds everything set up."""
         self._replica = replica_name()
         configure_logging(self._replica)
         config.set_up_torch()
-        self._computed = config.computed_as("decoder")
-        self._device = config.torch_device
-        self._vae = load_vae(config.source, dtype=config.torch_dtype, device=self._device)
-        self._scale = latent_scale_of(config.source, config.variant)
-        self._tiling = None if config.tiling is None else Tiling(config.tiling)
+        family = config.model_family
+        self._part = family.load_decode(config.part_source(family.decode_options))
+        self._computed = config.computed_as("decoder", self._part.dtype)
+        self._in_order = family.decodes_in_order
         self._memories = MemoryStore(
             device_budget_bytes=config.memory_budget_bytes, host_budget_bytes=config.host_budget_bytes
         )
         with reported_if_not_finite():
-            self._warm_up(config)
+            warm_up(self._part, config)
         self._calls = CallMetrics()
-        self._engine: Engine[DecodeStep, Decoded] = Engine(
-            self._decode,
+        self._engine: Engine[Any, Any] = Engine(
+            self._part.forward,
             max_slots=config.max_batch_size,
-            packs_with=lambda step: step.batch_key,
+            packs_with=self._part.packs_with,
             on_forward=ForwardMetrics().record,
             name="decoder",
         )
@@ -114,7 +81,9 @@ class Decoder:
         with self._calls.of("decode_unit"):
             try:
                 frames = await self._engine.run(
-                    decode_steps(job, self._memories, self._device), submitted_at=time.time(), on_step=forwards.append
+                    decode_steps(job, self._memories, self._part, in_order=self._in_order),
+                    submitted_at=time.time(),
+                    on_step=forwards.append,
                 )
             except NonFiniteError as error:
                 raise NonFiniteError(f"unit {job.unit}: {error}") from None
@@ -130,17 +99,18 @@ class Decoder:
             rebuilt_units=len(forwards) - 1,
         )
 
-    async def encode_picture(self, picture: bytes, height: int, width: int) -> WireTensor:
-        """A picture file, cut to ``height`` x ``width`` pixels, as latents (16, 1, H, W) of unit 0, float32.
+    async def encode_picture(self, picture: bytes, height: int, width: int) -> dict[str, WireTensor]:
+        """A picture file, cut to ``height`` x ``width`` pixels, as named tensors, float32.
 
         Raises ``ValueError`` for bytes that are no picture.
         """
         with self._calls.of("encode_picture"):
             # No limit of pixels: the one that held when it was accepted may have been any.
             image = await asyncio.to_thread(lambda: read_picture(picture, max_pixels=None))
-            pixels = await asyncio.to_thread(lambda: fit_picture(image, height=height, width=width))
-            latents = await self._engine.run_between_turns(lambda: self._encode(pixels))
-        return to_wire(latents)
+            tensors = await self._engine.run_between_turns(
+                lambda: self._part.encode_picture(image, height=height, width=width)
+            )
+        return all_to_wire(tensors)
 
     async def forget(self, video_id: str) -> None:
         """Free the memory of a video, also that which a call now at work on it would leave."""
@@ -156,76 +126,49 @@ class Decoder:
     async def check_health(self) -> None:
         self._engine.check()
 
-    def _decode(self, steps: Sequence[DecodeStep]) -> list[Decoded]:
-        return decode_batch(self._vae, self._scale, steps, tiling=self._tiling)
 
-    def _encode(self, pixels: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return encode_picture(self._vae, self._scale, pixels.to(self._device), tiling=self._tiling).cpu()
-
-    def _warm_up(self, config: DecoderConfig) -> None:
-        width, height = config.warm_up_size or (SIZE_MULTIPLE, SIZE_MULTIPLE)
-        shape = LatentShape.of_pixels(height=height, width=width, num_latent_frames=2)
-        latents = torch.zeros(LATENT_CHANNELS, 1, *shape.size_at(NUM_STAGES - 1), device=self._device)
-        (first,) = self._decode([DecodeStep(latents, None)])
-        self._decode([DecodeStep(latents, first.memory)])
-        default_width, default_height = capabilities(config.source, config.variant).default_size
-        of_one_video = first.memory.num_bytes * (default_width * default_height) // (width * height)
-        if of_one_video > config.memory_budget_bytes:
-            logger.warning(
-                "memory_budget_bytes=%d is less than one video's memory at %dx%d, %d bytes: it moves at every unit",
-                config.memory_budget_bytes,
-                default_width,
-                default_height,
-                of_one_video,
-            )
+def warm_up(part: DecodePart, config: DecoderConfig) -> None:
+    """Run the part once, and warn where the memory of one video does not fit the budget."""
+    of_one_video = part.warm_up(config.warm_up_size)
+    if of_one_video > config.memory_budget_bytes:
+        logger.warning(
+            "memory_budget_bytes=%d is less than one video's memory at the default size, %d bytes: it moves to host "
+            "memory and back at every unit",
+            config.memory_budget_bytes,
+            of_one_video,
+        )
 
 
 def check_job(job: DecodeJob) -> None:
-    """``ValueError`` unless the latents are one frame, and the earlier ones as many as the unit has before it."""
-    channels, num_units, *size = job.latents.shape if len(job.latents.shape) == 4 else (0, 0)
-    if (channels, num_units) != (LATENT_CHANNELS, 1):
-        raise ValueError(f"latents: shape {job.latents.shape}, must be ({LATENT_CHANNELS}, 1, H, W)")
+    """``ValueError`` unless there is such a unit, and the earlier units are as many as come before it."""
     if job.unit < 0:
         raise ValueError(f"unit={job.unit}: must be 0 or more")
-    expected = (LATENT_CHANNELS, job.unit, *size)
-    if job.earlier is not None and job.earlier.shape != expected:
-        raise ValueError(f"earlier: shape {job.earlier.shape}, must be {expected} for unit {job.unit}")
+    if job.earlier is not None and len(job.earlier) != job.unit:
+        raise ValueError(f"earlier: {len(job.earlier)} units, must be {job.unit} for unit {job.unit}")
+    for latents in job.earlier or ():
+        if latents.shape != job.latents.shape:
+            raise ValueError(f"earlier: shape {latents.shape}, must be {job.latents.shape} as the unit's own")
 
 
 def decode_steps(
-    job: DecodeJob, memories: MemoryStore, device: torch.device
-) -> Generator[Sequence[DecodeStep], Sequence[Decoded], Tensor | None]:
+    job: DecodeJob, memories: MemoryStore, part: DecodePart, *, in_order: bool
+) -> Generator[Sequence[Any], Sequence[Any], Tensor | None]:
     """The steps of a job: its own unit, and before it those to be made again where their memory is gone.
 
+    in_order: whether a unit needs the memory of those before it.
     Returns the frames, or None where the memory is missing and the job brings nothing to make it from. Rebuilding runs
     in steps like any other decoding, so it shares forwards with other videos and holds none up.
     """
     with memories.lease(job.video_id, job.unit) as lease:
         memory = lease.memory
-        if memory is None and job.unit > 0:
+        if memory is None and job.unit > 0 and in_order:
             if job.earlier is None:
                 return None
-            for latents in from_wire(job.earlier, device).split(1, dim=1):
-                (decoded,) = yield (DecodeStep(latents, memory),)
+            for latents in job.earlier:
+                (decoded,) = yield (part.request(from_wire(latents), memory),)
                 memory = decoded.memory
-        (decoded,) = yield (DecodeStep(from_wire(job.latents, device), memory),)
-        memories.keep(lease, job.video_id, job.unit + 1, decoded.memory)
-        return decoded.frames
-
-
-def decode_batch(
-    vae: CausalVideoVAE,
-    scale: LatentScale,
-    steps: Sequence[DecodeStep],
-    *,
-    tiling: Tiling | None,
-) -> list[Decoded]:
-    """One forward over steps with the same ``batch_key``."""
-    latents = torch.stack([step.latents for step in steps])
-    memories = [step.memory for step in steps if step.memory is not None]
-    with torch.inference_mode():
-        frames, after = decode_unit(
-            vae, scale, latents, DecoderMemory.stack(memories) if memories else None, tiling=tiling
-        )
-    return [Decoded(video, own) for video, own in zip(frames.cpu(), after.unstack(), strict=True)]
+        (decoded,) = yield (part.request(from_wire(job.latents), memory),)
+        if decoded.memory is not None:
+            memories.keep(lease, job.video_id, job.unit + 1, decoded.memory)
+        frames: Tensor = decoded.frames
+        return frames

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pyramid_serve.pyramid_flow.autoencoder import DecoderMemory
+from pyramid_serve.families import Memory
 
 
 @dataclass
 class Lease:
     """One call's hold on a video. ``memory``: what is kept for the unit asked for, None where there is nothing."""
 
-    memory: DecoderMemory | None
+    memory: Memory | None
     is_void: bool = False
     """The video was forgotten meanwhile, so nothing is kept of it any more."""
 
@@ -24,7 +24,7 @@ class Lease:
 @dataclass
 class _Entry:
     unit: int
-    memory: DecoderMemory
+    memory: Memory
     num_bytes: int
     is_on_device: bool
     num_leases: int = 0
@@ -76,7 +76,7 @@ class MemoryStore:
                 entry.num_leases -= 1
                 self._shrink()
 
-    def keep(self, lease: Lease, video_id: str, unit: int, memory: DecoderMemory) -> None:
+    def keep(self, lease: Lease, video_id: str, unit: int, memory: Memory) -> None:
         """Keep a memory, on the device, for ``unit`` of the video under this lease."""
         if lease.is_void:
             return

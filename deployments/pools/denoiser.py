@@ -1,33 +1,25 @@
 """The Denoiser deployment: latents of one unit of one video a call, many videos' steps in one forward."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
 
-import torch
 from pydantic import PositiveInt
-from ray import serve
 from torch import Tensor
 
-from deployments.pools.engine import Engine, Forward
+from deployments.pools.engine import Engine
 from deployments.pools.model_config import ModelConfig, reported_if_not_finite
-from deployments.pools.wire import ReplicaStats, UnitJob, UnitProgress, UnitResult, from_wire, prompt_from_wire, to_wire
+from deployments.pools.tensors import all_from_wire, from_wire, to_wire
+from deployments.pools.wire import UnitJob, UnitProgress, UnitResult
+from deployments.telemetry.forwards import Forward, ReplicaStats, replica_stats
 from deployments.telemetry.logs import configure_logging
-from deployments.telemetry.replicas import CallMetrics, ForwardMetrics, replica_name, replica_stats
-from pyramid_serve.checkpoints import read_config, transformer_folder
-from pyramid_serve.pyramid_flow.attention import AttentionName, attention_by_name, fastest_on
-from pyramid_serve.pyramid_flow.noise import SeededNoise
-from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
-from pyramid_serve.pyramid_flow.parts import load_transformer
-from pyramid_serve.pyramid_flow.sampler import SamplingSettings, UnitSteps, denoise_unit, run_units
-from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, SIZE_MULTIPLE, LatentShape
+from deployments.telemetry.replicas import CallMetrics, ForwardMetrics, replica_name
+from pyramid_serve.families import DenoisePart, UnitInput
 
 PROGRESS_INTERVAL_S = 0.5
 
 
 class DenoiserConfig(ModelConfig):
-    attention: AttentionName | None = None
-    """None: "flex" on CUDA, else "blocks"."""
     token_budget: PositiveInt = 32_768
     """Tokens of one forward, text and history among them; a unit with guidance counts both its sequences."""
     max_slots: PositiveInt | None = None
@@ -35,37 +27,30 @@ class DenoiserConfig(ModelConfig):
     warm_up_size: tuple[PositiveInt, PositiveInt] | None = None
     """(width, height) in pixels of the unit made before the replica is ready. None: the smallest there is."""
 
-    @property
-    def attention_name(self) -> AttentionName:
-        return self.attention or fastest_on(self.torch_device)
 
-
-@serve.deployment
 class Denoiser:
-    """Holds the transformer and one engine; keeps nothing of a video between calls.
+    """Holds the denoise part of a model and one engine; keeps nothing of a video between calls.
 
     A unit comes out the same whatever shared its forwards, to float tolerance: in float32 within about 1e-5 of latents
-    that go up to 6, for a matrix product sums in another order when it has more rows.
+    that go up to 6, because a matrix product sums in another order when it has more rows.
     """
 
     def __init__(self, config: DenoiserConfig) -> None:
-        """Loads the transformer and makes a unit with it, so the first call finds everything compiled."""
+        """Loads the part and runs it once, so that the first call finds everything compiled."""
         self._replica = replica_name()
         configure_logging(self._replica)
         config.set_up_torch()
-        self._computed = config.computed_as("denoiser")
-        self._device = config.torch_device
-        self._attention = attention_by_name(config.attention_name)
-        self._transformer = load_transformer(
-            config.source, config.variant, dtype=config.torch_dtype, device=self._device
-        )
+        family = config.model_family
+        self._part = family.load_denoise(config.part_source(family.denoise_options))
+        self._computed = config.computed_as("denoiser", self._part.dtype)
         with reported_if_not_finite():
-            run_units(self._predict, [warm_up_steps(config)])
+            self._part.warm_up(config.warm_up_size)
         self._calls = CallMetrics()
-        self._engine: Engine[ClipSequence, Tensor] = Engine(
-            self._predict,
+        self._engine: Engine[Any, Any] = Engine(
+            self._part.forward,
             token_budget=config.token_budget,
             max_slots=config.max_slots,
+            packs_with=self._part.packs_with,
             on_forward=ForwardMetrics().record,
             name="denoiser",
         )
@@ -74,16 +59,16 @@ class Denoiser:
         """Call with ``stream=True``: progress when the unit is first taken into a forward and then at most every half
         second, and last the result. A caller that goes away takes the unit out of the engine before its next step.
 
-        Raises ``ValueError`` for a history that does not fit the unit or the shape.
+        Raises ``ValueError`` for a unit that the plan does not have, and a history that does not fit it.
         """
         check_job(job)
-        num_steps = job.sampling.num_steps_of(job.unit)
+        num_steps = job.plan.unit(job.unit).num_steps
         forwards: list[Forward] = []
         has_begun = asyncio.Event()
         with self._calls.of("denoise_unit"):
             latents = asyncio.ensure_future(
                 self._engine.run(
-                    unit_steps(job, self._device),
+                    unit_steps(job, self._part),
                     submitted_at=job.submitted_at,
                     on_start=has_begun.set,
                     on_step=forwards.append,
@@ -116,58 +101,30 @@ class Denoiser:
     async def check_health(self) -> None:
         self._engine.check()
 
-    def _predict(self, sequences: Sequence[ClipSequence]) -> list[Tensor]:
-        with torch.inference_mode():
-            predictions = self._transformer(sequences, attention=self._attention)
-        if self._device.type == "cuda":
-            # Without it the thread runs ahead of the device, and a step's time, errors and cancelling come late.
-            torch.cuda.synchronize(self._device)
-        return predictions
-
 
 def check_job(job: UnitJob) -> None:
-    """``ValueError`` unless the history is that of the unit, of a video of this shape."""
-    expected = (LATENT_CHANNELS, job.unit, *job.shape.size_at(NUM_STAGES - 1))
-    if job.history.shape != expected or job.history.dtype != "float32":
-        raise ValueError(
-            f"history: {job.history.dtype} {job.history.shape}, must be float32 {expected} for unit {job.unit}"
-        )
-    if not 0 <= job.unit < job.shape.num_latent_frames:
-        raise ValueError(f"unit={job.unit}: must be from 0 to {job.shape.num_latent_frames - 1}")
+    """``ValueError`` unless the video has the unit, and the history is that of the units before it."""
+    if not 0 <= job.unit < job.plan.num_units:
+        raise ValueError(f"unit={job.unit}: must be from 0 to {job.plan.num_units - 1}")
+    if len(job.history) != job.unit:
+        raise ValueError(f"history: {len(job.history)} units, must be {job.unit} for unit {job.unit}")
+    for unit, latents in enumerate(job.history):
+        expected = job.plan.unit(unit).latent_shape
+        if latents.shape != expected or latents.dtype != "float32":
+            raise ValueError(f"history: unit {unit} is {latents.dtype} {latents.shape}, must be float32 {expected}")
 
 
-def unit_steps(job: UnitJob, device: torch.device) -> UnitSteps:
-    """The steps of a job, its tensors brought to the device with the first and the latents to the CPU after the last.
+def unit_steps(job: UnitJob, part: DenoisePart) -> Generator[Sequence[Any], Sequence[Any], Tensor]:
+    """The steps of a job.
 
-    A generator, so all of that happens where it is driven: on the engine's thread.
+    A generator, so everything happens where it is driven, reading the job's tensors too: on the engine's thread.
     """
-    latents = yield from denoise_unit(
-        prompt_from_wire(job.prompt, device),
-        prompt_from_wire(job.negative_prompt, device),
-        from_wire(job.history, device),
-        settings=job.sampling,
-        noise=SeededNoise(job.seed, job.shape),
+    given = UnitInput(
+        plan=job.plan,
+        unit=job.unit,
+        prompt=all_from_wire(job.prompt.tensors),
+        negative_prompt=all_from_wire(job.negative_prompt.tensors),
+        picture=None if job.picture is None else all_from_wire(job.picture),
+        history=[from_wire(latents) for latents in job.history],
     )
-    return latents.cpu()
-
-
-def warm_up_steps(config: DenoiserConfig) -> UnitSteps:
-    """The unit 2 of a video, one step a stage, with guidance: every kind of clip that there is."""
-    width, height = config.warm_up_size or (SIZE_MULTIPLE, SIZE_MULTIPLE)
-    shape = LatentShape.of_pixels(height=height, width=width, num_latent_frames=3)
-    prompt = _blank_prompt(read_config(transformer_folder(config.source, config.variant)), config)
-    return denoise_unit(
-        prompt,
-        prompt,
-        torch.zeros(LATENT_CHANNELS, 2, *shape.size_at(NUM_STAGES - 1), device=config.torch_device),
-        settings=SamplingSettings(num_inference_steps=(1, 1, 1), video_num_inference_steps=(1, 1, 1)),
-        noise=SeededNoise(0, shape),
-    )
-
-
-def _blank_prompt(transformer: Mapping[str, Any], config: DenoiserConfig) -> PromptEmbeds:
-    """An embedding of the sizes that the transformer's ``config.json`` tells."""
-    embeds = PromptEmbeds(
-        torch.zeros(8, transformer["joint_attention_dim"]), torch.zeros(transformer["pooled_projection_dim"])
-    )
-    return embeds.to(config.torch_device, config.torch_dtype)
+    return (yield from part.steps(given))

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from deployments.errors import DeviceFailedError
+from deployments.telemetry.forwards import EngineStats, Forward
 
 logger = logging.getLogger(__name__)
 
@@ -41,45 +42,6 @@ class Request(Protocol):
 RequestT = TypeVar("RequestT", bound=Request)
 ResponseT = TypeVar("ResponseT")
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True)
-class Forward:
-    """One forward of a pack: its slots and tokens, and when it ran in unix seconds."""
-
-    num_slots: int
-    num_tokens: int
-    started: float
-    ended: float
-
-    @property
-    def seconds(self) -> float:
-        return self.ended - self.started
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Totals since the engine began, forwards that failed left out, and how it stands now.
-
-    num_slots, num_tokens: summed over the forwards; queue_depth: slots that are in no forward now; token_budget: as it
-    is now, which is less than configured for a while after memory ran out.
-    """
-
-    num_forwards: int = 0
-    num_slots: int = 0
-    num_tokens: int = 0
-    busy_seconds: float = 0.0
-    num_present: int = 0
-    queue_depth: int = 0
-    token_budget: int | None = None
-
-    @property
-    def mean_slots(self) -> float:
-        return self.num_slots / self.num_forwards if self.num_forwards else 0.0
-
-    @property
-    def mean_tokens(self) -> float:
-        return self.num_tokens / self.num_forwards if self.num_forwards else 0.0
 
 
 class Slot:

@@ -1,17 +1,20 @@
-"""What the configurations of all deployments that load a part of the model have in common."""
+"""What the configurations of all deployments that load a part of a model have in common."""
 
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from pyramid_serve.api import Computed
-from pyramid_serve.checkpoints import capabilities
-from pyramid_serve.precision import DTypeName, NonFiniteError, Precision, device_name, dtype_name, vae_dtype
+from pyramid_serve.dtypes import DTypeName
+from pyramid_serve.errors import NonFiniteError
+from pyramid_serve.families import Family, PartSource, family_of
+from pyramid_serve.precision import Precision, choose_dtype, device_name, dtype_name
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +39,21 @@ class ModelConfig(BaseModel):
     """A local folder, an fsspec URL or a Hub id."""
     variant: str | None = None
     """For example "768p"; None where the checkpoint has only one."""
+    family: str | None = None
+    """The import path of the model's family. None: the family that recognises the checkpoint's files."""
     device: str | None = None
     """None: CUDA where the replica has one, else the CPU."""
     dtype: DTypeName | None = None
-    """The app's ``model.dtype``. None: what suits the device, see ``precision.suitable_dtype``."""
+    """The model's ``dtype``. None: what suits the device, see ``precision.suitable_dtype``."""
     num_threads: PositiveInt | None = None
     """Of torch on the CPU. None leaves it to Ray, which gives a replica as many as its ``num_cpus``."""
+    options: dict[str, Any] = {}
+    """What only the model's family knows, see its ``denoise_options`` and ``decode_options``."""
+
+    @cached_property
+    def model_family(self) -> Family:
+        """Raises ``CheckpointError`` for a checkpoint that is not there or that no family recognises."""
+        return family_of(self.source, self.family)
 
     @property
     def torch_device(self) -> torch.device:
@@ -52,25 +64,35 @@ class ModelConfig(BaseModel):
         return self.precision_on(self.torch_device)
 
     def precision_on(self, device: torch.device) -> Precision:
-        return capabilities(self.source, self.variant).precision_on(device, self.dtype)
+        """What the model is computed in on a device."""
+        preferred = self.model_family.capabilities(self.source, self.variant).dtype
+        return choose_dtype(device, asked=self.dtype, preferred=preferred)
 
-    def computed_as(self, part: str) -> Computed:
+    def part_source(self, options: type[BaseModel] | None = None) -> PartSource:
+        """Where a part is loaded from. options: of which type the family's own options of this part are.
+
+        Raises ``ValueError`` for options that the family does not have.
+        """
+        return PartSource(
+            source=self.source,
+            variant=self.variant,
+            dtype=self.precision.dtype,
+            device=self.torch_device,
+            options=None if options is None else options.model_validate(self.options),
+        )
+
+    def computed_as(self, part: str, dtype: torch.dtype) -> Computed:
         """What a replica computes in as this part of the pipeline, for the records of its videos."""
-        dtype = vae_dtype(self.torch_dtype) if part == "decoder" else self.torch_dtype
         return Computed(part=part, dtype=dtype_name(dtype), device=device_name(self.torch_device))
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return self.precision.dtype
 
     def set_up_torch(self) -> None:
         """Set up torch in this process, and log the dtype and device that are chosen.
 
-        On a CPU computing steps back behind the replicas that answer clients.
+        A replica that computes on a CPU lowers its priority, so that replicas that answer clients go first.
         """
         precision = self.precision
         logger.info("%s in %s on %s: %s", self.source, precision.name, device_name(self.torch_device), precision.reason)
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
         if self.torch_device.type == "cpu":
-            os.nice(_NICE)
+            os.nice(max(_NICE - os.nice(0), 0))  # once, though two parts may share this process

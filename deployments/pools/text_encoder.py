@@ -12,12 +12,12 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from ray import serve
 
 from deployments.errors import DeviceFailedError
-from deployments.pools.engine import EngineStats, Forward
 from deployments.pools.model_config import ModelConfig, reported_if_not_finite
-from deployments.pools.wire import ReplicaStats, WirePromptEmbeds, prompt_to_wire
+from deployments.pools.tensors import all_to_wire
+from deployments.pools.wire import EncodedPrompt
+from deployments.telemetry.forwards import EngineStats, Forward, ReplicaStats, replica_stats
 from deployments.telemetry.logs import configure_logging
-from deployments.telemetry.replicas import CallMetrics, ForwardMetrics, replica_name, replica_stats
-from pyramid_serve.pyramid_flow import text_encoder
+from deployments.telemetry.replicas import CallMetrics, ForwardMetrics, replica_name
 
 MIB = 2**20
 
@@ -31,30 +31,27 @@ class TextEncoderConfig(ModelConfig):
     """Embeddings kept; one takes at most 1 MiB with the published models in bfloat16."""
 
 
-def embeds_cache(num_bytes: int) -> LRUCache[str, WirePromptEmbeds]:
+def embeds_cache(num_bytes: int) -> LRUCache[str, EncodedPrompt]:
     """Embeddings by prompt, of ``num_bytes`` at most; the least recently used are dropped first."""
     return LRUCache(num_bytes, getsizeof=lambda embeds: embeds.num_bytes)
 
 
-def keep(cache: LRUCache[str, WirePromptEmbeds], prompt: str, embeds: WirePromptEmbeds) -> None:
+def keep(cache: LRUCache[str, EncodedPrompt], prompt: str, embeds: EncodedPrompt) -> None:
     """Keep the embeddings of a prompt, unless they alone are larger than the cache."""
     if embeds.num_bytes <= cache.maxsize:
         cache[prompt] = embeds
 
 
-@serve.deployment
 class TextEncoder:
-    """Holds the text encoders of a checkpoint."""
+    """Holds the text part of a model."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
-        """Loads the encoders and encodes the empty prompt, so the first call finds everything set up."""
+        """Loads the part and encodes the empty prompt, so the first call finds everything set up."""
         self._replica = replica_name()
         configure_logging(self._replica)
         config.set_up_torch()
-        self._computed = config.computed_as("text_encoder")
-        self._encoder = text_encoder.TextEncoder.from_pretrained(
-            config.source, dtype=config.torch_dtype, device=config.torch_device
-        )
+        self._part = config.model_family.load_text(config.part_source())
+        self._computed = config.computed_as("text_encoder", self._part.dtype)
         with reported_if_not_finite():
             self._embed([""])
         self._cache = embeds_cache(config.cache_bytes)
@@ -66,7 +63,7 @@ class TextEncoder:
         batched = serve.batch(max_batch_size=config.max_batch_size, batch_wait_timeout_s=config.batch_wait_timeout_s)
         self._encode_batched = batched(self._encode_batch)
 
-    async def encode(self, prompt: str) -> WirePromptEmbeds:
+    async def encode(self, prompt: str) -> EncodedPrompt:
         """The embeddings of a prompt just as it stands: its suffix is the caller's to add."""
         with self._calls.of("encode"):
             cached = self._cache.get(prompt)
@@ -74,7 +71,7 @@ class TextEncoder:
                 return cached
             self._num_waiting += 1
             try:
-                embeds: WirePromptEmbeds | Exception = await self._encode_batched(prompt)
+                embeds: EncodedPrompt | Exception = await self._encode_batched(prompt)
                 if isinstance(embeds, Exception):
                     raise embeds
                 return embeds
@@ -88,11 +85,11 @@ class TextEncoder:
         if self._device_error is not None:
             raise DeviceFailedError(self._device_error)
 
-    async def _encode_batch(self, prompts: list[str]) -> list[WirePromptEmbeds | Exception]:
+    async def _encode_batch(self, prompts: list[str]) -> list[EncodedPrompt | Exception]:
         """Each prompt's embeddings, or the error that it alone has; equal prompts, and those that a batch before this
         one has brought, are encoded once.
         """
-        found: dict[str, WirePromptEmbeds | Exception] = {}
+        found: dict[str, EncodedPrompt | Exception] = {}
         for prompt in prompts:
             cached = self._cache.get(prompt)
             if cached is not None:
@@ -112,7 +109,7 @@ class TextEncoder:
                     keep(self._cache, prompt, result)
         return [found[prompt] for prompt in prompts]
 
-    def _encode(self, prompts: Sequence[str]) -> list[WirePromptEmbeds | Exception]:
+    def _encode(self, prompts: Sequence[str]) -> list[EncodedPrompt | Exception]:
         """As ``_embed``, but a prompt that fails does not fail those beside it."""
         try:
             return [*self._embed(prompts)]
@@ -123,9 +120,11 @@ class TextEncoder:
                 return [error.with_traceback(None)]
         return [embeds for prompt in prompts for embeds in self._encode([prompt])]
 
-    def _embed(self, prompts: Sequence[str]) -> list[WirePromptEmbeds]:
-        with torch.inference_mode():
-            return [prompt_to_wire(embeds, self._computed) for embeds in self._encoder.encode(prompts)]
+    def _embed(self, prompts: Sequence[str]) -> list[EncodedPrompt]:
+        return [
+            EncodedPrompt(all_to_wire(encoded.tensors), encoded.truncated_at, self._computed)
+            for encoded in self._part.encode(prompts)
+        ]
 
     def _record(self, forward: Forward) -> None:
         self._stats = replace(

@@ -2,22 +2,15 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy
-from numpy.typing import NDArray
+from typing import Any, TypeVar
 
 from deployments.rpc.retry import RETRIED, retried
 
-if TYPE_CHECKING:  # it imports torch, and clients need none of it
-    from deployments.pools.wire import WireTensor
-
-__all__ = ["RETRIED", "Latents", "call", "latents_from_wire", "latents_to_wire", "retrying"]
+__all__ = ["RETRIED", "call", "retrying"]
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Latents = NDArray[numpy.float32]
 
 
 async def call(response: Any) -> Any:
@@ -42,17 +35,3 @@ async def retrying(
         on_retry()
 
     return await retried(attempt, max_retries=max_retries, on_retry=tell)
-
-
-def latents_to_wire(latents: Latents) -> "WireTensor":
-    from deployments.pools.wire import WireTensor
-
-    flat = numpy.ascontiguousarray(latents).reshape(-1)
-    return WireTensor(flat.view(numpy.uint8), "float32", latents.shape)
-
-
-def latents_from_wire(wire: "WireTensor") -> Latents:
-    """Raises ``ValueError`` for any other dtype than float32."""
-    if wire.dtype != "float32":
-        raise ValueError(f"latents: {wire.dtype}, must be float32")
-    return wire.data.view(numpy.float32).reshape(wire.shape)

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from ray import serve
 from ray.serve import metrics
 
-from deployments.pools.engine import EngineStats, Forward
-from deployments.pools.wire import ReplicaStats
+from deployments.telemetry.forwards import EngineStats, Forward
 
 # Ray's default boundaries jump from 10 s to 60 s.
 _SECONDS: list[float] = [0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300]
@@ -82,17 +81,3 @@ class CallMetrics:
             self._calls.inc(tags={"method": method, "outcome": outcome})
             if outcome == "done":
                 self._seconds.observe(time.perf_counter() - started, tags={"method": method})
-
-
-def replica_stats(replica: str, stats: EngineStats) -> ReplicaStats:
-    """The totals of a replica's engine at this moment."""
-    return ReplicaStats(
-        replica=replica,
-        at=time.time(),
-        num_forwards=stats.num_forwards,
-        num_slots=stats.num_slots,
-        num_tokens=stats.num_tokens,
-        busy_seconds=stats.busy_seconds,
-        num_present=stats.num_present,
-        queue_depth=stats.queue_depth,
-    )

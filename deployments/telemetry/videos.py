@@ -2,8 +2,7 @@
 
 from ray.serve import metrics
 
-from pyramid_serve.api import Stage, VideoSpec
-from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND
+from pyramid_serve.api import Plan, Stage
 
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
 _FACTORS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300]
@@ -46,10 +45,10 @@ class VideoMetrics:
         """A first frame was made, this long after its video was accepted."""
         self._first_frame.observe(seconds)
 
-    def video(self, spec: VideoSpec, *, since_accepted_s: float, making_s: float) -> None:
+    def video(self, plan: Plan, *, since_accepted_s: float, making_s: float) -> None:
         """A video was completed."""
         self._video_seconds.observe(since_accepted_s)
-        self._real_time.observe(making_s * FRAMES_PER_SECOND / spec.num_frames)
+        self._real_time.observe(making_s * plan.fps / plan.num_frames)
 
     def retry(self) -> None:
         """A call is made again."""

@@ -8,44 +8,24 @@ import asyncio
 import io
 import logging
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ray.serve.handle import DeploymentHandle
 
 from deployments.claims.asking import UNREACHABLE, ask_claims
 from deployments.claims.messages import QueuePlace, QueueState
-from deployments.rpc.calls import Latents
+from deployments.pools.wire import Latents
 from deployments.rpc.tasks import begin_apart
-from pyramid_serve.api import (
-    RequestError,
-    RequestLimits,
-    VideoRecord,
-    VideoRequest,
-    VideoSpec,
-    new_record,
-    resolve,
-)
-from pyramid_serve.checkpoints import Capabilities
+from deployments.videos.view import NOWHERE, VideoView
+from pyramid_serve.api import Plan, RequestError, VideoRecord, VideoRequest, new_record
 from pyramid_serve.media.pictures import covering_size, read_picture
+from pyramid_serve.served_model import ServedModels
 from pyramid_serve.storage import VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
 
 _WATCH_S = 10.0
 _GET_S = 2.0
-_NOWHERE = QueuePlace(None, None)
-
-
-class VideoView(NamedTuple):
-    """A record, and the place of its video in the queue."""
-
-    record: VideoRecord
-    place: QueuePlace = _NOWHERE
-
-    def public(self) -> dict[str, Any]:
-        """The video object of the HTTP API."""
-        return self.record.public(queue_position=self.place.position, eta_seconds=self.place.eta_seconds)
 
 
 class Accepted(NamedTuple):
@@ -55,21 +35,12 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-@dataclass(frozen=True)
-class ServedModel:
-    """The model that an app serves: its public name, what it can do, and the limits of requests."""
-
-    name: str
-    capabilities: Capabilities
-    limits: RequestLimits
-
-
 class Videos:
     """All videos under one storage root."""
 
-    def __init__(self, store: VideoStore, claims: DeploymentHandle[Any], model: ServedModel) -> None:
+    def __init__(self, store: VideoStore, claims: DeploymentHandle[Any], models: ServedModels) -> None:
         self.store = store
-        self.model = model
+        self.models = models
         self._claims = claims
 
     async def submit(
@@ -107,13 +78,14 @@ class Videos:
 
     async def _prepare(self, request: VideoRequest, key: str | None) -> tuple[VideoRecord, bytes | None]:
         """The record to be accepted, and the picture as a PNG file."""
-        spec = resolve(request, self.model.capabilities, self.model.name, limits=self.model.limits)
+        model = self.models.choose(request.model)
+        plan = model.plan(request)
         picture = None
         if request.input_reference is not None:
             picture = await asyncio.to_thread(
-                _to_png, request.input_reference, spec, max_pixels=self.model.limits.max_picture_pixels
+                _to_png, request.input_reference, plan, max_pixels=model.limits.max_picture_pixels
             )
-        return new_record(spec, idempotency_key=key, user=request.user, metadata=request.metadata), picture
+        return new_record(plan, idempotency_key=key, user=request.user, metadata=request.metadata), picture
 
     async def _submit(self, asked: VideoRecord, picture: bytes | None, owner: str | None) -> Accepted:
         record: VideoRecord = await ask_claims(lambda: self._claims.submit.remote(asked, picture, owner))
@@ -193,7 +165,7 @@ class Videos:
             yield await asyncio.to_thread(self.store.load_fragment, video_id, unit)
 
     async def latents(self, video_id: str) -> AsyncGenerator[Latents, None]:
-        """The latents (16, 1, h, w) of each unit, as soon as they exist. Ends and raises as ``fragments`` does."""
+        """The latents of each unit, as soon as they exist. Ends and raises as ``fragments`` does."""
         async for unit in self._units(video_id, lambda record: record.num_units_denoised):
             yield await asyncio.to_thread(self.store.load_unit_latents, video_id, unit)
 
@@ -201,7 +173,7 @@ class Videos:
         """The index of each unit of a video in turn, once it is among the first ``num_ready(record)``."""
         record = await asyncio.to_thread(self.store.read, video_id)
         unit = 0
-        while unit < _num_units_of(record):
+        while unit < record.plan.num_units:
             if unit < num_ready(record):
                 yield unit
                 unit += 1
@@ -227,18 +199,14 @@ class Videos:
                 place: QueuePlace = await self._claims.place.remote(video_id)
                 return place
         except UNREACHABLE:
-            return _NOWHERE
+            return NOWHERE
 
 
-def _num_units_of(record: VideoRecord) -> int:
-    return record.spec.num_latent_frames
-
-
-def _to_png(picture: bytes, spec: VideoSpec, *, max_pixels: int) -> bytes:
-    """A picture file of any accepted format as a PNG file. Raises ``RequestError`` where no video can begin with it."""
+def _to_png(picture: bytes, plan: Plan, *, max_pixels: int) -> bytes:
+    """A picture file of any accepted format as a PNG file. Raises ``RequestError`` where no video can be made of it."""
     try:
         image = read_picture(picture, max_pixels=max_pixels, name="input_reference")
-        covering_size(image, height=spec.height, width=spec.width, name="input_reference")
+        covering_size(image, height=plan.height, width=plan.width, name="input_reference")
     except ValueError as error:
         raise RequestError(str(error), param="input_reference") from None
     content = io.BytesIO()

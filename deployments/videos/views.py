@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from cachetools import LRUCache
 
-from deployments.videos.videos import Videos, VideoView
+from deployments.videos.videos import Videos
+from deployments.videos.view import VideoView
 
 UNFINISHED_S = 0.1
 FINISHED_S = 1.0

@@ -8,7 +8,7 @@ order of time, so what a frame sees is always a prefix of its sequence.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from pyramid_serve.pyramid_flow.pack import PackLayout, SequenceSpan
-
-AttentionName = Literal["dense", "blocks", "flex"]
+from pyramid_serve.pyramid_flow.settings import AttentionName
 
 GROUP_SIZE = 256
 """Tokens: small frames are taken together up to this many, under a mask; fewer and larger kernels pay for it."""

@@ -11,19 +11,13 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from pyramid_serve.checkpoints import (
-    CheckpointError,
-    Source,
-    choose_variant,
-    load_module,
-    read_config,
-    resolve,
-    transformer_folder,
-)
+from pyramid_serve.checkpoints.sources import CheckpointError, Source, read_config, resolve
+from pyramid_serve.checkpoints.weights import load_module
 from pyramid_serve.precision import vae_dtype
 from pyramid_serve.pyramid_flow import autoencoder, flux, mmdit
 from pyramid_serve.pyramid_flow.attention import Attention
 from pyramid_serve.pyramid_flow.pack import ClipSequence
+from pyramid_serve.pyramid_flow.variants import choose_variant, transformer_folder
 
 VAE_PART = "causal_video_vae"
 

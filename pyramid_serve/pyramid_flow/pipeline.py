@@ -4,9 +4,7 @@ B videos, T latent frames (units), F pixel frames, H W in pixels, h w = H / 8, W
 """
 
 import logging
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, cast, get_args
 
 import accelerate
@@ -14,30 +12,37 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pyramid_serve import checkpoints
-from pyramid_serve.api import MAX_SEED, parse_request
-from pyramid_serve.checkpoints import Capabilities, Source, choose_variant
-from pyramid_serve.checks import whole_number
-from pyramid_serve.media.pictures import PictureSource, covering_size, read_picture
+from pyramid_serve.checkpoints.sources import Source
+from pyramid_serve.dtypes import DTypeName
+from pyramid_serve.errors import NonFiniteError
 from pyramid_serve.media.tensors import fit_picture
-from pyramid_serve.precision import (
-    DTypeName,
-    NonFiniteError,
-    Precision,
-    available_device,
-    check_finite,
-    device_name,
-    first_non_finite_layer,
-)
-from pyramid_serve.pyramid_flow.attention import AttentionName, attention_by_name, fastest_on
+from pyramid_serve.precision import Precision, available_device, choose_dtype, device_name
+from pyramid_serve.pyramid_flow.attention import attention_by_name, fastest_on
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory, Tiling
-from pyramid_serve.pyramid_flow.noise import NoiseSource, SeededNoise
+from pyramid_serve.pyramid_flow.capabilities import Capabilities, capabilities
+from pyramid_serve.pyramid_flow.codec import decode_unit, encode_picture
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.parts import LatentScale, Transformer, latent_scale_of, load_transformer, load_vae
-from pyramid_serve.pyramid_flow.sampler import Predict, SamplingSettings, append_unit, denoise_unit, run_units
-from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, LatentShape
+from pyramid_serve.pyramid_flow.sampler import Predict, append_unit, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.settings import AttentionName, SamplingSettings
+from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES
 from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
+from pyramid_serve.pyramid_flow.variants import choose_variant
+from pyramid_serve.pyramid_flow.video_input import VideoInput, Videos, inputs_of, is_dense_floats
+from pyramid_serve.pyramid_flow.video_settings import VideoSettings, default_sampling, settings_for
 from pyramid_serve.truncation import truncation_note
+
+__all__ = [
+    "Offload",
+    "Progress",
+    "ProgressCallback",
+    "PyramidFlow",
+    "VideoInput",
+    "VideoSettings",
+    "Videos",
+    "default_sampling",
+    "settings_for",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -55,236 +60,6 @@ class Progress(NamedTuple):
 
 
 ProgressCallback = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class VideoSettings:
-    """All that the videos of one call have in common. Sizes in pixels; see :meth:`PyramidFlow.settings`.
-
-    Raises ``ValueError`` for values that no model could use, naming the field.
-    """
-
-    width: int
-    height: int
-    num_latent_frames: int
-    sampling: SamplingSettings
-    prompt_suffix: str
-    negative_prompt: str
-
-    def __post_init__(self) -> None:
-        for name in ("width", "height", "num_latent_frames"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=1))
-        if not isinstance(self.sampling, SamplingSettings):
-            raise ValueError(f"sampling={self.sampling!r:.60}: must be SamplingSettings")
-        _check_texts({"prompt_suffix": self.prompt_suffix, "negative_prompt": self.negative_prompt})
-        _ = self.latent_shape  # refuses a size that has no latents
-
-    @property
-    def latent_shape(self) -> LatentShape:
-        return LatentShape.of_pixels(height=self.height, width=self.width, num_latent_frames=self.num_latent_frames)
-
-
-def settings_for(
-    capabilities: Capabilities,
-    *,
-    has_image: bool = False,
-    width: int | None = None,
-    height: int | None = None,
-    num_latent_frames: int | None = None,
-    prompt_suffix: str | None = None,
-    negative_prompt: str | None = None,
-    sampling: SamplingSettings | None = None,
-) -> VideoSettings:
-    """Settings with the model's own defaults where nothing is given, checked against what it can do.
-
-    Raises ``ValueError`` naming the field, what came and what is allowed.
-    """
-    if (width is None) != (height is None):
-        raise ValueError("size: give both width and height, or neither")
-    default_width, default_height = capabilities.default_size
-    if width is None or height is None:
-        width, height = default_width, default_height
-    num_latent_frames = capabilities.default_num_latent_frames if num_latent_frames is None else num_latent_frames
-    capabilities.check_size(width, height)
-    capabilities.check_num_latent_frames(num_latent_frames)
-    return VideoSettings(
-        width=width,
-        height=height,
-        num_latent_frames=num_latent_frames,
-        sampling=default_sampling(capabilities, has_image=has_image) if sampling is None else sampling,
-        prompt_suffix=capabilities.prompt_suffix if prompt_suffix is None else prompt_suffix,
-        negative_prompt=capabilities.negative_prompt if negative_prompt is None else negative_prompt,
-    )
-
-
-def default_sampling(capabilities: Capabilities, *, has_image: bool = False) -> SamplingSettings:
-    """The steps and guidances that suit a model best, which for the other units depend on a picture being given."""
-    return SamplingSettings(
-        num_inference_steps=capabilities.num_inference_steps,
-        video_num_inference_steps=capabilities.video_num_inference_steps,
-        guidance_scale=capabilities.guidance_scale,
-        video_guidance_scale=capabilities.image_video_guidance_scale
-        if has_image
-        else capabilities.video_guidance_scale,
-    )
-
-
-@dataclass(frozen=True)
-class VideoInput:
-    """What one video of a call is made from.
-
-    seed: 0 to 2**64 - 1; None and -1 are replaced by one that is drawn, so that ``video.seed`` tells it; image: a
-    picture to begin with, as a file, an image or an array (see :data:`media.pictures.PictureSource`), which is
-    read at once (:func:`media.pictures.read_picture`) and later resized and cropped to the video's size;
-    latents: (16, k, h, w) of units already made, to go on from, with the same ``image`` as before where there was one
-    (their first is the picture, and the model's own guidance depends on there being one); noise: drawn from ``seed``
-    unless given.
-
-    Raises ``ValueError`` naming the field for a prompt that is blank or no text, and for what is no seed, picture or
-    tensor.
-    """
-
-    prompt: str
-    seed: int | None = 0
-    image: PictureSource | None = None
-    latents: Tensor | None = None
-    noise: NoiseSource | None = None
-
-    def __post_init__(self) -> None:
-        _check_texts({"prompt": self.prompt})
-        object.__setattr__(self, "seed", _seed_of(self.seed))
-        if self.image is not None:
-            object.__setattr__(self, "image", read_picture(self.image, name="image"))
-        if self.latents is not None and (not _is_dense_floats(self.latents) or self.latents.ndim != 4):
-            came = type(self.latents).__name__
-            if isinstance(self.latents, Tensor):
-                came = f"{self.latents.dtype} {tuple(self.latents.shape)} on {self.latents.device}"
-            raise ValueError(
-                f"latents: must be a tensor of floating-point numbers, not {came}; (16, k, h, w) and dense"
-            )
-
-    @property
-    def num_given_units(self) -> int:
-        """Units that need not be made. With ``latents`` of no unit yet, a picture still is the first."""
-        num_made = 0 if self.latents is None else self.latents.shape[1]
-        return max(num_made, int(self.image is not None))
-
-    def noise_source(self, shape: LatentShape) -> NoiseSource:
-        if self.noise is not None:
-            return self.noise
-        assert self.seed is not None  # drawn where it was
-        return SeededNoise(self.seed, shape)
-
-    def check(self, shape: LatentShape) -> None:
-        """``ValueError`` unless this can begin a video of this shape.
-
-        The picture must not be too narrow for it, and ``latents`` must be the beginning of one, all of them finite.
-        """
-        if isinstance(self.image, Image.Image):
-            height, width = shape.pixel_size
-            covering_size(self.image, height=height, width=width, name="image")
-        if self.latents is None:
-            return
-        expected = (LATENT_CHANNELS, *shape.size_at(NUM_STAGES - 1))
-        channels, num_units, *size = self.latents.shape if self.latents.ndim == 4 else (0, 0)
-        if (channels, *size) != expected or num_units > shape.num_latent_frames:
-            raise ValueError(
-                f"latents: shape {tuple(self.latents.shape)}, must be {expected[0]} channels, at most "
-                f"{shape.num_latent_frames} frames of {expected[1]} x {expected[2]}"
-            )
-        for unit, latents in enumerate(self.latents.unbind(1)):
-            check_finite(latents, f"latents: unit {unit}")
-
-
-Videos = str | VideoInput | Sequence[str | VideoInput]
-"""What a call makes: one video or several, each a ``VideoInput`` or only its prompt."""
-
-
-def _is_dense_floats(value: object) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.layout == torch.strided
-        and not value.is_meta
-        and not value.is_quantized
-    )
-
-
-def _inputs_of(videos: Videos) -> list[VideoInput]:
-    """The videos of a call. ``ValueError`` for what is none, naming its place."""
-    if isinstance(videos, str | VideoInput):
-        return [_input_of(videos)]
-    if not isinstance(videos, Sequence) or isinstance(videos, bytes | bytearray | memoryview):
-        raise ValueError(
-            f"videos={videos!r:.60}: must be a prompt, a VideoInput, or a sequence of them, not {type(videos).__name__}"
-        )
-    if not videos:
-        raise ValueError("videos: give at least one")
-    inputs = []
-    for index, video in enumerate(videos):
-        try:
-            inputs.append(_input_of(video))
-        except ValueError as error:
-            raise ValueError(f"videos[{index}]: {error}") from None
-    return inputs
-
-
-def _input_of(video: str | VideoInput) -> VideoInput:
-    return video if isinstance(video, VideoInput) else VideoInput(video)
-
-
-def _seed_of(seed: object) -> int:
-    """A seed as it was given, or one that is drawn."""
-    try:
-        given = -1 if seed is None else whole_number("seed", seed, least=-1, most=MAX_SEED)
-    except ValueError:
-        allowed = f"a whole number from 0 to {MAX_SEED}, or -1 or None to draw one"
-        raise ValueError(f"seed={seed!r:.60}: must be {allowed}") from None
-    return secrets.randbelow(MAX_SEED + 1) if given == -1 else given
-
-
-def _check_texts(texts: Mapping[str, object]) -> None:
-    """``ValueError`` unless these are texts such as a server would take, too."""
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise ValueError(f"{name}={text!r:.60}: must be text, not {type(text).__name__}")
-    parse_request({"prompt": "any", **texts})
-
-
-def encode_picture(vae: CausalVideoVAE, scale: LatentScale, picture: Tensor, *, tiling: Tiling | None = None) -> Tensor:
-    """A picture (3, H, W) in [-1, 1] as unit 0: latents (16, 1, h, w), float32, the mean of their distribution."""
-    mean = vae.encode(picture[None, :, None], tiling=tiling).mean[0]
-    check_finite(mean, "unit 0: latents of the picture")
-    return scale.from_vae(mean)
-
-
-def to_uint8(pixels: Tensor) -> Tensor:
-    """Frames (F, H, W, 3) of pixels (3, F, H, W) in [-1, 1]: ``clamp(127.5 x + 127.5, 0, 255)``, truncated."""
-    return (pixels.float() * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
-
-
-def decode_unit(
-    vae: CausalVideoVAE,
-    scale: LatentScale,
-    latents: Tensor,
-    memory: DecoderMemory | None,
-    *,
-    tiling: Tiling | None = None,
-) -> tuple[Tensor, DecoderMemory]:
-    """The next unit (B, 16, 1, h, w) of B videos as 8-bit frames (B, 1 or 8, H, W, 3), and the memory for the next.
-
-    Raises ``NonFiniteError`` where latents or frames hold NaN or infinity, which 8 bits would show as black or white;
-    the message names the first layer of the decoder at which that happened.
-    """
-    check_finite(latents, "latents")
-    scaled = scale.to_vae(latents, first_unit=0 if memory is None else 1)
-    frames, new_memory = vae.decode_unit(scaled, memory, tiling=tiling)
-    try:
-        check_finite(frames, "frames")
-    except NonFiniteError as error:
-        layer = first_non_finite_layer(vae, lambda: vae.decode_unit(scaled, memory, tiling=tiling))
-        raise NonFiniteError(f"{error}, first at {layer}" if layer else str(error)) from None
-    return torch.stack([to_uint8(video) for video in frames]), new_memory
 
 
 class PyramidFlow:
@@ -335,17 +110,16 @@ class PyramidFlow:
             raise ValueError(f"offload={offload!r:.60}: must be one of {', '.join(get_args(Offload))}")
         device = available_device(device)  # with its index, which accelerate compares
         variant = choose_variant(source, variant)
-        capabilities = checkpoints.capabilities(source, variant)
-        precision = capabilities.precision_on(device, dtype)
+        able = capabilities(source, variant)
+        precision = choose_dtype(device, asked=dtype, preferred=able.dtype)
         logger.info("%s in %s on %s: %s", source, precision.name, device_name(device), precision.reason)
-        dtype = precision.dtype
         home = device if offload == "none" else torch.device("cpu")
         return cls(
-            text_encoder=TextEncoder.from_pretrained(source, dtype=dtype, device=home),
-            transformer=load_transformer(source, variant, dtype=dtype, device=home),
-            vae=load_vae(source, dtype=dtype, device=home),
+            text_encoder=TextEncoder.from_pretrained(source, dtype=precision.dtype, device=home),
+            transformer=load_transformer(source, variant, dtype=precision.dtype, device=home),
+            vae=load_vae(source, dtype=precision.dtype, device=home),
             latent_scale=latent_scale_of(source, variant),
-            capabilities=capabilities,
+            capabilities=able,
             precision=precision,
             device=device,
             attention=attention or fastest_on(device),
@@ -427,7 +201,7 @@ class PyramidFlow:
         progress: ProgressCallback | None = None,
     ) -> Iterator[Tensor]:
         """Each unit's latents (B, 16, 1, h, w) in turn, those given first. Arguments as for :meth:`stream`."""
-        inputs = _inputs_of(videos)
+        inputs = inputs_of(videos)
         if settings is None:
             if len({video.image is None for video in inputs}) > 1:
                 raise ValueError("videos: some begin with a picture, some do not: say which settings are meant")
@@ -449,7 +223,7 @@ class PyramidFlow:
 
         Raises ``ValueError`` for what is no such tensor, and ``NonFiniteError`` where values are NaN or infinite.
         """
-        if not _is_dense_floats(latents) or latents.ndim != 5:
+        if not is_dense_floats(latents) or latents.ndim != 5:
             came = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
             raise ValueError(f"latents: must be a dense floating-point tensor (B, 16, T, h, w), not {came}")
         return self._decode_whole(latents, tiling)

@@ -14,15 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pyramid_serve.checkpoints import (
-    DEFAULT_NEGATIVE_PROMPT,
-    DEFAULT_PROMPT_SUFFIX,
-    CheckpointError,
-    Source,
-    read_config,
-    resolve,
-)
+from pyramid_serve.checkpoints.sources import CheckpointError, Source, read_config, resolve
 from pyramid_serve.precision import check_finite
+from pyramid_serve.pyramid_flow.capabilities import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT_SUFFIX
 from pyramid_serve.pyramid_flow.pack import PromptEmbeds
 from pyramid_serve.reasons import first_line
 

@@ -22,10 +22,10 @@ from ray.serve.context import _get_global_client
 from deployments.app import AppConfig, build
 from deployments.client import Client
 from deployments.local.cluster import start_ray
-from pyramid_serve.api import Stage, Status, VideoRecord, VideoRequest, VideoSpec
+from pyramid_serve.api import Plan, Stage, Status, VideoRecord, VideoRequest
 from pyramid_serve.media.fragments import encode_fragment
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
-from pyramid_serve.pyramid_flow.shapes import FRAMES_PER_SECOND, num_frames_of
+from pyramid_serve.pyramid_flow.planned import video_settings
 from pyramid_serve.storage import VideoFile, VideoStore
 
 ROOT = Path(__file__).parents[2]
@@ -175,26 +175,20 @@ class Undisturbed:
 
     def __init__(self, checkpoint: Path) -> None:
         self._pipeline = PyramidFlow.from_pretrained(checkpoint)
-        self._made: dict[VideoSpec, Expected] = {}
+        self._made: dict[str, Expected] = {}
 
-    def video(self, spec: VideoSpec) -> Expected:
-        if spec not in self._made:
-            settings = self._pipeline.settings(
-                width=spec.width,
-                height=spec.height,
-                num_latent_frames=spec.num_latent_frames,
-                sampling=spec.sampling,
-            )
-            latents = self._pipeline.generate_latents([VideoInput(spec.prompt, seed=spec.seed)], settings)
+    def video(self, plan: Plan) -> Expected:
+        key = plan.model_dump_json()
+        if key not in self._made:
+            settings = video_settings(plan)
+            latents = self._pipeline.generate_latents([VideoInput(plan.prompt, seed=plan.seed)], settings)
             units = enumerate(self._pipeline.decode(latents))
             file = b"".join(
-                encode_fragment(
-                    frames[0].numpy(), index=unit, first_frame=num_frames_of(unit) if unit else 0, fps=FRAMES_PER_SECOND
-                )
+                encode_fragment(frames[0].numpy(), index=unit, first_frame=plan.num_frames_before(unit), fps=plan.fps)
                 for unit, frames in units
             )
-            self._made[spec] = Expected(latents[0].numpy(), decode(file))
-        return self._made[spec]
+            self._made[key] = Expected(latents[0].numpy(), decode(file))
+        return self._made[key]
 
 
 def decode(file: bytes) -> Frames:
@@ -210,21 +204,21 @@ def check(record: VideoRecord, store: VideoStore, undisturbed: Undisturbed) -> N
     of a few pixels, which the encoder makes a little more of.
     """
     assert record.status is Status.COMPLETED, record.error
-    expected = undisturbed.video(record.spec)
+    expected = undisturbed.video(record.plan)
     latents = numpy.concatenate(store.load_latents(record.id), axis=1)
     numpy.testing.assert_allclose(latents, expected.latents, atol=1e-3, rtol=0)
     made = decode(store.fetch(record.id, VideoFile.VIDEO))
     assert made.shape == expected.frames.shape
     assert numpy.abs(made.astype(int) - expected.frames).mean() < 0.5
-    stream = b"".join(store.load_fragment(record.id, unit) for unit in range(record.spec.num_latent_frames))
+    stream = b"".join(store.load_fragment(record.id, unit) for unit in range(record.plan.num_units))
     assert numpy.array_equal(decode(stream), made)
-    assert record.num_units_done == record.num_units_denoised == record.spec.num_latent_frames
+    assert record.num_units_done == record.num_units_denoised == record.plan.num_units
 
 
 def times_made(record: VideoRecord, stage: Stage) -> list[int]:
     """How often each unit was made."""
     units = [entry.unit for entry in record.timeline if entry.stage is stage]
-    return [units.count(unit) for unit in range(record.spec.num_latent_frames)]
+    return [units.count(unit) for unit in range(record.plan.num_units)]
 
 
 async def until_units_done(client: Client, video_id: str, num_units: int, *, timeout_s: float = 60) -> VideoRecord:

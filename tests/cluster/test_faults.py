@@ -81,7 +81,7 @@ async def test_a_worker_is_killed(client: Client, store: VideoStore, undisturbed
     kill(victim)
     record = await finished(client, record)
     check(record, store, undisturbed)
-    assert times_made(record, stage) == [1] * record.spec.num_latent_frames
+    assert times_made(record, stage) == [1] * record.plan.num_units
     assert record.attempts == 1 and record.num_units_retried <= 2
 
 
@@ -95,7 +95,7 @@ async def test_an_orchestrator_is_killed(client: Client, store: VideoStore, undi
     check(record, store, undisturbed)
     assert record.attempts == 2
     # Only what was under way is made again: one unit, and one more whose latents were not saved yet.
-    assert sum(times_made(record, Stage.DENOISE)) <= record.spec.num_latent_frames + 2
+    assert sum(times_made(record, Stage.DENOISE)) <= record.plan.num_units + 2
     resumed_at = min(entry.end for entry in record.timeline if entry.end > killed_at and entry.stage is Stage.DENOISE)
     assert resumed_at - killed_at < LEASE_S  # its death was noticed, not only its silence
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyramid_serve.pyramid_flow.noise import RecordedNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoSettings
-from pyramid_serve.pyramid_flow.sampler import SamplingSettings
+from pyramid_serve.pyramid_flow.settings import SamplingSettings
 from tests.conftest import golden_folders
 
 

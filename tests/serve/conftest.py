@@ -23,8 +23,8 @@ QUICK: dict[str, Any] = {
 
 
 def quick(deployment: Any, **options: Any) -> Any:
-    """A deployment with ``QUICK`` and these options: ``quick(Denoiser, max_ongoing_requests=8).bind(config)``."""
-    return deployment.options(**{**QUICK, **options})
+    """A deployment of a class with ``QUICK`` and these options: ``quick(Denoiser, max_ongoing_requests=8).bind(x)``."""
+    return serve.deployment(deployment).options(**{**QUICK, **options})
 
 
 @pytest.fixture(scope="session")

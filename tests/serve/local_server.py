@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +29,17 @@ from deployments.claims.deployment import Claims
 from deployments.claims.messages import RunUpdate
 from deployments.http.app import create_app
 from deployments.http.config import HttpConfig
-from deployments.videos.videos import ServedModel, Videos
+from deployments.videos.videos import Videos
 from pyramid_serve.api import RequestLimits, Stage, TimelineEntry, VideoError, VideoRecord
-from pyramid_serve.checkpoints import Capabilities
 from pyramid_serve.media.fragments import encode_fragment, join_fragments
+from pyramid_serve.pyramid_flow.capabilities import Capabilities
+from pyramid_serve.pyramid_flow.family import FAMILY
+from pyramid_serve.served_model import ServedModel, ServedModels
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
 
 MODEL = ServedModel(
     name="tiny",
+    family=FAMILY,
     capabilities=Capabilities(
         sizes=((128, 64), (64, 64)),
         max_num_latent_frames=16,
@@ -65,11 +68,11 @@ def whole(width: int, height: int, num_units: int) -> bytes:
         return path.read_bytes()
 
 
-def probe(video: Path) -> tuple[int, int, int]:
+def probe(video: Path, *, fps: int = 24) -> tuple[int, int, int]:
     """Frames, width and height that ffmpeg finds in a file, all of which it can decode."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(video), "-f", "null", "-"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    assert " 24 fps" in said
+    assert f" {fps} fps" in said
     (size,) = set(re.findall(r"Video: .* (\d+x\d+)", said))
     width, height = map(int, size.split("x"))
     return int(re.findall(r"frame= *(\d+)", said)[-1]), width, height
@@ -114,19 +117,19 @@ class InventedVideos:
             self._tasks[video_id].cancel()
 
     async def _make(self, record: VideoRecord) -> None:
-        spec, attempt = record.spec, record.attempts
+        plan, attempt = record.plan, record.attempts
         num_steps = 0
         try:
-            for unit in range(spec.num_latent_frames):
+            for unit in range(plan.num_units):
                 started = time.time()
                 if not await self.claims.update(record.id, attempt, RunUpdate(num_steps, has_started=True)):
                     return
-                if (spec.prompt == "fail" and unit == 1) or (spec.prompt == "hold" and unit == 2):
+                if (plan.prompt == "fail" and unit == 1) or (plan.prompt == "hold" and unit == 2):
                     await self._misbehave(record)
                     return
                 await asyncio.sleep(self._unit_seconds)
-                num_steps += spec.num_steps_of(unit)
-                made = fragment(spec.width, spec.height, unit)
+                num_steps += plan.unit(unit).num_steps
+                made = fragment(plan.width, plan.height, unit)
                 await asyncio.to_thread(self._store.save_fragment, record.id, unit, made)
                 stages = [
                     TimelineEntry(stage=stage, unit=unit, start=started, end=time.time(), replica="local")
@@ -134,7 +137,7 @@ class InventedVideos:
                 ]
                 update = RunUpdate(num_steps, unit + 1, unit + 1, has_started=True, timeline=tuple(stages))
                 await self.claims.update(record.id, attempt, update)
-            video = whole(spec.width, spec.height, spec.num_latent_frames)
+            video = whole(plan.width, plan.height, plan.num_units)
             await asyncio.to_thread(self._store.attach, record.id, VideoFile.VIDEO, video)
             await self.claims.complete(record.id, attempt, RunUpdate())
         except VideoNotFoundError:
@@ -144,7 +147,7 @@ class InventedVideos:
                 raise
 
     async def _misbehave(self, record: VideoRecord) -> None:
-        if record.spec.prompt == "fail":
+        if record.plan.prompt == "fail":
             error = VideoError(code="server_error", message="it had to fail")
             await self.claims.fail(record.id, record.attempts, error, is_final=True)
         else:
@@ -158,14 +161,14 @@ async def local_app(
     unit_seconds: float = 0.0,
     claims: ClaimsConfig | None = None,
     http: HttpConfig | None = None,
-    model: ServedModel = MODEL,
+    models: Sequence[ServedModel] = (MODEL,),
 ) -> FastAPI:
     store = VideoStore(root)
     invented = InventedVideos(store, unit_seconds=unit_seconds)
     deployment = Claims.__new__(Claims)
     await Claims.__init__(deployment, root, claims or ClaimsConfig(), orchestrators=invented)
     invented.claims = deployment
-    return create_app(Videos(store, LocalHandle(deployment), model), http)  # type: ignore[arg-type]
+    return create_app(Videos(store, LocalHandle(deployment), ServedModels(tuple(models))), http)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

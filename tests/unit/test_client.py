@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from deployments.client import Client, Frames
-from pyramid_serve.api import VideoRecord, VideoRequest, new_record, resolve
+from pyramid_serve.api import VideoRecord, VideoRequest, new_record
 from pyramid_serve.storage import VideoNotFoundError
 from tests.serve.local_server import MODEL
 
@@ -68,7 +68,7 @@ class Orchestrators:
         self.keys.append(key)
         self.is_asked.set()
         await self.may_accept.wait()
-        record = new_record(resolve(request, MODEL.capabilities, MODEL.name, limits=MODEL.limits))
+        record = new_record(MODEL.plan(request))
         self.accepted.append(record.id)
         return record
 

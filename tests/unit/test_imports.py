@@ -6,7 +6,18 @@ import sys
 import pytest
 
 WITHOUT_TORCH = (
+    "deployments.client",
     "deployments.errors",
+    "deployments.http.app",
+    "deployments.http.ingress",
+    "deployments.orchestrator.deployment",
+    "deployments.videos.videos",
+    "pyramid_serve.api",
+    "pyramid_serve.families",
+    "pyramid_serve.media.fragments",
+    "pyramid_serve.media.previews",
+    "pyramid_serve.pyramid_flow.family",
+    "pyramid_serve.served_model",
     "deployments.rpc.calls",
     "deployments.rpc.retry",
     "deployments.claims.asking",

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pyramid_serve import precision
-from pyramid_serve.precision import NonFiniteError, check_finite, choose_dtype, first_non_finite_layer, suitable_dtype
+from pyramid_serve.errors import NonFiniteError
+from pyramid_serve.precision import check_finite, choose_dtype, first_non_finite_layer, suitable_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

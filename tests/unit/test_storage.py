@@ -8,8 +8,7 @@ import fsspec
 import numpy
 import pytest
 
-from pyramid_serve.api import Status, VideoRecord, VideoRequest, VideoSpec, new_record, new_video_id, resolve
-from pyramid_serve.checkpoints import Capabilities
+from pyramid_serve.api import Status, VideoRecord, new_record, new_video_id
 from pyramid_serve.storage import (
     StorageError,
     VideoExistsError,
@@ -19,8 +18,9 @@ from pyramid_serve.storage import (
 )
 from pyramid_serve.stored_files import StoredFiles
 from tests.switched_storage import FULL, READ_ONLY, READS, refusing
+from tests.unit.api.plans_at_hand import record_of
 
-SPEC: VideoSpec = resolve(VideoRequest(prompt="a red ball", seed=1), Capabilities(), "mini")
+PLAN = record_of(seed=1).plan
 LATENTS = numpy.arange(16 * 8 * 16, dtype=numpy.float32).reshape(16, 1, 8, 16)
 
 
@@ -42,11 +42,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VideoStore
 
 
 def record_at(created_at: float) -> VideoRecord:
-    return new_record(SPEC).model_copy(update={"id": new_video_id(created_at), "created_at": created_at})
+    return new_record(PLAN).model_copy(update={"id": new_video_id(created_at), "created_at": created_at})
 
 
 def accepted(store: VideoStore) -> VideoRecord:
-    record = new_record(SPEC)
+    record = new_record(PLAN)
     store.create(record)
     return record
 
@@ -126,7 +126,7 @@ def test_latents_and_fragments_come_back_up_to_the_first_that_is_missing(store: 
 
 
 def test_files_are_attached_and_read_in_parts(store: VideoStore, tmp_path: Path) -> None:
-    record = new_record(SPEC)
+    record = new_record(PLAN)
     store.create(record, picture=b"picture")
     assert store.fetch(record.id, VideoFile.PICTURE) == b"picture"
     (tmp_path / "made.mp4").write_bytes(b"0123456789")
@@ -270,7 +270,7 @@ def test_of_a_video_that_is_not_accepted_nothing_is_left(
     kept = accepted(switched)
     before = files_of(tmp_path)
     with refusing(number, operations=("pipe_file",), containing=what), pytest.raises(StorageError) as raised:
-        switched.create(new_record(SPEC), picture=b"picture")
+        switched.create(new_record(PLAN), picture=b"picture")
     assert raised.value.errno == number
     assert f"cannot be written: {os.strerror(number)}" in str(raised.value)
     assert files_of(tmp_path) == before
@@ -281,7 +281,7 @@ def test_where_nothing_was_written_nothing_is_said_to_be_left(
     switched: VideoStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     with refusing(errno.EROFS), pytest.raises(StorageError):
-        switched.create(new_record(SPEC), picture=b"picture")
+        switched.create(new_record(PLAN), picture=b"picture")
     assert caplog.messages == []
 
 
@@ -292,7 +292,7 @@ def test_a_full_local_disk_leaves_nothing_aside(tmp_path: Path, monkeypatch: pyt
     store = VideoStore(str(tmp_path))
     monkeypatch.setattr(os, "fsync", full)
     for write in (
-        lambda: store.create(new_record(SPEC), picture=b"picture"),
+        lambda: store.create(new_record(PLAN), picture=b"picture"),
         lambda: store.bind_key("key", new_video_id()),
         lambda: store.write_epoch("epoch"),
         store.check,

@@ -23,16 +23,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pyramid_serve.checkpoints import Capabilities, capabilities
-from pyramid_serve.precision import DTypeName
+from pyramid_serve.dtypes import DTypeName
+from pyramid_serve.precision import choose_dtype
 from pyramid_serve.pyramid_flow import sampler, schedule
 from pyramid_serve.pyramid_flow.attention import attention_by_name, fastest_on
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory
+from pyramid_serve.pyramid_flow.capabilities import Capabilities, capabilities
+from pyramid_serve.pyramid_flow.codec import decode_unit, encode_picture
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence
 from pyramid_serve.pyramid_flow.parts import Transformer, load_transformer, load_vae
-from pyramid_serve.pyramid_flow.pipeline import decode_unit, encode_picture
-from pyramid_serve.pyramid_flow.sampler import SamplingSettings, append_unit, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.sampler import append_unit, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.settings import SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, LatentShape
 from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
 from tools.shapes.export import psnr
@@ -61,7 +63,7 @@ class Model:
     def load(cls, checkpoint: Path, dtype: DTypeName | None = None, *, device: torch.device | str = "cpu") -> Model:
         """In what suits the device unless a dtype is given."""
         able = capabilities(checkpoint)
-        chosen = able.precision_on(torch.device(device), dtype).dtype
+        chosen = choose_dtype(torch.device(device), asked=dtype, preferred=able.dtype).dtype
         return cls(
             TextEncoder.from_pretrained(checkpoint, dtype=chosen, device=device),
             load_transformer(checkpoint, dtype=chosen, device=device),

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyramid_serve.pyramid_flow.sampler import SamplingSettings
+from pyramid_serve.pyramid_flow.settings import SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import TEMPORAL_FACTOR
 from tools.shapes.draw import PROMPTS_PER_CLIP, latents_of, sample_scenes
 from tools.shapes.evaluate import CHECKPOINT, Model, default_settings, make_latents

@@ -11,7 +11,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from deployments.http.answer_schema import error_answers
 from deployments.http.door import Door, DoorOf, VideoId, only_query
 from deployments.http.head import answer_head, empty_body
-from deployments.videos.videos import VideoView
+from deployments.videos.view import VideoView
 from pyramid_serve.storage import VideoNotFoundError
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])

@@ -8,8 +8,7 @@ from fastapi.responses import JSONResponse
 from deployments.http.answer_schema import ModelList, ServedModelObject, error_answers
 from deployments.http.door import Door, DoorOf, only_query
 from deployments.http.head import answer_head
-from pyramid_serve.api import default_length_of, longest_of, steps_within, unknown_model
-from pyramid_serve.pyramid_flow.shapes import num_frames_of, seconds_of
+from pyramid_serve.served_model import ServedModel
 
 OWNER = "pyramid-serve"
 
@@ -24,7 +23,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
     dependencies=[only_query()],
 )
 async def list_models(door: DoorOf) -> Response:
-    return JSONResponse({"object": "list", "data": [_model_object(door)]})
+    return JSONResponse({"object": "list", "data": [_model_object(model, door) for model in door.videos.models.models]})
 
 
 @router.get(
@@ -35,29 +34,26 @@ async def list_models(door: DoorOf) -> Response:
     dependencies=[only_query()],
 )
 async def get_model(model: str, door: DoorOf) -> Response:
-    if model != door.videos.model.name:
-        raise unknown_model(model, door.videos.model.name)
-    return JSONResponse(_model_object(door))
+    return JSONResponse(_model_object(door.videos.models.choose(model), door))
 
 
-def _model_object(door: Door) -> dict[str, Any]:
-    model = door.videos.model
-    able = model.capabilities
-    longest = longest_of(able, model.limits)
+def _model_object(model: ServedModel, door: Door) -> dict[str, Any]:
+    offer = model.offer
     return {
         "id": model.name,
         "object": "model",
         "created": int(door.started_at),
         "owned_by": OWNER,
-        "sizes": None if able.sizes is None else [f"{width}x{height}" for width, height in able.sizes],
-        "default_size": f"{able.default_size[0]}x{able.default_size[1]}",
-        "max_seconds": round(seconds_of(longest), 3),
-        "max_num_frames": num_frames_of(longest),
-        "default_seconds": round(seconds_of(default_length_of(able, model.limits)), 3),
-        "num_inference_steps": list(steps_within(able.num_inference_steps, model.limits)),
-        "video_num_inference_steps": list(steps_within(able.video_num_inference_steps, model.limits)),
-        "guidance_scale": able.guidance_scale,
-        "video_guidance_scale": able.video_guidance_scale,
+        "family": model.family.name,
+        "sizes": None if offer.sizes is None else [f"{width}x{height}" for width, height in offer.sizes],
+        "size_multiple": offer.side_multiple,
+        "default_size": f"{offer.default_size[0]}x{offer.default_size[1]}",
+        "fps": offer.fps,
+        "max_seconds": round(offer.max_seconds, 3),
+        "max_num_frames": offer.max_num_frames,
+        "default_seconds": round(offer.default_seconds, 3),
+        **offer.defaults,
+        "request_fields": offer.field_schemas,
     }
 
 

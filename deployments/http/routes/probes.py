@@ -24,7 +24,7 @@ async def root(request: Request, door: DoorOf) -> Response:
     return JSONResponse(
         {
             "name": "Pyramid Serve",
-            "model": door.videos.model.name,
+            "model": door.videos.models.names[0],
             "videos": f"{base}/v1/videos",
             "docs": f"{base}/docs",
             "openapi": f"{base}/openapi.json",

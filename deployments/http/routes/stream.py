@@ -56,7 +56,7 @@ async def _fragments(door: Door, video_id: str) -> AsyncIterator[bytes]:
         record = await asyncio.to_thread(door.videos.store.read, video_id)
     except VideoNotFoundError:
         raise StreamBrokenError(f"{video_id}: deleted while it was watched") from None
-    if num_fragments < record.spec.num_latent_frames:
+    if num_fragments < record.plan.num_units:
         raise StreamBrokenError(f"{video_id}: failed while it was watched")
 
 

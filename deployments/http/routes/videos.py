@@ -24,8 +24,9 @@ from deployments.http.guard import POLL_HEADER, VIDEO_ID_HEADER
 from deployments.http.head import answer_head
 from deployments.http.request_schema import IDEMPOTENCY_KEY, MAX_KEY_CHARACTERS
 from deployments.rpc.tasks import begin_apart
-from deployments.videos.videos import Accepted, VideoView
-from pyramid_serve.api import VideoRecord, VideoRequest, is_video_id, parse_request, resolve
+from deployments.videos.videos import Accepted
+from deployments.videos.view import VideoView
+from pyramid_serve.api import VideoRecord, VideoRequest, is_video_id, parse_request
 from pyramid_serve.media.pictures import read_picture
 from pyramid_serve.storage import VideoFile, VideoNotFoundError
 
@@ -124,9 +125,10 @@ async def _read_request(request: Request, door: Door) -> VideoRequest:
         content_type=request.headers.get("content-type", ""),
         content_encoding=request.headers.get("content-encoding", ""),
         limits=door.config.body,
+        fields_with_several_values=door.videos.models.fields_with_several_values,
     )
     parsed = parse_request(fields)
-    max_picture_bytes = door.videos.model.limits.max_picture_bytes
+    max_picture_bytes = door.videos.models.choose(parsed.model).limits.max_picture_bytes
     if parsed.input_reference is not None and len(parsed.input_reference) > max_picture_bytes:
         came = len(parsed.input_reference)
         raise ApiError(413, f"input_reference: {came} bytes, at most {max_picture_bytes}", param="input_reference")
@@ -149,15 +151,16 @@ async def _check_same(door: Door, request: VideoRequest, record: VideoRecord) ->
 
     The status is not 409, because clients repeat a request after that.
     """
-    model = door.videos.model
-    spec = resolve(request, model.capabilities, model.name, limits=model.limits)
+    model = door.videos.models.choose(request.model)
+    plan = model.plan(request)
     if request.seed is None:
-        spec = spec.model_copy(update={"seed": record.spec.seed})
+        plan = plan.model_copy(update={"seed": record.plan.seed})
     # `seconds` only repeats how the length was given; `num_frames` may give the same length.
-    is_same = spec.model_copy(update={"seconds": record.spec.seconds}) == record.spec
+    is_same = plan.model_copy(update={"seconds": record.plan.seconds}) == record.plan
     is_same = is_same and (request.user, request.metadata) == (record.user, record.metadata)
     if is_same and request.input_reference is not None:
-        is_same = await asyncio.to_thread(_is_same_picture, door, request.input_reference, record.id)
+        max_pixels = model.limits.max_picture_pixels
+        is_same = await asyncio.to_thread(_is_same_picture, door, request.input_reference, record.id, max_pixels)
     if not is_same:
         raise ApiError(
             400,
@@ -167,12 +170,12 @@ async def _check_same(door: Door, request: VideoRequest, record: VideoRecord) ->
         )
 
 
-def _is_same_picture(door: Door, picture: bytes, video_id: str) -> bool:
+def _is_same_picture(door: Door, picture: bytes, video_id: str, max_pixels: int) -> bool:
     try:
         stored = door.videos.store.fetch(video_id, VideoFile.PICTURE)
     except VideoNotFoundError:
         return False
-    given = read_picture(picture, max_pixels=door.videos.model.limits.max_picture_pixels)
+    given = read_picture(picture, max_pixels=max_pixels)
     return given == read_picture(stored, max_pixels=None)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pyramid_serve.api import VideoRequest, new_record, resolve
+from pyramid_serve.api import VideoRequest, new_record
 from tests.serve.local_server import MODEL
 
 Answer = Callable[[socket.socket, str], None]
@@ -30,8 +30,8 @@ COMMANDS = [
 
 
 def video_object(**changes: Any) -> dict[str, Any]:
-    spec = resolve(VideoRequest(prompt="a ball", seed=1), MODEL.capabilities, MODEL.name, limits=MODEL.limits)
-    return {**new_record(spec).public(), "id": VIDEO_ID, "status": "completed", "progress": 100, **changes}
+    plan = MODEL.plan(VideoRequest(prompt="a ball", seed=1))
+    return {**new_record(plan).public(), "id": VIDEO_ID, "status": "completed", "progress": 100, **changes}
 
 
 @contextmanager

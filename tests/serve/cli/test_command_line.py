@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from deployments import cli
+from deployments.cli.demo import deployment_rows, make
 from deployments.cli.server import Server
 from deployments.local.cluster import free_port
-from deployments.local.demo import deployment_rows, make
 from deployments.local.signals import StopSignals
 from tests.serve.http.http_at_hand import png
 from tests.serve.local_server import LocalServer, probe, serve_locally

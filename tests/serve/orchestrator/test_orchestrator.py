@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.app import AppConfig, build
 from deployments.client import Client
-from deployments.pools.wire import ReplicaStats
+from deployments.telemetry.forwards import ReplicaStats
 from pyramid_serve.api import (
     MODEL_NOT_FOUND,
     RequestError,
@@ -29,7 +29,7 @@ from pyramid_serve.api import (
     new_record,
 )
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
-from pyramid_serve.pyramid_flow.sampler import SamplingSettings
+from pyramid_serve.pyramid_flow.planning import settings_of
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
 from tests.serve.conftest import QUICK, deployed
 
@@ -92,20 +92,18 @@ def picture() -> bytes:
 
 def frames_of_the_loop(pipeline: PyramidFlow, request: VideoRequest, record: VideoRecord) -> Frames:
     """The frames (F, H, W, 3) that the library makes of a request in one process."""
-    spec = record.spec
+    plan = record.plan
     picture = None if request.input_reference is None else Image.open(io.BytesIO(request.input_reference))
     settings = pipeline.settings(
-        width=spec.width,
-        height=spec.height,
-        num_latent_frames=spec.num_latent_frames,
-        sampling=SamplingSettings(
-            spec.num_inference_steps, spec.video_num_inference_steps, spec.guidance_scale, spec.video_guidance_scale
-        ),
+        width=plan.width,
+        height=plan.height,
+        num_latent_frames=plan.num_units,
+        sampling=settings_of(plan).sampling,
     )
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a replica
     try:
-        videos = pipeline.generate([VideoInput(spec.prompt, seed=spec.seed, image=picture)], settings)
+        videos = pipeline.generate([VideoInput(plan.prompt, seed=plan.seed, image=picture)], settings)
     finally:
         torch.set_num_threads(num_threads)
     frames: Frames = videos[0].numpy()
@@ -228,7 +226,7 @@ async def test_the_record_says_where_a_prompt_that_is_too_long_was_cut(handle: H
     request = request_of(21, seconds=0.1, steps=1).model_copy(update={"prompt": "a red ball rolls, " * 40})
     record = await handle.generate.remote(request)
     assert record.status is Status.COMPLETED
-    assert record.prompt_truncated_at == pipeline.text_encoder.truncated_at(record.spec.full_prompt)
+    assert record.prompt_truncated_at == pipeline.text_encoder.truncated_at(record.plan.full_prompt)
     assert 0 < record.prompt_truncated_at < len(request.prompt)
     assert record.negative_prompt_truncated_at is None
     assert record.public()["prompt_truncated_at"] == record.prompt_truncated_at
@@ -240,7 +238,7 @@ def hidden_share(record: VideoRecord) -> float:
     for entry in record.timeline:
         if entry.stage in by_stage and entry.unit is not None:
             by_stage[entry.stage][entry.unit] = (entry.start, entry.end)
-    last = record.spec.num_latent_frames - 1
+    last = record.plan.num_units - 1
     hidden = total = 0.0
     for unit in range(last):
         start, end = by_stage[Stage.DECODE][unit]
@@ -253,7 +251,7 @@ def hidden_share(record: VideoRecord) -> float:
 
 async def test_decoding_is_hidden_behind_denoising(handle: Handle) -> None:
     record = await handle.generate.remote(request_of(7, seconds=5, steps=20, size="256x128"))
-    assert record.spec.num_latent_frames == 16
+    assert record.plan.num_units == 16
     assert hidden_share(record) >= 0.9
 
 
@@ -282,7 +280,7 @@ async def test_a_caller_who_leaves_a_generate_or_a_stream_cancels_the_video(hand
 
     async def is_accepted() -> bool:
         views, _ = await handle.list.remote(limit=1)
-        return any(view.record.spec.seed == 9 for view in views)
+        return any(view.record.plan.seed == 9 for view in views)
 
     await eventually(is_accepted)
     generate.cancel()
@@ -362,8 +360,9 @@ async def test_two_streams_of_one_key_are_of_one_video_and_only_the_first_may_en
 
 async def test_a_video_that_cannot_be_made_is_tried_once_and_says_why(handle: Handle, store: VideoStore) -> None:
     whole = await handle.generate.remote(request_of(16))
-    spec = whole.spec.model_copy(update={"has_picture": True})
-    record = new_record(spec)
+    first, others = whole.plan.units
+    units = (first.model_copy(update={"is_picture": True}), others)
+    record = new_record(whole.plan.model_copy(update={"has_picture": True, "units": units}))
     await asyncio.to_thread(store.create, record, picture=b"no picture")  # as if accepted by a claims that died
     failed = await asyncio.wait_for(handle.wait.remote(record.id), 60)
     assert (failed.status, failed.attempts) == (Status.FAILED, 1)
@@ -373,7 +372,7 @@ async def test_a_video_that_cannot_be_made_is_tried_once_and_says_why(handle: Ha
 
 async def test_a_video_whose_numbers_overflow_fails_and_says_where(handle: Handle, store: VideoStore) -> None:
     whole = await handle.generate.remote(request_of(22))
-    record = new_record(whole.spec)
+    record = new_record(whole.plan)
     latents = numpy.full((16, 1, 8, 16), numpy.nan, numpy.float32)
 
     def accept_with_latents() -> None:  # as if made by an orchestrator that died

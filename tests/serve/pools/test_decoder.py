@@ -11,11 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from deployments.pools.decoder import Decoder, DecoderConfig
-from deployments.pools.wire import DecodeJob, DecodeResult, MemoryMissing, ReplicaStats, from_wire, to_wire
+from deployments.pools.tensors import from_wire, to_wire
+from deployments.pools.wire import DecodeJob, DecodeResult, MemoryMissing
+from deployments.telemetry.forwards import ReplicaStats
 from pyramid_serve.media.tensors import fit_picture
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE
+from pyramid_serve.pyramid_flow.codec import decode_unit, encode_picture
 from pyramid_serve.pyramid_flow.parts import LatentScale, latent_scale_of, load_vae
-from pyramid_serve.pyramid_flow.pipeline import decode_unit, encode_picture
 from tests.serve.conftest import deployed, quick
 
 pytestmark = pytest.mark.asyncio
@@ -58,8 +60,8 @@ def frames(vae: CausalVideoVAE, scale: LatentScale, latents: Tensor) -> list[Ten
 
 
 def job_of(video_id: str, latents: Tensor, unit: int, *, with_earlier: bool = False) -> DecodeJob:
-    earlier = to_wire(latents[:, :unit]) if with_earlier else None
-    return DecodeJob(video_id, unit, to_wire(latents[:, unit : unit + 1]), earlier)
+    units = [to_wire(one) for one in latents.split(1, dim=1)]
+    return DecodeJob(video_id, unit, units[unit], tuple(units[:unit]) if with_earlier else None)
 
 
 def assert_same_frames(result: DecodeResult, expected: Tensor) -> None:
@@ -128,7 +130,8 @@ async def test_a_picture_is_encoded_as_by_the_library(decoder: Handle, vae: Caus
     picture = Image.effect_mandelbrot((150, 100), (-2, -1, 1, 1), 50).convert("RGB")
     file = io.BytesIO()
     picture.save(file, format="PNG")
-    latents = from_wire(await decoder.encode_picture.remote(file.getvalue(), height=64, width=128))
+    tensors = await decoder.encode_picture.remote(file.getvalue(), height=64, width=128)
+    latents = from_wire(tensors["latents"])
     with torch.inference_mode():
         expected = encode_picture(vae, scale, fit_picture(picture, height=64, width=128))
     torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)

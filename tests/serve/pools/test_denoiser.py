@@ -8,20 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from deployments.pools.denoiser import Denoiser, DenoiserConfig, warm_up_steps
-from deployments.pools.wire import ReplicaStats, UnitJob, UnitProgress, UnitResult, from_wire, prompt_to_wire, to_wire
+from deployments.pools.denoiser import Denoiser, DenoiserConfig
+from deployments.pools.tensors import all_to_wire, from_wire, to_wire
+from deployments.pools.wire import EncodedPrompt, UnitJob, UnitProgress, UnitResult
+from deployments.telemetry.forwards import ReplicaStats
+from pyramid_serve.api import Plan
 from pyramid_serve.pyramid_flow.attention import block_attention
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.parts import Transformer, load_transformer
-from pyramid_serve.pyramid_flow.sampler import SamplingSettings, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.planning import settings_of, units_of
+from pyramid_serve.pyramid_flow.request_fields import ShownFields
+from pyramid_serve.pyramid_flow.sampler import denoise_unit, run_units
 from pyramid_serve.pyramid_flow.shapes import LatentShape
 from tests.serve.conftest import deployed, quick
 
 pytestmark = pytest.mark.asyncio
 
 Handle = Any
-SHAPE = LatentShape.of_pixels(height=64, width=128, num_latent_frames=5)
+WIDTH, HEIGHT, NUM_UNITS = 128, 64, 5
+SHAPE = LatentShape.of_pixels(height=HEIGHT, width=WIDTH, num_latent_frames=NUM_UNITS)
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +51,40 @@ def history_of(seed: int, num_units: int) -> Tensor:
     return torch.randn(16, num_units, *SHAPE.size_at(2), generator=torch.Generator().manual_seed(seed))
 
 
+def plan_of(seed: int, num_steps: int) -> Plan:
+    steps = (num_steps,) * 3
+    settings = ShownFields(
+        num_inference_steps=steps, video_num_inference_steps=steps, guidance_scale=7.0, video_guidance_scale=5.0
+    )
+    return Plan(
+        family="pyramid_flow",
+        model="mini",
+        prompt="",
+        prompt_suffix="",
+        negative_prompt="",
+        seconds="1",
+        width=WIDTH,
+        height=HEIGHT,
+        fps=24,
+        seed=seed,
+        units=units_of(WIDTH, HEIGHT, NUM_UNITS, settings, has_picture=False),
+        settings=settings.model_dump(),
+    )
+
+
+def encoded(prompt: PromptEmbeds) -> EncodedPrompt:
+    tensors = {"prompt_embeds": prompt.prompt_embeds, "pooled_prompt_embeds": prompt.pooled_prompt_embeds}
+    return EncodedPrompt(all_to_wire(tensors))
+
+
 def job_of(seed: int, *, unit: int = 0, num_steps: int = 3) -> UnitJob:
     return UnitJob(
         video_id=f"video_{seed}",
         unit=unit,
-        prompt=prompt_to_wire(prompt_of(seed)),
-        negative_prompt=prompt_to_wire(prompt_of(100)),
-        history=to_wire(history_of(seed, unit)),
-        shape=SHAPE,
-        sampling=SamplingSettings((num_steps,) * 3, (num_steps,) * 3),
-        seed=seed,
+        plan=plan_of(seed, num_steps),
+        prompt=encoded(prompt_of(seed)),
+        negative_prompt=encoded(prompt_of(100)),
+        history=tuple(to_wire(latents) for latents in history_of(seed, unit).split(1, dim=1)) if unit else (),
         submitted_at=time.time(),
     )
 
@@ -65,12 +95,12 @@ def predict_by(transformer: Transformer, sequences: Sequence[ClipSequence]) -> l
 
 
 def by_the_library(transformer: Transformer, job: UnitJob) -> Tensor:
-    seed = job.seed
+    seed = job.plan.seed
     steps = denoise_unit(
         prompt_of(seed),
         prompt_of(100),
         history_of(seed, job.unit),
-        settings=job.sampling,
+        settings=settings_of(job.plan).sampling,
         noise=SeededNoise(seed, SHAPE),
     )
     return run_units(lambda sequences: predict_by(transformer, sequences), [steps])[0]
@@ -151,8 +181,14 @@ async def test_a_replica_answers_while_it_computes(denoiser: Handle) -> None:
 
 async def test_a_history_that_does_not_fit_is_refused(denoiser: Handle) -> None:
     job = job_of(1, unit=2)
-    with pytest.raises(ValueError, match=r"must be float32 \(16, 1, 8, 16\) for unit 1"):
+    with pytest.raises(ValueError, match="history: 2 units, must be 1 for unit 1"):
         await result_of(denoiser, UnitJob(**{**vars(job), "unit": 1}))
+
+
+async def test_latents_of_another_shape_are_refused(denoiser: Handle) -> None:
+    misfit = (to_wire(torch.zeros(16, 1, 8, 16)), to_wire(torch.zeros(16, 1, 8, 8)))
+    with pytest.raises(ValueError, match=r"unit 1 is float32 \(16, 1, 8, 8\), must be float32 \(16, 1, 8, 16\)"):
+        await result_of(denoiser, UnitJob(**{**vars(job_of(1, unit=2)), "history": misfit}))
 
 
 async def test_a_unit_past_the_end_is_refused(denoiser: Handle) -> None:
@@ -163,17 +199,16 @@ async def test_a_unit_past_the_end_is_refused(denoiser: Handle) -> None:
 async def test_another_unit_goes_on_when_one_fails(denoiser: Handle, transformer: Transformer) -> None:
     good, bad = job_of(1, num_steps=20), job_of(2, num_steps=20)
     misfit = PromptEmbeds(torch.randn(4, 33), torch.randn(48))
-    bad = UnitJob(**{**vars(bad), "prompt": prompt_to_wire(misfit)})
+    bad = UnitJob(**{**vars(bad), "prompt": encoded(misfit)})
     result, error = await asyncio.gather(result_of(denoiser, good), result_of(denoiser, bad), return_exceptions=True)
     assert isinstance(error, RuntimeError)
     assert isinstance(result, UnitResult)
     torch.testing.assert_close(from_wire(result.latents), by_the_library(transformer, good), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["miniflux", "mmdit"])
-async def test_the_warm_up_fits_every_family(family: str, request: pytest.FixtureRequest) -> None:
-    source = str(request.getfixturevalue(family))
-    config = DenoiserConfig(source=source, warm_up_size=(128, 64), dtype="bfloat16")
-    transformer = load_transformer(source, dtype=torch.bfloat16)
-    (latents,) = run_units(lambda sequences: predict_by(transformer, sequences), [warm_up_steps(config)])
-    assert latents.shape == (16, 1, 8, 16)
+@pytest.mark.parametrize("variant", ["miniflux", "mmdit"])
+async def test_the_warm_up_runs_for_every_variant(variant: str, request: pytest.FixtureRequest) -> None:
+    config = DenoiserConfig(source=str(request.getfixturevalue(variant)), dtype="bfloat16")
+    part = config.model_family.load_denoise(config.part_source(config.model_family.denoise_options))
+    part.warm_up((128, 64))
+    part.warm_up(None)

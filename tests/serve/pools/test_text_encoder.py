@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from deployments.pools.tensors import all_from_wire, all_to_wire
 from deployments.pools.text_encoder import TextEncoder, TextEncoderConfig, embeds_cache, keep
-from deployments.pools.wire import ReplicaStats, WirePromptEmbeds, prompt_from_wire, prompt_to_wire
+from deployments.pools.wire import EncodedPrompt
+from deployments.telemetry.forwards import ReplicaStats
 from pyramid_serve.pyramid_flow import text_encoder
-from pyramid_serve.pyramid_flow.pack import PromptEmbeds
 from tests.serve.conftest import deployed, quick
 
 Handle = Any
@@ -32,9 +33,9 @@ async def test_a_prompt_is_encoded_as_by_the_library(encoder: Handle, miniflux: 
     library = text_encoder.TextEncoder.from_pretrained(miniflux)
     for prompt, wire in zip(prompts, embeds, strict=True):
         (expected,) = library.encode([prompt])
-        got = prompt_from_wire(wire)
-        torch.testing.assert_close(got.prompt_embeds, expected.prompt_embeds, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(got.pooled_prompt_embeds, expected.pooled_prompt_embeds, rtol=1e-4, atol=1e-5)
+        got = all_from_wire(wire.tensors)
+        torch.testing.assert_close(got["prompt_embeds"], expected.prompt_embeds, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got["pooled_prompt_embeds"], expected.pooled_prompt_embeds, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.asyncio
@@ -48,7 +49,8 @@ async def test_prompts_share_a_forward_equal_ones_count_once_and_known_ones_need
     again = await asyncio.gather(*(encoder.encode.remote(prompt) for prompt in prompts))
     assert (await encoder.stats.remote()).num_forwards == after.num_forwards
     for one, other in zip(first, again, strict=True):
-        assert torch.equal(prompt_from_wire(one).prompt_embeds, prompt_from_wire(other).prompt_embeds)
+        for name, tensor in all_from_wire(one.tensors).items():
+            assert torch.equal(tensor, all_from_wire(other.tensors)[name])
     assert (await encoder.stats.remote()).num_present == 0
 
 
@@ -79,8 +81,8 @@ def break_word(checkpoint: Path, word: str, *, beside: str) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def embeds_of(num_bytes: int) -> WirePromptEmbeds:
-    return prompt_to_wire(PromptEmbeds(torch.zeros(num_bytes, dtype=torch.uint8), torch.zeros(0)))
+def embeds_of(num_bytes: int) -> EncodedPrompt:
+    return EncodedPrompt(all_to_wire({"prompt_embeds": torch.zeros(num_bytes, dtype=torch.uint8)}))
 
 
 def test_the_cache_drops_the_least_recently_used_beyond_its_bytes() -> None:

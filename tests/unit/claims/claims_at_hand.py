@@ -8,10 +8,10 @@ from typing import Any
 
 from deployments.claims.config import ClaimsConfig
 from deployments.claims.deployment import Claims
-from pyramid_serve.api import VideoError, VideoRecord, VideoRequest, VideoSpec, new_record, resolve
-from pyramid_serve.checkpoints import Capabilities
+from pyramid_serve.api import VideoError, VideoRecord, new_record
+from tests.unit.api.plans_at_hand import record_of
 
-SPEC: VideoSpec = resolve(VideoRequest(prompt="a", seed=1, seconds=1), Capabilities(), "mini")
+PLAN = record_of(seed=1, seconds=1).plan
 QUICK: dict[str, Any] = {"lease_s": 60.0, "sweep_interval_s": 0.05, "backoff_s": 0.01}
 BROKEN = VideoError(code="server_error", message="ValueError: broken")
 
@@ -52,7 +52,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 
 async def submitted(claims: Claims, **fields: Any) -> VideoRecord:
-    return await claims.submit(new_record(SPEC, **fields))
+    return await claims.submit(new_record(PLAN, **fields))
 
 
 async def claimed(claims: Claims, video_id: str, owner: str = "a") -> VideoRecord:

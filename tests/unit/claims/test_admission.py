@@ -6,7 +6,7 @@ import pytest
 from deployments.errors import QueueFullError
 from pyramid_serve.api import Status, new_record
 from pyramid_serve.storage import VideoStore
-from tests.unit.claims.claims_at_hand import SPEC, FakeOrchestrators, claims_of, submitted
+from tests.unit.claims.claims_at_hand import PLAN, FakeOrchestrators, claims_of, submitted
 
 pytestmark = pytest.mark.asyncio
 
@@ -23,7 +23,7 @@ async def test_one_key_makes_one_video_also_after_a_restart(tmp_path: Path, orch
 
 async def test_a_record_that_is_submitted_again_is_harmless(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
     async with claims_of(tmp_path, orchestrators) as claims:
-        record = new_record(SPEC)
+        record = new_record(PLAN)
         await claims.submit(record)
         await claims.cancel(record.id)
         assert (await claims.submit(record)).status is Status.FAILED

@@ -12,7 +12,7 @@ from pyramid_serve.api import Stage, Status, TimelineEntry, VideoRecord, new_rec
 from pyramid_serve.storage import VideoNotFoundError, VideoStore
 from tests.unit.claims.claims_at_hand import (
     BROKEN,
-    SPEC,
+    PLAN,
     FakeOrchestrators,
     claimed,
     claims_of,
@@ -155,5 +155,5 @@ async def test_those_who_watch_a_video_hear_that_it_was_deleted(
 async def test_asking_for_what_is_not_there_leaves_nothing(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
     async with claims_of(tmp_path, orchestrators) as claims:
         with pytest.raises(VideoNotFoundError):
-            await claims.cancel(new_record(SPEC).id)
+            await claims.cancel(new_record(PLAN).id)
         assert len(claims._ledger._locks) == 0

@@ -1,12 +1,12 @@
 from deployments.claims.messages import RunUpdate
 from pyramid_serve.api import Stage, Status, TimelineEntry, VideoRecord, new_record
-from tests.unit.claims.claims_at_hand import SPEC
+from tests.unit.claims.claims_at_hand import PLAN
 
 ENTRY = TimelineEntry(stage=Stage.DECODE, unit=0, start=1.0, end=2.0, replica="r")
 
 
 def record(**fields: object) -> VideoRecord:
-    return new_record(SPEC).model_copy(update=fields)
+    return new_record(PLAN).model_copy(update=fields)
 
 
 def test_an_update_that_tells_nothing_new_changes_nothing() -> None:

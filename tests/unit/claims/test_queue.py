@@ -4,13 +4,13 @@ import pytest
 
 from deployments.claims.queue import StepRate, next_up, num_steps_of, place_of, retry_after_s, state_of
 from pyramid_serve.api import Status, VideoRecord, new_record, new_video_id
-from tests.unit.claims.claims_at_hand import SPEC
+from tests.unit.claims.claims_at_hand import PLAN
 
-NUM_STEPS = num_steps_of(new_record(SPEC))
+NUM_STEPS = num_steps_of(new_record(PLAN))
 
 
 def record_at(created_at: float, **fields: object) -> VideoRecord:
-    return new_record(SPEC).model_copy(update={"id": new_video_id(created_at), **fields})
+    return new_record(PLAN).model_copy(update={"id": new_video_id(created_at), **fields})
 
 
 def by_id(*records: VideoRecord) -> dict[str, VideoRecord]:
@@ -61,8 +61,8 @@ def test_a_video_that_waits_is_done_when_all_older_ones_are() -> None:
 
 
 def test_a_video_in_progress_goes_on_at_its_own_speed() -> None:
-    half = in_progress(1.0, num_steps_done=NUM_STEPS // 2, num_units_done=SPEC.num_latent_frames // 2)
-    done = (half.num_steps_done / NUM_STEPS + half.num_units_done / SPEC.num_latent_frames) / 2
+    half = in_progress(1.0, num_steps_done=NUM_STEPS // 2, num_units_done=PLAN.num_units // 2)
+    done = (half.num_steps_done / NUM_STEPS + half.num_units_done / PLAN.num_units) / 2
     eta_seconds = place_of(by_id(half), half.id, rate=None, now=130.0).eta_seconds
     assert eta_seconds == pytest.approx(30.0 * (1 - done) / done)
 

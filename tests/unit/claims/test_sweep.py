@@ -11,7 +11,7 @@ from pyramid_serve.api import new_record
 from pyramid_serve.storage import VideoStore
 from tests.unit.claims.claims_at_hand import (
     BROKEN,
-    SPEC,
+    PLAN,
     FakeOrchestrators,
     claimed,
     claims_of,
@@ -121,7 +121,7 @@ async def test_a_record_that_another_replica_accepted_is_found(
     tmp_path: Path, orchestrators: FakeOrchestrators
 ) -> None:
     async with claims_of(tmp_path, orchestrators, rescan_interval_s=0.1):
-        record = new_record(SPEC)
+        record = new_record(PLAN)
         VideoStore(str(tmp_path)).create(record)
         await eventually(lambda: orchestrators.given == [record.id])
 

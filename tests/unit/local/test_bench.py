@@ -10,24 +10,11 @@ from deployments.local.bench import (
     _transfer_bytes,
     parse_levels,
 )
-from deployments.pools.wire import ReplicaStats
-from pyramid_serve.api import Stage, TimelineEntry, VideoSpec
+from deployments.telemetry.forwards import ReplicaStats
+from pyramid_serve.api import Stage, TimelineEntry
+from tests.unit.api.plans_at_hand import SMALL, plan_of
 
-SPEC = VideoSpec(
-    model="tiny",
-    prompt="a ball",
-    prompt_suffix="",
-    negative_prompt="",
-    seconds="1",
-    width=128,
-    height=64,
-    num_latent_frames=3,
-    seed=0,
-    num_inference_steps=(1, 1, 1),
-    video_num_inference_steps=(1, 1, 1),
-    guidance_scale=7.0,
-    video_guidance_scale=5.0,
-)
+PLAN = plan_of(SMALL, seconds=0.7, size="128x64")
 
 
 def stats(replica: str, *, forwards: int, slots: int, busy: float) -> ReplicaStats:
@@ -62,7 +49,7 @@ def test_pool_use_is_the_difference_of_two_looks() -> None:
 
 def test_transfers_are_histories_latents_and_frames() -> None:
     latents = 16 * 8 * 16 * 4
-    assert _transfer_bytes(SPEC) == (0 + 1 + 2) * latents + 2 * 3 * latents + 17 * 128 * 64 * 3
+    assert _transfer_bytes(PLAN) == (0 + 1 + 2) * latents + 2 * 3 * latents + 17 * 128 * 64 * 3
 
 
 def test_handovers_are_the_gaps_between_a_videos_units() -> None:

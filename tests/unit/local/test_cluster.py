@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.app import IMPORT_PATH, AppConfig, ConfigError
+from deployments.config import IMPORT_PATH, AppConfig, ConfigError
 from deployments.local.cluster import LocalApp, check_port, read_app, start_ray, with_known_hosts
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from pyramid_serve.media.pictures import read_picture
 from pyramid_serve.media.tensors import fit_picture
-from pyramid_serve.pyramid_flow.pipeline import to_uint8
+from pyramid_serve.pyramid_flow.codec import to_uint8
 
 
 def test_a_picture_of_the_size_comes_through_unchanged() -> None:

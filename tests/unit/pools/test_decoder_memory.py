@@ -1,20 +1,25 @@
 """What the decoder keeps between calls, and that a unit comes out the same whatever was kept and whoever shared."""
 
 import asyncio
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from deployments.pools.decoder import Decoded, DecodeStep, check_job, decode_batch, decode_steps
+from deployments.pools.decoder import DecoderConfig, check_job, decode_steps
 from deployments.pools.decoder_memories import MemoryStore
-from deployments.pools.engine import Engine, Forward
-from deployments.pools.wire import DecodeJob, to_wire
+from deployments.pools.engine import Engine
+from deployments.pools.tensors import to_wire
+from deployments.pools.wire import DecodeJob
+from deployments.telemetry.forwards import Forward
+from pyramid_serve.families import Decoded, DecodePart
 from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory
+from pyramid_serve.pyramid_flow.codec import decode_unit
 from pyramid_serve.pyramid_flow.parts import LatentScale, latent_scale_of, load_vae
-from pyramid_serve.pyramid_flow.pipeline import decode_unit
 
 
 def memory_of(num_bytes: int) -> DecoderMemory:
@@ -111,6 +116,12 @@ def scale(miniflux: Path) -> LatentScale:
 
 
 @pytest.fixture(scope="module")
+def part(miniflux: Path) -> DecodePart:
+    config = DecoderConfig(source=str(miniflux), dtype="float32", device="cpu")
+    return config.model_family.load_decode(config.part_source(config.model_family.decode_options))
+
+
+@pytest.fixture(scope="module")
 def latents() -> Tensor:
     """Three units of three videos: (3, 16, 3, 8, 8)."""
     return torch.randn(3, 16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -133,28 +144,24 @@ def alone(vae: CausalVideoVAE, scale: LatentScale, latents: Tensor) -> list[list
 class Decoding:
     """The decoder's engine and its memories, with no deployment around them."""
 
-    def __init__(self, vae: CausalVideoVAE, scale: LatentScale, latents: Tensor, *, memory_bytes: int = 2**30) -> None:
+    def __init__(self, part: DecodePart, latents: Tensor, *, memory_bytes: int = 2**30) -> None:
         self.batches: list[int] = []
         self.memories = MemoryStore(device_budget_bytes=memory_bytes, host_budget_bytes=0)
+        self._part = part
         self._latents = latents
 
-        def forward(steps: Sequence[DecodeStep]) -> list[Decoded]:
-            self.batches.append(len(steps))
-            return decode_batch(vae, scale, steps, tiling=None)
+        def forward(requests: Sequence[Any]) -> Sequence[Decoded[Any]]:
+            self.batches.append(len(requests))
+            return part.forward(requests)
 
-        self._engine: Engine[DecodeStep, Decoded] = Engine(forward, packs_with=lambda step: step.batch_key)
+        self._engine: Engine[Any, Any] = Engine(forward, packs_with=part.packs_with)
 
     async def decode(self, video: int, unit: int, *, with_earlier: bool = False) -> tuple[Tensor | None, int]:
         """Frames of a unit, and how many forwards it took."""
         forwards: list[Forward] = []
-        of_video = self._latents[video]
-        job = DecodeJob(
-            str(video),
-            unit,
-            to_wire(of_video[:, unit : unit + 1]),
-            to_wire(of_video[:, :unit]) if with_earlier else None,
-        )
-        steps = decode_steps(job, self.memories, torch.device("cpu"))
+        units = [to_wire(latents) for latents in self._latents[video].split(1, dim=1)]
+        job = DecodeJob(str(video), unit, units[unit], tuple(units[:unit]) if with_earlier else None)
+        steps = decode_steps(job, self.memories, self._part, in_order=True)
         frames = await self._engine.run(steps, submitted_at=unit, on_step=forwards.append)
         return frames, len(forwards)
 
@@ -168,9 +175,9 @@ def assert_same_frames(frames: Tensor | None, expected: Tensor) -> None:
 
 @pytest.mark.asyncio
 async def test_units_decoded_together_come_out_as_alone(
-    vae: CausalVideoVAE, scale: LatentScale, latents: Tensor, alone: list[list[Tensor]]
+    part: DecodePart, latents: Tensor, alone: list[list[Tensor]]
 ) -> None:
-    decoding = Decoding(vae, scale, latents)
+    decoding = Decoding(part, latents)
     for unit in range(3):
         together = await asyncio.gather(*(decoding.decode(video, unit) for video in range(3)))
         for video, (frames, num_forwards) in enumerate(together):
@@ -181,9 +188,9 @@ async def test_units_decoded_together_come_out_as_alone(
 
 @pytest.mark.asyncio
 async def test_a_lost_memory_is_made_again_from_the_latents(
-    vae: CausalVideoVAE, scale: LatentScale, latents: Tensor, alone: list[list[Tensor]]
+    part: DecodePart, latents: Tensor, alone: list[list[Tensor]]
 ) -> None:
-    decoding = Decoding(vae, scale, latents, memory_bytes=0)
+    decoding = Decoding(part, latents, memory_bytes=0)
     await decoding.decode(0, 0)
     assert (await decoding.decode(0, 1))[0] is None
     rebuilt, fresh = await asyncio.gather(decoding.decode(0, 2, with_earlier=True), decoding.decode(1, 0))
@@ -194,9 +201,9 @@ async def test_a_lost_memory_is_made_again_from_the_latents(
 
 @pytest.mark.asyncio
 async def test_a_unit_asked_for_again_is_made_again(
-    vae: CausalVideoVAE, scale: LatentScale, latents: Tensor, alone: list[list[Tensor]]
+    part: DecodePart, latents: Tensor, alone: list[list[Tensor]]
 ) -> None:
-    decoding = Decoding(vae, scale, latents)
+    decoding = Decoding(part, latents)
     await decoding.decode(0, 0)
     await decoding.decode(0, 1)
     frames, num_forwards = await decoding.decode(0, 1, with_earlier=True)
@@ -207,15 +214,23 @@ async def test_a_unit_asked_for_again_is_made_again(
     assert_same_frames(frames, alone[0][2])
 
 
+@pytest.mark.parametrize("shape", [(16, 2, 8, 8), (1, 16, 1, 8, 8), (4, 1, 8, 8)])
+def test_latents_of_another_shape_are_refused(part: DecodePart, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"latents: shape {re.escape(str(shape))}, must be \(16, 1, H, W\)"):
+        part.request(torch.zeros(shape), None)
+
+
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        (DecodeJob("a", 0, to_wire(torch.zeros(16, 2, 8, 8))), r"latents: shape \(16, 2, 8, 8\)"),
-        (DecodeJob("a", 0, to_wire(torch.zeros(1, 16, 1, 8, 8))), r"latents: shape \(1, 16, 1, 8, 8\)"),
         (DecodeJob("a", -1, to_wire(torch.zeros(16, 1, 8, 8))), "unit=-1"),
         (
-            DecodeJob("a", 2, to_wire(torch.zeros(16, 1, 8, 8)), to_wire(torch.zeros(16, 1, 8, 8))),
-            r"must be \(16, 2, 8, 8\) for unit 2",
+            DecodeJob("a", 2, to_wire(torch.zeros(16, 1, 8, 8)), (to_wire(torch.zeros(16, 1, 8, 8)),)),
+            "earlier: 1 units, must be 2 for unit 2",
+        ),
+        (
+            DecodeJob("a", 1, to_wire(torch.zeros(16, 1, 8, 8)), (to_wire(torch.zeros(16, 1, 8, 4)),)),
+            r"earlier: shape \(16, 1, 8, 4\), must be \(16, 1, 8, 8\)",
         ),
     ],
 )

@@ -12,20 +12,14 @@ import torch
 from torch import Tensor
 
 from deployments.errors import DeviceFailedError
-from deployments.pools.engine import (
-    PATIENCE,
-    REGROW_FORWARDS,
-    Engine,
-    Forward,
-    Slot,
-    TokenBudget,
-    choose_pack,
-)
+from deployments.pools.engine import PATIENCE, REGROW_FORWARDS, Engine, Slot, TokenBudget, choose_pack
+from deployments.telemetry.forwards import Forward
 from pyramid_serve.pyramid_flow.attention import block_attention
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.parts import load_transformer
-from pyramid_serve.pyramid_flow.sampler import SamplingSettings, UnitSteps, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.sampler import UnitSteps, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.settings import SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LatentShape
 
 pytestmark = pytest.mark.asyncio

@@ -21,15 +21,16 @@ def test_an_unknown_setting_is_an_error_that_names_it(config: type[DenoiserConfi
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_dtype_follows_the_device_unless_given(config: type[DenoiserConfig], miniflux: Path) -> None:
     source = str(miniflux)
-    assert config(source=source, device="cpu").torch_dtype == suitable_dtype(torch.device("cpu")).dtype
-    assert config(source=source, device="cuda").torch_dtype == torch.bfloat16
-    assert config(source=source, device="cpu", dtype="bfloat16").torch_dtype == torch.bfloat16
+    assert config(source=source, device="cpu").precision.dtype == suitable_dtype(torch.device("cpu")).dtype
+    assert config(source=source, device="cuda").precision.dtype == torch.bfloat16
+    assert config(source=source, device="cpu", dtype="bfloat16").precision.dtype == torch.bfloat16
 
 
-def test_the_attention_follows_the_device_unless_given() -> None:
-    assert DenoiserConfig(source="somewhere", device="cpu").attention_name == "blocks"
-    assert DenoiserConfig(source="somewhere", device="cuda").attention_name == "flex"
-    assert DenoiserConfig(source="somewhere", device="cuda", attention="dense").attention_name == "dense"
+def test_the_options_of_a_part_are_checked_by_its_family(miniflux: Path) -> None:
+    config = DenoiserConfig(source=str(miniflux), options={"attention": "dense"})
+    assert config.part_source(config.model_family.denoise_options).options.attention == "dense"
+    with pytest.raises(ValidationError, match="tiling"):
+        DenoiserConfig(source=str(miniflux), options={"tiling": 64}).part_source(config.model_family.denoise_options)
 
 
 def test_a_budget_of_nothing_is_refused() -> None:

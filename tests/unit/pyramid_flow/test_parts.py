@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyramid_serve.checkpoints import CheckpointError
+from pyramid_serve.checkpoints.sources import CheckpointError
 from pyramid_serve.pyramid_flow.flux import Flux
 from pyramid_serve.pyramid_flow.mmdit import MMDiT
 from pyramid_serve.pyramid_flow.parts import LatentScale, latent_scale_of, load_transformer, load_vae

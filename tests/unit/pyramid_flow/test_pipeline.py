@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pyramid_serve.precision import DTypeName, NonFiniteError
+from pyramid_serve.dtypes import DTypeName
+from pyramid_serve.errors import NonFiniteError
 from pyramid_serve.pyramid_flow.autoencoder import Tiling
+from pyramid_serve.pyramid_flow.codec import to_uint8
 from pyramid_serve.pyramid_flow.noise import SeededNoise
-from pyramid_serve.pyramid_flow.pipeline import Offload, Progress, PyramidFlow, VideoInput, VideoSettings, to_uint8
-from pyramid_serve.pyramid_flow.sampler import SamplingSettings
+from pyramid_serve.pyramid_flow.pipeline import Offload, Progress, PyramidFlow, VideoInput, VideoSettings
+from pyramid_serve.pyramid_flow.settings import SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LatentShape
 
 DTYPES: tuple[DTypeName, ...] = ("float32", "float16")

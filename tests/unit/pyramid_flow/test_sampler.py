@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence
-from pyramid_serve.pyramid_flow.sampler import LinearGuidance, SamplingSettings, UnitSteps, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.sampler import UnitSteps, denoise_unit, run_units
+from pyramid_serve.pyramid_flow.settings import LinearGuidance, SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LatentShape
 from tests.unit.pyramid_flow.transformers_at_hand import largest_difference, random_prompt, tiny_transformers
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pyramid_serve.checkpoints import CheckpointError
+from pyramid_serve.checkpoints.sources import CheckpointError
 from pyramid_serve.pyramid_flow.text_encoder import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT_SUFFIX, TextEncoder
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -10,9 +10,10 @@ from PIL import Image
 
 from deployments.rpc import tasks
 from deployments.videos.videos import Videos
-from pyramid_serve.api import VideoRecord, VideoRequest, new_record, resolve
+from pyramid_serve.api import VideoRecord, VideoRequest, new_record
 from pyramid_serve.media.pictures import read_picture
 from pyramid_serve.pyramid_flow.pipeline import VideoInput
+from pyramid_serve.served_model import ServedModels
 from pyramid_serve.storage import VideoNotFoundError, VideoStore
 from tests.serve.local_server import MODEL, LocalHandle
 from tests.unit.media.pictures_at_hand import (
@@ -27,6 +28,7 @@ from tests.unit.media.pictures_at_hand import (
 
 pytestmark = pytest.mark.asyncio
 
+MODELS = ServedModels((MODEL,))
 REQUEST = VideoRequest(prompt="a ball", seed=1)
 PHOTO: dict[str, Any] = {
     "exif": b"Exif\0\0" + exif(orientation(6)),
@@ -79,7 +81,7 @@ _request = contextvars.ContextVar[str]("request")
 
 async def leave_meanwhile(claims: SlowClaims, root: Path) -> None:
     _request.set("as Serve sets its own")
-    videos = Videos(VideoStore(str(root)), LocalHandle(claims), MODEL)  # type: ignore[arg-type]
+    videos = Videos(VideoStore(str(root)), LocalHandle(claims), MODELS)  # type: ignore[arg-type]
     asking = asyncio.create_task(videos.accept_while_wanted(REQUEST))
     await claims.is_asked.wait()
     asking.cancel()
@@ -98,7 +100,7 @@ async def test_a_video_that_is_accepted_after_its_caller_left_is_cancelled(tmp_p
 
 
 async def test_a_video_that_another_asked_for_is_not_cancelled(tmp_path: Path) -> None:
-    known = new_record(resolve(REQUEST, MODEL.capabilities, MODEL.name, limits=MODEL.limits))
+    known = new_record(MODEL.plan(REQUEST))
     claims = SlowClaims(known)
     await leave_meanwhile(claims, tmp_path)
     assert claims.accepted == [known.id] and claims.cancelled == []
@@ -109,7 +111,7 @@ async def test_a_video_that_was_deleted_before_its_caller_left_is_no_error(tmp_p
         async def cancel(self, video_id: str) -> None:
             raise VideoNotFoundError(video_id)
 
-    videos = Videos(VideoStore(str(tmp_path)), LocalHandle(Emptied()), MODEL)  # type: ignore[arg-type]
+    videos = Videos(VideoStore(str(tmp_path)), LocalHandle(Emptied()), MODELS)  # type: ignore[arg-type]
     with pytest.raises(VideoNotFoundError):
         await videos.cancel("gone")
     await videos.cancel_unwanted("gone")
@@ -118,7 +120,7 @@ async def test_a_video_that_was_deleted_before_its_caller_left_is_no_error(tmp_p
 @pytest.mark.parametrize("name", PICTURES)
 async def test_the_picture_of_a_video_has_the_pixels_that_the_library_sees(tmp_path: Path, name: str) -> None:
     claims, content = KeepingClaims(), PICTURES[name]
-    videos = Videos(VideoStore(str(tmp_path)), LocalHandle(claims), MODEL)  # type: ignore[arg-type]
+    videos = Videos(VideoStore(str(tmp_path)), LocalHandle(claims), MODELS)  # type: ignore[arg-type]
     await videos.accept(VideoRequest(prompt="a ball", input_reference=content))
     assert claims.picture is not None
     kept = Image.open(io.BytesIO(claims.picture))
@@ -132,7 +134,7 @@ async def test_a_picture_of_more_pixels_than_the_library_takes_is_read_again_whe
 ) -> None:
     claims = KeepingClaims()
     limits = MODEL.limits.model_copy(update={"max_picture_pixels": 10**9})
-    videos = Videos(VideoStore(str(tmp_path)), LocalHandle(claims), replace(MODEL, limits=limits))  # type: ignore[arg-type]
+    videos = Videos(VideoStore(str(tmp_path)), LocalHandle(claims), ServedModels((replace(MODEL, limits=limits),)))  # type: ignore[arg-type]
     huge = file_of(Image.new("1", (12_000, 6_000)), "PNG")
     await videos.accept(VideoRequest(prompt="a ball", input_reference=huge))
     assert claims.picture is not None

@@ -141,7 +141,7 @@ def status_rows(statuses: Mapping[str, str]) -> list[str]:
 @contextmanager
 def demo_app() -> Iterator["LocalApp"]:
     """The default app on a free port, with its videos in a temporary folder."""
-    from deployments.app import AppConfig
+    from deployments.config import AppConfig
     from deployments.local.cluster import DEFAULT_HOST, LocalApp, free_port
 
     with tempfile.TemporaryDirectory(prefix="pyramid-serve-demo-", ignore_cleanup_errors=True) as storage:

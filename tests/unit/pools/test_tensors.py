@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deployments.pools.wire import from_wire, prompt_from_wire, prompt_to_wire, to_wire
-from pyramid_serve.pyramid_flow.pack import PromptEmbeds
+from deployments.pools.tensors import all_from_wire, all_to_wire, from_wire, to_wire
+from deployments.pools.wire import EncodedPrompt, latents_from_wire, latents_to_wire
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,19 @@ def test_bytes_that_do_not_fit_are_refused() -> None:
         from_wire(replace(wire, dtype="nonsense"))
 
 
-def test_a_prompt_comes_back_as_it_was() -> None:
-    prompt = PromptEmbeds(torch.randn(5, 8).bfloat16(), torch.randn(6))
-    back = prompt_from_wire(prompt_to_wire(prompt))
-    assert torch.equal(back.prompt_embeds, prompt.prompt_embeds)
-    assert torch.equal(back.pooled_prompt_embeds, prompt.pooled_prompt_embeds)
+def test_named_tensors_come_back_as_they_were() -> None:
+    tensors = {"prompt_embeds": torch.randn(5, 8).bfloat16(), "pooled_prompt_embeds": torch.randn(6)}
+    wire = all_to_wire(tensors)
+    assert EncodedPrompt(wire).num_bytes == 5 * 8 * 2 + 6 * 4
+    back = all_from_wire(wire)
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_latents_come_back_as_they_were_and_nothing_else_passes_for_them() -> None:
+    latents = torch.randn(16, 1, 4, 4)
+    wire = latents_to_wire(latents.numpy())
+    assert torch.equal(from_wire(wire), latents)
+    assert (latents_from_wire(to_wire(latents)) == latents.numpy()).all()
+    with pytest.raises(ValueError, match="latents: bfloat16, must be float32"):
+        latents_from_wire(to_wire(latents.bfloat16()))

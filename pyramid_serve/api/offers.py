@@ -1,0 +1,54 @@
+"""What a model makes on a server, as its clients are told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a model makes within the limits of a server. Sizes are (width, height) in pixels."""
+
+    default_size: tuple[int, int]
+    fps: int
+    """Frames a second of every video."""
+    default_num_frames: int
+    max_num_frames: int
+    sizes: tuple[tuple[int, int], ...] | None = None
+    """None: every size whose sides are multiples of ``side_multiple``."""
+    side_multiple: int = 1
+    """Pixels."""
+    max_side: int | None = None
+    """The largest width or height in pixels. None: the server's limit on pixels alone counts."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What the family's own request fields are where a request leaves them out."""
+    field_schemas: Mapping[str, Any] = field(default_factory=dict)
+    """The JSON schema of each of the family's own request fields, within the limits."""
+
+    @property
+    def fields_with_several_values(self) -> frozenset[str]:
+        """The family's own fields that may be lists."""
+        return frozenset(name for name, schema in self.field_schemas.items() if "array" in str(schema))
+
+    @property
+    def default_seconds(self) -> float:
+        return self.default_num_frames / self.fps
+
+    @property
+    def max_seconds(self) -> float:
+        return self.max_num_frames / self.fps
+
+
+def field_schemas_of(fields: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of each field of a model, without the null that stands for a field that is left out."""
+    return {name: _without_null(schema) for name, schema in fields.model_json_schema()["properties"].items()}
+
+
+def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in schema.items() if key not in ("title", "default")}
+    choices = [choice for choice in kept.pop("anyOf", []) if choice != {"type": "null"}]
+    if len(choices) == 1:
+        return {**choices[0], **kept}
+    return {**kept, "anyOf": choices} if choices else kept

@@ -1,0 +1,171 @@
+"""Where checkpoints lie, and the local folder of one.
+
+A checkpoint is a folder. Each of its sub-folders is a *part* and is fetched and loaded alone. The user's mistakes are
+``CheckpointError``, a ``ValueError`` of one line.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pyramid_serve.checkpoints.naming import there
+from pyramid_serve.reasons import first_line
+
+Source = str | os.PathLike[str]
+"""A local folder, an fsspec URL (``s3://bucket/model``), a Hub id (``owner/name`` or ``owner/name@revision``), or the
+name of a model in the package (``shapes``)."""
+
+PACKAGED = Path(__file__).parents[1] / "models"
+"""Checkpoints that come with the package, each a folder that is named here by its name alone."""
+_NEEDED_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
+_STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created", "updated", "md5Hash", "content_md5")
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not there, is not one, is broken, or does not fit its module."""
+
+
+# --- where they lie -------------------------------------------------------------------------------------------------
+
+
+def resolve(source: Source, *, parts: Sequence[str] = (), cache: Path | None = None) -> Path:
+    """The local folder of a checkpoint, with at least ``parts`` in it.
+
+    ``parts`` are names of sub-folders or patterns of them (``text_encoder*``); each must match one. A local folder is
+    returned as it stands, and ``shapes`` is the model in the package (a folder of that name is ``./shapes``). From a
+    URL or the Hub only these sub-folders, the ``config.json`` of the others and the top-level ``*.json`` are copied;
+    ``.bin`` weights are left where a part has safetensors. Copies of a URL go under ``cache`` (default
+    ``~/.cache/pyramid_serve``), file by file, each aside first and then moved, and anew when the listing at the URL
+    has changed.
+
+    Raises ``CheckpointError`` for a source that is not there or lacks one of the parts.
+    """
+    if not str(source):
+        raise CheckpointError("model: must name a folder, a URL, a Hub id or a model in the package")
+    if isinstance(source, str) and source in {packaged.name for packaged in PACKAGED.glob("*")}:
+        folder = PACKAGED / source
+    elif isinstance(source, str) and "://" in source:
+        folder = _copy_from_url(source, parts, cache or _default_cache())
+    else:
+        path = Path(source).expanduser()
+        hub_id = _HUB_ID.fullmatch(source) if isinstance(source, str) else None
+        if path.is_dir():
+            folder = path
+        elif path.exists():
+            raise CheckpointError(f"{source}: a file, but a checkpoint is a folder")
+        elif hub_id:
+            folder = _download_from_hub(hub_id["repo"], hub_id["revision"], parts)
+        else:
+            raise CheckpointError(f"{source}: no such folder")
+    _check_parts(source, [entry.name for entry in folder.iterdir() if entry.is_dir()], parts)
+    return folder
+
+
+def _check_parts(source: Source, present: Sequence[str], parts: Sequence[str]) -> None:
+    missing = [part for part in parts if not any(fnmatch(name, part) for name in present)]
+    if missing:
+        looked_for = ", ".join(f"{part}/" for part in missing)
+        raise CheckpointError(f"{source}: no whole checkpoint: looked for {looked_for}{there(present)}")
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyramid_serve"
+
+
+def _download_from_hub(repo: str, revision: str | None, parts: Sequence[str]) -> Path:
+    import huggingface_hub  # here, for the other sources need none of it
+
+    def download(patterns: list[str]) -> Path:
+        try:
+            return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+            raise CheckpointError(
+                f"{repo}: no such folder, and not to be had from the Hub: {type(error).__name__}: {first_line(error)}"
+            ) from error
+
+    # The Hub's patterns take "*.json" in every folder, so that the variants' configs come along.
+    folder = download(["*.json", *(f"{part}/*{suffix}" for part in parts for suffix in _NEEDED_SUFFIXES)])
+    without_safetensors = [
+        config.parent.name
+        for config in sorted(folder.glob("*/config.json"))
+        if any(fnmatch(config.parent.name, part) for part in parts) and not any(config.parent.glob("*.safetensors"))
+    ]
+    if without_safetensors:
+        folder = download(["*.json", *(f"{name}/*.bin" for name in without_safetensors)])
+    return folder
+
+
+def _copy_from_url(url: str, parts: Sequence[str], cache: Path) -> Path:
+    import fsspec  # here, for the other sources need none of it
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+        found = filesystem.find(root, maxdepth=2, detail=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise CheckpointError(f"{url}: cannot be read: {type(error).__name__}: {error}") from error
+    if not found:
+        raise CheckpointError(f"{url}: no such folder")
+    if isinstance(filesystem, LocalFileSystem):
+        if not Path(root).is_dir():
+            raise CheckpointError(f"{url}: a file, but a checkpoint is a folder")
+        return Path(root)
+    files = {path.removeprefix(root).lstrip("/"): info for path, info in found.items()}
+    folder = cache / hashlib.sha256(f"{url} {_stamp(files)}".encode()).hexdigest()[:24]
+    for name in _needed_files(files, parts):
+        target = folder / name
+        if target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{uuid4().hex}")
+        try:
+            filesystem.get_file(f"{root.rstrip('/')}/{name}", str(aside))
+            os.replace(aside, target)
+        except OSError as error:
+            raise CheckpointError(f"{url}/{name}: cannot be copied: {type(error).__name__}: {error}") from error
+        finally:
+            aside.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _stamp(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Changes when a file at the URL does, as far as its file system says so."""
+    return repr([(name, info.get("size"), [info.get(key) for key in _STAMPS]) for name, info in sorted(files.items())])
+
+
+def _needed_files(files: Iterable[str], parts: Sequence[str]) -> list[str]:
+    """Of paths relative to a checkpoint: top-level json, every part's config, and all that ``parts`` need."""
+    has_safetensors = {name.partition("/")[0] for name in files if name.endswith(".safetensors")}
+    needed = []
+    for name in sorted(files):
+        part, slash, file = name.partition("/")
+        suffixes = _NEEDED_SUFFIXES if part in has_safetensors else (*_NEEDED_SUFFIXES, ".bin")
+        is_wanted = any(fnmatch(part, pattern) for pattern in parts) and name.endswith(suffixes)
+        if (slash and (file == "config.json" or is_wanted)) or (not slash and name.endswith(".json")):
+            needed.append(name)
+    return needed
+
+
+def read_config(folder: Source) -> dict[str, Any]:
+    """The ``config.json`` of a part. ``CheckpointError`` when it is missing or no JSON object."""
+    return read_json(Path(folder) / "config.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: must be a JSON object, not {type(content).__name__}")
+    return content

@@ -1,0 +1,5 @@
+"""Names of dtypes, for what must not import torch."""
+
+from typing import Literal
+
+DTypeName = Literal["float32", "bfloat16", "float16"]

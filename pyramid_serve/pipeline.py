@@ -1,0 +1,58 @@
+"""A model in this process as a plain loop over its three parts: encode the prompts, then denoise and decode each unit.
+
+Families whose own pipeline does no more than that use this one.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from pyramid_serve.api.plans import Plan
+from pyramid_serve.families import DecodePart, DenoisePart, TextPart, UnitInput
+
+
+@dataclass(frozen=True)
+class PartsPipeline:
+    """``families.Pipeline`` of three loaded parts."""
+
+    text: TextPart
+    denoise: DenoisePart
+    decode: DecodePart
+    description: str
+
+    def stream(
+        self, plan: Plan, *, picture: Image.Image | None = None, progress: Callable[[int], None] | None = None
+    ) -> Iterator[Tensor]:
+        """The frames (F, height, width, 3), uint8, of each unit. See ``families.Pipeline``."""
+        prompt, negative_prompt = self.text.encode([plan.full_prompt, plan.negative_prompt])
+        encoded = None
+        if picture is not None:
+            encoded = self.decode.encode_picture(picture, height=plan.height, width=plan.width)
+        history: list[Tensor] = []
+        memory: Any = None
+        for unit in range(plan.num_units):
+            if plan.unit(unit).is_picture and encoded is not None:
+                latents = encoded["latents"]
+            else:
+                given = UnitInput(plan, unit, prompt.tensors, negative_prompt.tensors, encoded, history)
+                latents = self._denoise(given, progress)
+            history.append(latents)
+            (decoded,) = self.decode.forward([self.decode.request(latents, memory)])
+            memory = decoded.memory
+            yield decoded.frames
+
+    def _denoise(self, given: UnitInput, progress: Callable[[int], None] | None) -> Tensor:
+        steps: Generator[Sequence[Any], Sequence[Any], Tensor] = self.denoise.steps(given)
+        requests = next(steps)
+        while True:
+            responses = self.denoise.forward(requests)
+            if progress is not None:
+                progress(given.unit)
+            try:
+                requests = steps.send(responses)
+            except StopIteration as finished:
+                latents: Tensor = finished.value
+                return latents

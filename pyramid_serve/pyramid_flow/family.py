@@ -1,0 +1,128 @@
+"""Pyramid Flow as a family. Imports torch only when a part is loaded."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pyramid_serve.api.limits import RequestLimits
+from pyramid_serve.api.offers import Offer
+from pyramid_serve.api.plans import Plan
+from pyramid_serve.api.requests import VideoRequest
+from pyramid_serve.checkpoints.sources import Source
+from pyramid_serve.families import CommandLineOption, PartSource, Pipeline
+from pyramid_serve.pyramid_flow import planning
+from pyramid_serve.pyramid_flow.capabilities import Capabilities, capabilities
+from pyramid_serve.pyramid_flow.request_fields import RequestFields, ShownFields
+from pyramid_serve.pyramid_flow.settings import AttentionName
+from pyramid_serve.pyramid_flow.variants import VARIANT_PREFIX
+
+if TYPE_CHECKING:
+    import torch
+
+    from pyramid_serve.dtypes import DTypeName
+    from pyramid_serve.pyramid_flow.serving import Decoding, Denoising, TextEncoding
+
+_FORBID = ConfigDict(extra="forbid", frozen=True)
+
+
+class DenoiseOptions(BaseModel):
+    """What can be set of the transformer."""
+
+    model_config = _FORBID
+
+    attention: AttentionName | None = None
+    """None: "flex" on CUDA, else "blocks"."""
+
+
+class DecodeOptions(BaseModel):
+    """What can be set of the VAE."""
+
+    model_config = _FORBID
+
+    tiling: Annotated[int, Field(ge=1)] | None = None
+    """Pixels: work in tiles of this size, for less device memory, slower. None: whole frames."""
+
+
+class PipelineOptions(BaseModel):
+    """What can be set of a pipeline in one process."""
+
+    model_config = _FORBID
+
+    attention: Annotated[
+        AttentionName | None, CommandLineOption("--attention", "NAME", "flex on CUDA, else blocks")
+    ] = None
+    tiling: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        CommandLineOption("--tiling", "PIXELS", "tile the VAE, slower, in less device memory", without_value="256"),
+    ] = None
+    offload: Annotated[
+        Literal["none", "model", "layers"],
+        CommandLineOption(
+            "--offload", "NAME", "for small GPUs: keep a model, or only a layer, on the device at a time"
+        ),
+    ] = "none"
+
+
+class PyramidFlowFamily:
+    """See ``families.Family`` for what each of these is."""
+
+    name = planning.NAME
+    title = "Pyramid Flow"
+    decodes_in_order = True
+    request_fields = RequestFields
+    shown_fields = ShownFields
+    denoise_options = DenoiseOptions
+    decode_options = DecodeOptions
+    pipeline_options = PipelineOptions
+
+    def recognises(self, folder: Path) -> bool:
+        return any(folder.glob(f"{VARIANT_PREFIX}*/config.json"))
+
+    def capabilities(self, source: Source, variant: str | None) -> Capabilities:
+        return capabilities(source, variant)
+
+    def offer(self, capabilities: Capabilities, limits: RequestLimits) -> Offer:
+        return planning.offer(capabilities, limits)
+
+    def plan(
+        self,
+        request: VideoRequest,
+        fields: RequestFields,
+        *,
+        model: str,
+        capabilities: Capabilities,
+        limits: RequestLimits,
+    ) -> Plan:
+        return planning.plan(request, fields, model=model, capabilities=capabilities, limits=limits)
+
+    def load_text(self, source: PartSource) -> "TextEncoding":
+        from pyramid_serve.pyramid_flow.serving import TextEncoding
+
+        return TextEncoding(source)
+
+    def load_denoise(self, source: PartSource) -> "Denoising":
+        from pyramid_serve.pyramid_flow.serving import Denoising
+
+        return Denoising(source)
+
+    def load_decode(self, source: PartSource) -> "Decoding":
+        from pyramid_serve.pyramid_flow.serving import Decoding
+
+        return Decoding(source)
+
+    def load_pipeline(
+        self,
+        source: Source,
+        *,
+        variant: str | None,
+        dtype: "DTypeName | None",
+        device: "torch.device | str",
+        options: Any,
+    ) -> Pipeline:
+        from pyramid_serve.pyramid_flow.planned import PlannedPipeline
+
+        return PlannedPipeline(source, variant=variant, dtype=dtype, device=device, options=options)
+
+
+FAMILY = PyramidFlowFamily()

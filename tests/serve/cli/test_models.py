@@ -1,0 +1,174 @@
+"""An app with several models: both variants of Pyramid Flow, and a family that does not come with the package."""
+
+import io
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from PIL import Image
+
+from deployments import cli
+from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
+from pyramid_serve.pyramid_flow.planned import video_settings
+from pyramid_serve.storage import VideoStore
+from tests.serve.cli.up_at_hand import Up
+from tests.serve.local_server import probe
+
+NOISE = "tests.families.noise:FAMILY"
+SMALL_REPLICA = {"ray_actor_options": {"num_cpus": 0.01}}
+POOLS = dict.fromkeys(("text_encoder", "denoiser", "decoder"), SMALL_REPLICA)
+
+
+@pytest.fixture(scope="module")
+def noise_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "noise"
+    folder.mkdir()
+    (folder / "noise.json").write_text(json.dumps({"size": [128, 64]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, miniflux: Path, mmdit: Path, noise_model: Path) -> Iterator[Up]:
+    models: list[dict[str, Any]] = [
+        {"source": str(miniflux), "name": "mini", "dtype": "float32", **POOLS},
+        {"source": str(mmdit), "name": "tiny/sd3", "dtype": "float32", **POOLS},
+        {"source": str(noise_model), "family": NOISE, **POOLS, "decoder": "with denoiser"},
+    ]
+    up = Up(tmp_path_factory.mktemp("up"), models)
+    try:
+        yield up
+    finally:
+        up.stop()
+
+
+def frame_of(up: Up, video_id: str) -> numpy.ndarray[Any, Any]:
+    """The first frame, as its thumbnail shows it: (H, W, 3)."""
+    content = up.client.get(f"/v1/videos/{video_id}/content?variant=thumbnail").read()
+    path = up.folder / f"{video_id}.webp"
+    path.write_bytes(content)
+    return numpy.asarray(Image.open(path).convert("RGB"), dtype=float)
+
+
+def test_each_model_is_told_on_the_terminal(up: Up) -> None:
+    for name in ("mini", "tiny/sd3", "noise"):
+        assert f"Model {name} in float32 on cpu: " in up.said
+
+
+def test_the_models_are_listed_with_what_each_can_do(up: Up) -> None:
+    mini, sd3, noise = up.client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in (mini, sd3, noise)] == ["mini", "tiny/sd3", "noise"]
+    assert [model["family"] for model in (mini, sd3, noise)] == ["pyramid_flow", "pyramid_flow", "noise"]
+    assert (noise["fps"], noise["max_num_frames"], noise["sizes"], noise["hue"]) == (8, 16, ["128x64"], 0.0)
+    assert noise["request_fields"]["hue"]["maximum"] == 1
+    assert "guidance_scale" in mini["request_fields"] and "guidance_scale" not in noise["request_fields"]
+    assert up.client.get("/v1/models/tiny/sd3").json() == sd3
+    answer = up.client.get("/v1/models/sora-2")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert "'mini', 'tiny/sd3', 'noise'" in answer.json()["error"]["message"]
+
+
+def test_each_model_makes_its_own_videos(up: Up, miniflux: Path, mmdit: Path) -> None:
+    checkpoints = {"mini": miniflux, "tiny/sd3": mmdit}
+    ids = {name: up.submit(model=name, seed=3) for name in checkpoints}
+    store = VideoStore(str(up.folder / "videos"))
+    for name, checkpoint in checkpoints.items():
+        video = up.finish(ids[name])
+        assert (video["status"], video["model"]) == ("completed", name), video["error"]
+        plan = store.read(ids[name]).plan
+        pipeline = PyramidFlow.from_pretrained(checkpoint, dtype="float32")
+        expected = pipeline.generate_latents([VideoInput(plan.prompt, seed=3)], video_settings(plan))[0]
+        latents = numpy.concatenate(store.load_latents(ids[name]), axis=1)
+        numpy.testing.assert_allclose(latents, expected.numpy(), atol=1e-3)
+
+
+def test_a_request_that_names_no_model_gets_the_first(up: Up) -> None:
+    assert up.client.get(f"/v1/videos/{up.submit()}").json()["model"] == "mini"
+
+
+def test_a_field_of_one_family_is_unknown_to_another(up: Up) -> None:
+    for model, fields in (("mini", {"hue": 0.5}), ("noise", {"guidance_scale": 3}), ("noise", {"hue": 2})):
+        answer = up.client.post("/v1/videos", json={"prompt": "a", "model": model, **fields})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(fields)))
+
+
+def test_a_family_of_ones_own_makes_videos_over_http(up: Up) -> None:
+    video_id = up.client.post("/v1/videos", json={"prompt": "noise", "model": "noise", "hue": 0.67}).json()["id"]
+    video = up.finish(video_id)
+    assert video["status"] == "completed", video["error"]
+    assert (video["num_frames"], video["fps"], video["seconds"], video["hue"]) == (16, 8, "2", 0.67)
+    assert "guidance_scale" not in video
+    assert {entry["stage"] for entry in video["timeline"]} == {"encode", "denoise", "decode", "save"}
+    path = up.folder / "noise.mp4"
+    path.write_bytes(up.client.get(f"/v1/videos/{video_id}/content").read())
+    assert probe(path, fps=8) == (16, 128, 64)
+    red, _, blue = frame_of(up, video_id).mean(axis=(0, 1))
+    assert blue > 3 * red
+
+
+def test_a_family_of_ones_own_is_streamed_while_it_is_made(up: Up) -> None:
+    video_id = up.client.post("/v1/videos", json={"prompt": "slow noise", "model": "noise"}).json()["id"]
+    with up.client.stream("GET", f"/v1/videos/{video_id}/stream") as answer:
+        assert answer.status_code == 200 and "content-length" not in answer.headers
+        streamed = answer.read()
+    path = up.folder / "streamed.mp4"
+    path.write_bytes(streamed)
+    assert probe(path, fps=8) == (16, 128, 64)
+    assert up.client.get(f"/v1/videos/{video_id}/stream").read() == streamed
+
+
+def test_a_picture_that_is_no_unit_goes_to_the_denoiser(up: Up) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (128, 64), "black").save(content, format="PNG")
+    files = {"input_reference": ("dark.png", content.getvalue(), "image/png")}
+    answer = up.client.post("/v1/videos", data={"prompt": "noise", "model": "noise"}, files=files)
+    video = up.finish(answer.json()["id"])
+    assert video["status"] == "completed", video["error"]
+    assert "picture" in {entry["stage"] for entry in video["timeline"]}
+    assert frame_of(up, video["id"]).max() < 30
+
+
+def test_the_command_line_asks_for_it_too(up: Up, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["submit", "noise", "--model", "noise", "--url", up.url, "--seed", "5"]
+    assert cli.main([*command, "--set", "hue=0.33", "-o", str(tmp_path / "green.mp4")]) == 0
+    assert "16 frames of 128x64, seed 5" in capsys.readouterr().out
+    assert probe(tmp_path / "green.mp4", fps=8) == (16, 128, 64)
+    assert cli.main([*command, "--set", "hue=green"]) == 2
+    assert "hue='green': input should be a valid number" in capsys.readouterr().err
+
+
+def test_one_seed_gives_one_video_of_any_family(up: Up) -> None:
+    ids = [
+        up.client.post("/v1/videos", json={"prompt": "noise", "model": "noise", "seed": 7}).json()["id"]
+        for _ in range(2)
+    ]
+    contents = [up.client.get(f"/v1/videos/{up.finish(video_id)['id']}/content").read() for video_id in ids]
+    assert contents[0] == contents[1]
+
+
+def test_a_video_of_any_family_goes_on_when_the_server_is_started_again(up: Up) -> None:
+    video_id = up.client.post("/v1/videos", json={"prompt": "very slow noise", "model": "noise"}).json()["id"]
+    while up.client.get(f"/v1/videos/{video_id}").json()["status"] == "queued":
+        time.sleep(0.1)
+    assert up.stop(signal.SIGTERM) == 0
+    up.start()
+    video = up.finish(video_id)
+    assert (video["status"], video["attempts"]) == ("completed", 2), video["error"]
+
+
+def test_a_video_of_a_family_that_is_not_installed_any_more_can_still_be_fetched(up: Up) -> None:
+    video_id = up.submit(model="mini")
+    assert up.finish(video_id)["status"] == "completed"
+    store = VideoStore(str(up.folder / "videos"))
+    record = store.read(video_id)
+    plan = record.plan.model_copy(update={"family": "gone", "settings": {"sparkle": 3}})
+    store.update(record.model_copy(update={"plan": plan}))
+    time.sleep(1.5)  # what was told of a finished video is told again for a second
+    video = up.client.get(f"/v1/videos/{video_id}").json()
+    assert (video["sparkle"], video["status"]) == (3, "completed")
+    assert up.client.get(f"/v1/videos/{video_id}/content").status_code == 200
+    assert up.client.delete(f"/v1/videos/{video_id}").json()["deleted"]

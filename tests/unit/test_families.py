@@ -1,0 +1,108 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pyramid_serve import cli
+from pyramid_serve.checkpoints.sources import CheckpointError
+from pyramid_serve.families import family_of, imported, known_families
+from tests.unit.media.test_writers import decode
+
+NOISE = "tests.families.noise:FAMILY"
+
+
+@pytest.fixture
+def noise_model(tmp_path: Path) -> Path:
+    """The checkpoint of a family that does not come with the package."""
+    folder = tmp_path / "noise-model"
+    folder.mkdir()
+    (folder / "noise.json").write_text(json.dumps({"size": [128, 64]}))
+    return folder
+
+
+def test_a_checkpoint_is_recognised_by_its_files(miniflux: Path, mmdit: Path) -> None:
+    assert family_of(miniflux).name == family_of(mmdit).name == family_of("shapes").name == "pyramid_flow"
+
+
+def test_a_checkpoint_that_no_family_recognises_says_which_there_are(noise_model: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"noise-model: no checkpoint of a model that is known here \(Pyramid Fl"):
+        family_of(noise_model)
+
+
+def test_a_family_of_ones_own_is_named_by_its_import_path(noise_model: Path) -> None:
+    assert family_of(noise_model, NOISE).name == "noise"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("tests.families.nowhere:FAMILY", "cannot be imported: No module named"),
+        ("tests.families.noise:OTHER", "cannot be imported: .*OTHER"),
+        ("tests.families.noise", "cannot be imported"),
+        ("tests.families.noise:FPS", "is not a family"),
+    ],
+)
+def test_an_import_path_that_leads_to_none_is_refused(path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"family='{path}': {message}"):
+        imported(path)
+
+
+def test_no_two_families_have_one_name() -> None:
+    names = [family.name for family in known_families()]
+    assert len(set(names)) == len(names)
+
+
+def test_generate_makes_a_video_with_a_family_of_ones_own(
+    noise_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", "noise", "--model", str(noise_model), "--family", NOISE, "--seed", "3"]
+    assert cli.main([*command, "--hue", "0.33", "-o", str(tmp_path / "green.mp4")]) == 0
+    said = capsys.readouterr().out
+    assert "float32 on cpu: it is noise" in said and "16 frames of 128x64, seed 3" in said
+    frames = decode(tmp_path / "green.mp4").float()
+    assert tuple(frames.shape) == (16, 64, 128, 3)
+    red, green, blue = (frames[..., channel].mean() for channel in range(3))
+    assert green > 3 * red and green > 3 * blue
+
+
+def test_generate_passes_a_picture_on_that_is_not_itself_a_unit(noise_model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48), "black").save(tmp_path / "dark.png")
+    command = [
+        "generate",
+        "noise",
+        "--model",
+        str(noise_model),
+        "--family",
+        NOISE,
+        "--image",
+        str(tmp_path / "dark.png"),
+    ]
+    assert cli.main([*command, "-o", str(tmp_path / "dark.mp4")]) == 0
+    assert decode(tmp_path / "dark.mp4").max() < 30
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--hue", "2"], "hue='2': input should be less than or equal to 1"),
+        (["--steps", "3"], "num_inference_steps: unknown field; known are prompt, .*, hue"),
+        (["--tiling", "64"], "tiling: unknown field"),
+        (["--set", "hue=blue"], "hue='blue': input should be a valid number"),
+    ],
+)
+def test_generate_refuses_what_the_family_does_not_take(
+    noise_model: Path, tmp_path: Path, options: list[str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", "noise", "--model", str(noise_model), "--family", NOISE, "-o", str(tmp_path / "out.mp4")]
+    assert cli.main([*command, *options]) == 2
+    assert re.search(said, capfd.readouterr().err)
+
+
+def test_the_help_shows_the_fields_of_every_family(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--family", NOISE, "--help"])
+    said = capsys.readouterr().out
+    assert "of Noise" in said and "--hue H" in said
+    assert "of Pyramid Flow" in said and "--video-steps N" in said
