@@ -64,7 +64,7 @@ async def open_content(store: VideoStore, record: VideoRecord, variant: Variant)
     file, media_type = _FILES[variant]
     preview = None
     try:
-        num_bytes = await asyncio.to_thread(store.size_of, record.id, file)
+        num_bytes = await asyncio.to_thread(store.files.size_of, record.id, file)
     except VideoNotFoundError:
         if file is VideoFile.VIDEO:
             raise
@@ -87,7 +87,7 @@ async def open_stream(store: VideoStore, record: VideoRecord) -> Content:
 
     Raises ``VideoNotFoundError`` for a video that was deleted.
     """
-    sizes = [size + len(padding(size)) for size in await asyncio.to_thread(store.fragment_sizes, record.id)]
+    sizes = [size + len(padding(size)) for size in await asyncio.to_thread(store.files.fragment_sizes, record.id)]
     if len(sizes) < record.plan.num_units:
         raise VideoNotFoundError(f"{record.id}: no unit {len(sizes)}")
     num_bytes = sum(sizes)
@@ -171,7 +171,7 @@ def _range_of(request: Request, content: Content) -> ByteRange | None:
 async def _read_chunks(store: VideoStore, video_id: str, file: VideoFile, span: ByteRange) -> AsyncIterator[bytes]:
     for start in range(span.start, span.end, _CHUNK_BYTES):
         end = min(start + _CHUNK_BYTES, span.end)
-        yield await asyncio.to_thread(store.read_range, video_id, file, start, end)
+        yield await asyncio.to_thread(store.files.read_range, video_id, file, start, end)
 
 
 async def _read_fragments(
@@ -181,7 +181,7 @@ async def _read_fragments(
     start = 0
     for unit, size in enumerate(sizes):
         if start < span.end and start + size > span.start:
-            fragment = await asyncio.to_thread(store.load_fragment, video_id, unit)
+            fragment = await asyncio.to_thread(store.files.load_fragment, video_id, unit)
             padded = fragment + padding(len(fragment))
             yield padded[max(span.start - start, 0) : span.end - start]
         start += size
@@ -193,10 +193,10 @@ async def _chunks_of(content: bytes, span: ByteRange) -> AsyncIterator[bytes]:
 
 def _make_preview(store: VideoStore, record: VideoRecord, file: VideoFile) -> bytes:
     """Make a thumbnail or sprite sheet of a finished video, and save it if the storage accepts it."""
-    video = store.fetch(record.id, VideoFile.VIDEO)
+    video = store.files.fetch(record.id, VideoFile.VIDEO)
     preview = thumbnail(video) if file is VideoFile.THUMBNAIL else sprite_sheet(video, record.plan.num_frames)
     try:
-        store.attach(record.id, file, preview)
+        store.files.attach(record.id, file, preview)
     except OSError as error:
         logger.warning("%s is not kept: %s", file, error, extra={"video_id": record.id})
     return preview

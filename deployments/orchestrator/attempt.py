@@ -137,10 +137,12 @@ class VideoRun:
 
     async def _load(self) -> None:
         """Take up what earlier attempts saved. With ``on_frames`` all is decoded again, for its frames are wanted."""
-        self._latents = await asyncio.to_thread(self._store.load_latents, self._id)
+        self._latents = await asyncio.to_thread(self._store.files.load_latents, self._id)
         self._saved_latents.update(range(len(self._latents)))
         if self._on_frames is None:
-            self._num_saved = min(await asyncio.to_thread(self._store.num_fragments, self._id), len(self._latents))
+            self._num_saved = min(
+                await asyncio.to_thread(self._store.files.num_fragments, self._id), len(self._latents)
+            )
         if self._latents:
             logger.info("going on from unit %d", len(self._latents), extra={"video_id": self._id})
         self._lease.tell(
@@ -192,7 +194,7 @@ class VideoRun:
 
     async def _encode_picture(self, unit: int | None) -> dict[str, WireTensor]:
         """The named tensors of the given picture. ``unit``: which unit it is, for the timeline."""
-        picture = await asyncio.to_thread(self._store.fetch, self._id, VideoFile.PICTURE)
+        picture = await asyncio.to_thread(self._store.files.fetch, self._id, VideoFile.PICTURE)
         with self._noting(Stage.PICTURE, unit, replica=self._pools.decoder.deployment_name):
             return await self._decoder.encode_picture(picture, height=self._plan.height, width=self._plan.width)
 
@@ -236,7 +238,7 @@ class VideoRun:
         )
 
     async def _save_latents(self, unit: int, latents: Latents) -> None:
-        await asyncio.to_thread(self._store.save_latents, self._id, unit, latents)
+        await asyncio.to_thread(self._store.files.save_latents, self._id, unit, latents)
         # Units may be saved in another order than they were made; who reads them goes up to the first that is missing.
         self._saved_latents.add(unit)
         self._lease.tell(num_units_denoised=next(n for n in count() if n not in self._saved_latents))
@@ -261,7 +263,7 @@ class VideoRun:
                 await self._on_frames(frames)
             with self._noting(Stage.SAVE, unit, replica=self._replica):
                 fragment = await asyncio.to_thread(self._encode_fragment, frames, unit)
-                await asyncio.to_thread(self._store.save_fragment, self._id, unit, fragment)
+                await asyncio.to_thread(self._store.files.save_fragment, self._id, unit, fragment)
             if unit == 0:
                 self._metrics.first_frame(time.time() - self._record.created_at)
             self._lease.tell(num_units_done=unit + 1)
@@ -298,5 +300,5 @@ class VideoRun:
 def _join_fragments(store: VideoStore, video_id: str, num_units: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / VideoFile.VIDEO
-        join_fragments((store.load_fragment(video_id, unit) for unit in range(num_units)), path)
-        store.attach(video_id, VideoFile.VIDEO, path)
+        join_fragments((store.files.load_fragment(video_id, unit) for unit in range(num_units)), path)
+        store.files.attach(video_id, VideoFile.VIDEO, path)

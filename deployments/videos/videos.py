@@ -162,12 +162,12 @@ class Videos:
         Ends early if the video fails. Raises ``VideoNotFoundError``, also when it is deleted meanwhile.
         """
         async for unit in self._units(video_id, lambda record: record.num_units_done):
-            yield await asyncio.to_thread(self.store.load_fragment, video_id, unit)
+            yield await asyncio.to_thread(self.store.files.load_fragment, video_id, unit)
 
     async def latents(self, video_id: str) -> AsyncGenerator[Latents, None]:
         """The latents of each unit, as soon as they exist. Ends and raises as ``fragments`` does."""
         async for unit in self._units(video_id, lambda record: record.num_units_denoised):
-            yield await asyncio.to_thread(self.store.load_unit_latents, video_id, unit)
+            yield await asyncio.to_thread(self.store.files.load_unit_latents, video_id, unit)
 
     async def _units(self, video_id: str, num_ready: Callable[[VideoRecord], int]) -> AsyncGenerator[int, None]:
         """The index of each unit of a video in turn, once it is among the first ``num_ready(record)``."""

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from pyramid_serve.checkpoints.naming import there
 from pyramid_serve.reasons import first_line
+from pyramid_serve.whole_files import make_folder, replaced_whole
 
 Source = str | os.PathLike[str]
 """A local folder, an fsspec URL (``s3://bucket/model``), a Hub id (``owner/name`` or ``owner/name@revision``), or the
@@ -123,16 +123,13 @@ def _copy_from_url(url: str, parts: Sequence[str], cache: Path) -> Path:
         target = folder / name
         if target.exists():
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid4().hex}")
         try:
-            filesystem.get_file(f"{root.rstrip('/')}/{name}", str(aside))
-            os.replace(aside, target)
+            make_folder(target.parent)
+            with replaced_whole(target) as aside:
+                filesystem.get_file(f"{root.rstrip('/')}/{name}", str(aside))
         except OSError as error:
             raise CheckpointError(f"{url}/{name}: cannot be copied: {type(error).__name__}: {error}") from error
-        finally:
-            aside.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return folder
 
 

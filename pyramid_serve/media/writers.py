@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from uuid import uuid4
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pyramid_serve.media.ffmpeg import H264, STALL_TIMEOUT_S, FfmpegStream, raw_frames
+from pyramid_serve.whole_files import aside_of, move_whole, replaced_whole
 
 _MP4 = [*H264, "-preset", "medium", "-crf", "18", "-movflags", "+faststart", "-f", "mp4"]
 # A palette for each frame: the colours are good, and encoding need not wait for the last frame.
@@ -74,7 +74,7 @@ class _FileWriter:
         self, path: str | os.PathLike[str], *, arguments: Sequence[str], fps: float, stall_timeout_s: float
     ) -> None:
         self.path = Path(path)
-        self._aside = _beside(self.path)
+        self._aside = aside_of(self.path)
         self._arguments = arguments
         self._fps = fps
         self._stall_timeout_s = stall_timeout_s
@@ -110,7 +110,7 @@ class _FileWriter:
             if self._ffmpeg is None:
                 raise ValueError("frames: none were written")
             self._ffmpeg.finish()
-            os.replace(self._aside, self.path)
+            move_whole(self._aside, self.path)
         finally:
             self.abort()
 
@@ -159,10 +159,6 @@ class GifWriter(_FileWriter):
         super().__init__(path, arguments=_GIF, fps=fps, stall_timeout_s=stall_timeout_s)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid4().hex}")
-
-
 def _check_frames(frames: Tensor) -> None:
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"frames: must be uint8 (F, H, W, 3), not {frames.dtype} {tuple(frames.shape)}")
@@ -181,16 +177,12 @@ def _write_png(chunks: Iterable[Tensor], path: Path) -> None:
     if picture is None or next(pictures, None) is not None:
         number = "no frame" if picture is None else "more than one"
         raise ValueError(f"{path}: a .png holds one frame and there is {number}; for more, name a folder")
-    aside = _beside(path)
-    try:
+    with replaced_whole(path) as aside:
         picture.save(aside, format="PNG")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _write_png_folder(chunks: Iterable[Tensor], path: Path) -> None:
-    aside = _beside(path)
+    aside = aside_of(path)
     aside.mkdir()
     try:
         index = -1
@@ -198,6 +190,6 @@ def _write_png_folder(chunks: Iterable[Tensor], path: Path) -> None:
             picture.save(aside / f"{index:05d}.png")
         if index < 0:
             raise ValueError(f"{path}: no frames to write")
-        os.replace(aside, path)
+        move_whole(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -205,12 +205,12 @@ def check(record: VideoRecord, store: VideoStore, undisturbed: Undisturbed) -> N
     """
     assert record.status is Status.COMPLETED, record.error
     expected = undisturbed.video(record.plan)
-    latents = numpy.concatenate(store.load_latents(record.id), axis=1)
+    latents = numpy.concatenate(store.files.load_latents(record.id), axis=1)
     numpy.testing.assert_allclose(latents, expected.latents, atol=1e-3, rtol=0)
-    made = decode(store.fetch(record.id, VideoFile.VIDEO))
+    made = decode(store.files.fetch(record.id, VideoFile.VIDEO))
     assert made.shape == expected.frames.shape
     assert numpy.abs(made.astype(int) - expected.frames).mean() < 0.5
-    stream = b"".join(store.load_fragment(record.id, unit) for unit in range(record.plan.num_units))
+    stream = b"".join(store.files.load_fragment(record.id, unit) for unit in range(record.plan.num_units))
     assert numpy.array_equal(decode(stream), made)
     assert record.num_units_done == record.num_units_denoised == record.plan.num_units
 

@@ -130,7 +130,7 @@ class InventedVideos:
                 await asyncio.sleep(self._unit_seconds)
                 num_steps += plan.unit(unit).num_steps
                 made = fragment(plan.width, plan.height, unit)
-                await asyncio.to_thread(self._store.save_fragment, record.id, unit, made)
+                await asyncio.to_thread(self._store.files.save_fragment, record.id, unit, made)
                 stages = [
                     TimelineEntry(stage=stage, unit=unit, start=started, end=time.time(), replica="local")
                     for stage in (Stage.DENOISE, Stage.DECODE)
@@ -138,7 +138,7 @@ class InventedVideos:
                 update = RunUpdate(num_steps, unit + 1, unit + 1, has_started=True, timeline=tuple(stages))
                 await self.claims.update(record.id, attempt, update)
             video = whole(plan.width, plan.height, plan.num_units)
-            await asyncio.to_thread(self._store.attach, record.id, VideoFile.VIDEO, video)
+            await asyncio.to_thread(self._store.files.attach, record.id, VideoFile.VIDEO, video)
             await self.claims.complete(record.id, attempt, RunUpdate())
         except VideoNotFoundError:
             return

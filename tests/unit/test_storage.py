@@ -70,16 +70,16 @@ def test_what_is_not_there_is_said_so(store: VideoStore) -> None:
         lambda: store.read(video_id),
         lambda: store.delete(video_id),
         lambda: store.update(record_at(1e9)),
-        lambda: store.fetch(video_id, VideoFile.VIDEO),
-        lambda: store.size_of(video_id, VideoFile.VIDEO),
-        lambda: store.load_fragment(video_id, 0),
-        lambda: store.load_unit_latents(video_id, 0),
+        lambda: store.files.fetch(video_id, VideoFile.VIDEO),
+        lambda: store.files.size_of(video_id, VideoFile.VIDEO),
+        lambda: store.files.load_fragment(video_id, 0),
+        lambda: store.files.load_unit_latents(video_id, 0),
     )
     for read in reads:
         with pytest.raises(VideoNotFoundError):
             read()
-    assert store.load_latents(video_id) == store.fragment_sizes(video_id) == []
-    assert store.num_fragments(video_id) == 0
+    assert store.files.load_latents(video_id) == store.files.fragment_sizes(video_id) == []
+    assert store.files.num_fragments(video_id) == 0
     assert store.page() == ([], False) and store.unfinished() == []
 
 
@@ -115,34 +115,36 @@ def test_unfinished_videos_are_found_without_the_others(store: VideoStore) -> No
 def test_latents_and_fragments_come_back_up_to_the_first_that_is_missing(store: VideoStore) -> None:
     record = accepted(store)
     for unit in (0, 1, 3):
-        store.save_latents(record.id, unit, LATENTS + unit)
-        store.save_fragment(record.id, unit, bytes([unit]))
-    loaded = store.load_latents(record.id)
+        store.files.save_latents(record.id, unit, LATENTS + unit)
+        store.files.save_fragment(record.id, unit, bytes([unit]))
+    loaded = store.files.load_latents(record.id)
     assert len(loaded) == 2 and numpy.array_equal(loaded[1], LATENTS + 1) and loaded[1].dtype == numpy.float32
-    assert numpy.array_equal(store.load_unit_latents(record.id, 3), LATENTS + 3)
-    assert store.num_fragments(record.id) == 2
-    assert store.fragment_sizes(record.id) == [len(store.load_fragment(record.id, unit)) for unit in range(2)]
-    assert store.load_fragment(record.id, 1) == b"\x01"
+    assert numpy.array_equal(store.files.load_unit_latents(record.id, 3), LATENTS + 3)
+    assert store.files.num_fragments(record.id) == 2
+    assert store.files.fragment_sizes(record.id) == [
+        len(store.files.load_fragment(record.id, unit)) for unit in range(2)
+    ]
+    assert store.files.load_fragment(record.id, 1) == b"\x01"
 
 
 def test_files_are_attached_and_read_in_parts(store: VideoStore, tmp_path: Path) -> None:
     record = new_record(PLAN)
     store.create(record, picture=b"picture")
-    assert store.fetch(record.id, VideoFile.PICTURE) == b"picture"
+    assert store.files.fetch(record.id, VideoFile.PICTURE) == b"picture"
     (tmp_path / "made.mp4").write_bytes(b"0123456789")
-    store.attach(record.id, VideoFile.VIDEO, tmp_path / "made.mp4")
-    store.attach(record.id, VideoFile.THUMBNAIL, b"webp")
-    assert store.fetch(record.id, VideoFile.VIDEO) == b"0123456789"
-    assert store.size_of(record.id, VideoFile.VIDEO) == 10
-    assert store.read_range(record.id, VideoFile.VIDEO, 2, 5) == b"234"
+    store.files.attach(record.id, VideoFile.VIDEO, tmp_path / "made.mp4")
+    store.files.attach(record.id, VideoFile.THUMBNAIL, b"webp")
+    assert store.files.fetch(record.id, VideoFile.VIDEO) == b"0123456789"
+    assert store.files.size_of(record.id, VideoFile.VIDEO) == 10
+    assert store.files.read_range(record.id, VideoFile.VIDEO, 2, 5) == b"234"
 
 
 def test_a_deleted_video_stays_deleted_under_a_late_writer(store: VideoStore) -> None:
     record = accepted(store)
-    store.save_latents(record.id, 0, LATENTS)
+    store.files.save_latents(record.id, 0, LATENTS)
     store.delete(record.id)
     with pytest.raises(VideoNotFoundError):
-        store.save_latents(record.id, 1, LATENTS)
+        store.files.save_latents(record.id, 1, LATENTS)
     with pytest.raises(VideoNotFoundError):
         store.update(record)
     assert not store.exists(record.id) and store.ids() == [] and store.unfinished() == []
@@ -151,7 +153,7 @@ def test_a_deleted_video_stays_deleted_under_a_late_writer(store: VideoStore) ->
 def test_a_video_is_deleted_though_a_file_comes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = VideoStore(str(tmp_path))
     record = accepted(store)
-    store.save_latents(record.id, 0, LATENTS)
+    store.files.save_latents(record.id, 0, LATENTS)
     folder = tmp_path / "videos" / record.id
     rmdir, num_late = os.rmdir, 0
 
@@ -181,7 +183,7 @@ def test_a_video_deleted_between_look_and_write_leaves_nothing(
 
     monkeypatch.setattr(StoredFiles, "put", delete_then_put)
     with pytest.raises(VideoNotFoundError):
-        store.save_fragment(record.id, 0, b"late")
+        store.files.save_fragment(record.id, 0, b"late")
     assert store.ids() == []
 
 
@@ -312,12 +314,12 @@ def test_an_error_of_an_object_store_is_one_of_the_storage(switched: VideoStore)
         for read in (
             lambda: switched.read(record.id),
             lambda: switched.exists(record.id),
-            lambda: switched.fetch(record.id, VideoFile.VIDEO),
-            lambda: switched.size_of(record.id, VideoFile.VIDEO),
+            lambda: switched.files.fetch(record.id, VideoFile.VIDEO),
+            lambda: switched.files.size_of(record.id, VideoFile.VIDEO),
             lambda: switched.page(),
             lambda: switched.read_epoch(),
             lambda: switched.id_of_key("key"),
-            lambda: switched.num_fragments(record.id),
+            lambda: switched.files.num_fragments(record.id),
         ):
             with pytest.raises(StorageError, match=r"cannot be read: 403 Forbidden$"):
                 read()
@@ -330,12 +332,12 @@ def test_a_video_that_cannot_be_deleted_is_still_whole(
     switched: VideoStore, tmp_path: Path, number: int, operation: str
 ) -> None:
     record = accepted(switched)
-    switched.attach(record.id, VideoFile.VIDEO, b"video")
+    switched.files.attach(record.id, VideoFile.VIDEO, b"video")
     before = files_of(tmp_path)
     with refusing(number, operations=(operation,)), pytest.raises(StorageError):
         switched.delete(record.id)
     assert files_of(tmp_path) == before
-    assert switched.read(record.id) == record and switched.fetch(record.id, VideoFile.VIDEO) == b"video"
+    assert switched.read(record.id) == record and switched.files.fetch(record.id, VideoFile.VIDEO) == b"video"
     switched.delete(record.id)
     assert files_of(tmp_path) == []
 

@@ -172,7 +172,7 @@ async def _check_same(door: Door, request: VideoRequest, record: VideoRecord) ->
 
 def _is_same_picture(door: Door, picture: bytes, video_id: str, max_pixels: int) -> bool:
     try:
-        stored = door.videos.store.fetch(video_id, VideoFile.PICTURE)
+        stored = door.videos.store.files.fetch(video_id, VideoFile.PICTURE)
     except VideoNotFoundError:
         return False
     given = read_picture(picture, max_pixels=max_pixels)

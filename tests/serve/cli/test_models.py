@@ -82,7 +82,7 @@ def test_each_model_makes_its_own_videos(up: Up, miniflux: Path, mmdit: Path) ->
         plan = store.read(ids[name]).plan
         pipeline = PyramidFlow.from_pretrained(checkpoint, dtype="float32")
         expected = pipeline.generate_latents([VideoInput(plan.prompt, seed=3)], video_settings(plan))[0]
-        latents = numpy.concatenate(store.load_latents(ids[name]), axis=1)
+        latents = numpy.concatenate(store.files.load_latents(ids[name]), axis=1)
         numpy.testing.assert_allclose(latents, expected.numpy(), atol=1e-3)
 
 

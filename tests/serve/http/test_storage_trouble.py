@@ -130,7 +130,7 @@ def test_a_preview_is_sent_though_it_cannot_be_kept(server: LocalServer, variant
     assert first.content[:4] == b"RIFF" and again.content == first.content
     assert (part.status_code, part.content) == (206, b"WEBP")
     with pytest.raises(LookupError):
-        server.store.size_of(video_id, VideoFile(f"{variant}.webp"))
+        server.store.files.size_of(video_id, VideoFile(f"{variant}.webp"))
     kept = server.client.get(path)
     assert kept.content == first.content and kept.headers["etag"] == first.headers["etag"]
 

@@ -156,7 +156,7 @@ async def test_a_video_is_that_of_the_library(
 async def test_the_file_and_the_stream_hold_the_pictures(handle: Handle, store: VideoStore) -> None:
     record = await handle.generate.remote(request_of(2))
     made = await frames_of(handle, record.id)
-    file = decode(await asyncio.to_thread(store.fetch, record.id, VideoFile.VIDEO))
+    file = decode(await asyncio.to_thread(store.files.fetch, record.id, VideoFile.VIDEO))
     assert file.shape == made.shape == (25, 64, 128, 3)
     assert numpy.abs(blocks(file) - blocks(made)).mean() < 4
     streams = [b"".join([part async for part in fragments(handle, record.id)]) for _ in range(2)]
@@ -377,7 +377,7 @@ async def test_a_video_whose_numbers_overflow_fails_and_says_where(handle: Handl
 
     def accept_with_latents() -> None:  # as if made by an orchestrator that died
         store.create(record)
-        store.save_latents(record.id, 0, latents)
+        store.files.save_latents(record.id, 0, latents)
 
     await asyncio.to_thread(accept_with_latents)
     failed = await asyncio.wait_for(handle.wait.remote(record.id), 60)
@@ -418,9 +418,9 @@ async def test_a_video_goes_on_from_its_last_saved_unit(
         }
     )
     interrupted.create(record)
-    for unit, latents in enumerate(store.load_latents(whole.id)[:2]):
-        interrupted.save_latents(record.id, unit, latents)
-    interrupted.save_fragment(record.id, 0, store.load_fragment(whole.id, 0))
+    for unit, latents in enumerate(store.files.load_latents(whole.id)[:2]):
+        interrupted.files.save_latents(record.id, unit, latents)
+    interrupted.files.save_fragment(record.id, 0, store.files.load_fragment(whole.id, 0))
     config = config_of(miniflux, tmp_path, claims={"settings": {"lease_s": 3.0}})
     with deployed(build(config), "resumed"):
         resumed = serve.get_deployment_handle("Orchestrator", "resumed")
@@ -429,5 +429,5 @@ async def test_a_video_goes_on_from_its_last_saved_unit(
     assert {entry.unit for entry in done.timeline if entry.stage is Stage.DENOISE} == {2, 3}
     assert {entry.unit for entry in done.timeline if entry.stage is Stage.DECODE} == {1, 2, 3}
     for unit in range(4):
-        assert interrupted.load_fragment(record.id, unit) == store.load_fragment(whole.id, unit)
-    assert interrupted.fetch(record.id, VideoFile.VIDEO) == store.fetch(whole.id, VideoFile.VIDEO)
+        assert interrupted.files.load_fragment(record.id, unit) == store.files.load_fragment(whole.id, unit)
+    assert interrupted.files.fetch(record.id, VideoFile.VIDEO) == store.files.fetch(whole.id, VideoFile.VIDEO)

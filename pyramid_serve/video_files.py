@@ -1,0 +1,139 @@
+"""The files in a video's folder beside its record: what its units leave, and the whole files that clients may fetch.
+
+A file is only added to a folder that has a record, so that nothing brings a deleted video back.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+
+import numpy
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from pyramid_serve.api import is_video_id
+from pyramid_serve.errors import VideoNotFoundError
+from pyramid_serve.stored_files import StoredFiles
+
+RECORD = "video.json"
+_LATENTS = "latents"
+
+
+class VideoFile(StrEnum):
+    """The files of a video that clients may fetch."""
+
+    VIDEO = "video.mp4"
+    THUMBNAIL = "thumbnail.webp"
+    SPRITESHEET = "spritesheet.webp"
+    PICTURE = "input.png"
+
+
+class VideoFiles:
+    """The files of all videos under one root."""
+
+    def __init__(self, stored: StoredFiles) -> None:
+        self._stored = stored
+
+    def has_record(self, video_id: str) -> bool:
+        """Whether there is such a video."""
+        return self._stored.exists(f"{folder_of(video_id)}/{RECORD}")
+
+    # --- what the units leave ---------------------------------------------------------------------------------------
+
+    def save_latents(self, video_id: str, unit: int, latents: NDArray[numpy.float32]) -> None:
+        """Keep a unit's latents. Raises ``VideoNotFoundError`` for a deleted video."""
+        self._add(video_id, f"{_LATENTS}/{unit:03d}.safetensors", safetensors.numpy.save({_LATENTS: latents}))
+
+    def load_latents(self, video_id: str) -> list[NDArray[numpy.float32]]:
+        """The latents of units 0, 1, ... up to the first that is missing."""
+        num_units = len(self._units(video_id, _LATENTS, ".safetensors"))
+        return [self.load_unit_latents(video_id, unit) for unit in range(num_units)]
+
+    def load_unit_latents(self, video_id: str, unit: int) -> NDArray[numpy.float32]:
+        """The latents of one unit. Raises ``VideoNotFoundError`` where they are not (yet) there."""
+        try:
+            stored = self._stored.cat(f"{folder_of(video_id)}/{_LATENTS}/{unit:03d}.safetensors")
+        except FileNotFoundError:
+            raise VideoNotFoundError(f"{video_id}: no latents of unit {unit}") from None
+        latents: NDArray[numpy.float32] = safetensors.numpy.load(stored)[_LATENTS]
+        return latents
+
+    def save_fragment(self, video_id: str, unit: int, fragment: bytes) -> None:
+        """Keep a unit's part of the stream. Raises ``VideoNotFoundError`` for a deleted video."""
+        self._add(video_id, f"stream/{unit:03d}.m4s", fragment)
+
+    def num_fragments(self, video_id: str) -> int:
+        """How many units in a row, from unit 0 on, have their part of the stream saved."""
+        return len(self._units(video_id, "stream", ".m4s"))
+
+    def fragment_sizes(self, video_id: str) -> list[int]:
+        """The sizes in bytes of the saved parts of the stream, of units 0, 1, ... up to the first that is missing."""
+        sizes = self._stored.sizes(f"{folder_of(video_id)}/stream")
+        in_a_row: list[int] = []
+        while (name := f"{len(in_a_row):03d}.m4s") in sizes:
+            in_a_row.append(sizes[name])
+        return in_a_row
+
+    def load_fragment(self, video_id: str, unit: int) -> bytes:
+        """A unit's part of the stream. Raises ``VideoNotFoundError`` where it is not (yet) there."""
+        try:
+            fragment = self._stored.cat(f"{folder_of(video_id)}/stream/{unit:03d}.m4s")
+        except FileNotFoundError:
+            raise VideoNotFoundError(f"{video_id}: no unit {unit}") from None
+        return fragment
+
+    # --- whole files ------------------------------------------------------------------------------------------------
+
+    def attach(self, video_id: str, file: VideoFile, content: bytes | Path) -> None:
+        """Add or replace one of the video's files, from memory or from a local file.
+
+        Raises ``VideoNotFoundError`` for a deleted video.
+        """
+        self._add(video_id, file, content.read_bytes() if isinstance(content, Path) else content)
+
+    def fetch(self, video_id: str, file: VideoFile) -> bytes:
+        """One of the video's files. Raises ``VideoNotFoundError`` where it is not (yet) there."""
+        try:
+            content = self._stored.cat(f"{folder_of(video_id)}/{file}")
+        except FileNotFoundError:
+            raise VideoNotFoundError(f"{video_id}: no {file}") from None
+        return content
+
+    def size_of(self, video_id: str, file: VideoFile) -> int:
+        """Bytes of one of the video's files. Raises ``VideoNotFoundError`` where it is not (yet) there."""
+        try:
+            return self._stored.size(f"{folder_of(video_id)}/{file}")
+        except FileNotFoundError:
+            raise VideoNotFoundError(f"{video_id}: no {file}") from None
+
+    def read_range(self, video_id: str, file: VideoFile, start: int, end: int) -> bytes:
+        """Bytes ``start`` up to ``end`` of one of the video's files. Raises ``VideoNotFoundError`` as ``fetch``."""
+        try:
+            content = self._stored.cat(f"{folder_of(video_id)}/{file}", start=start, end=end)
+        except FileNotFoundError:
+            raise VideoNotFoundError(f"{video_id}: no {file}") from None
+        return content
+
+    def _units(self, video_id: str, subfolder: str, suffix: str) -> list[str]:
+        names = set(self._stored.names(f"{folder_of(video_id)}/{subfolder}"))
+        units: list[str] = []
+        while (name := f"{len(units):03d}{suffix}") in names:
+            units.append(name)
+        return units
+
+    def _add(self, video_id: str, name: str, content: bytes) -> None:
+        """Write a file of a video that exists, and make sure that the video was not deleted meanwhile."""
+        path = f"{folder_of(video_id)}/{name}"
+        if not self.has_record(video_id):
+            raise VideoNotFoundError(f"{video_id}: no such video")
+        self._stored.put(path, content)
+        if not self.has_record(video_id):
+            self._stored.remove(path)
+            self._stored.remove_folder(folder_of(video_id))
+            raise VideoNotFoundError(f"{video_id}: deleted meanwhile")
+
+
+def folder_of(video_id: str) -> str:
+    """The folder of a video under the root. Raises ``ValueError`` for what is no id."""
+    if not is_video_id(video_id):
+        raise ValueError(f"id={video_id[:60]!r}: must be video_ and 32 hexadecimal digits")
+    return f"videos/{video_id}"
