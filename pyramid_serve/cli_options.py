@@ -32,12 +32,12 @@ def add_request_options(parser: argparse.ArgumentParser, families: Sequence[Fami
         metavar="NAME=VALUE",
         help="any other field of the model's requests; /v1/models of a server lists them",
     )
-    _add_options(parser, [(family, family.request_fields) for family in families])
+    _add_options(parser, "request fields", [(family, family.request_fields) for family in families])
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser, families: Sequence[Family]) -> None:
     """The options of a model in this process that its family has."""
-    _add_options(parser, [(family, family.pipeline_options) for family in families])
+    _add_options(parser, "loading", [(family, family.pipeline_options) for family in families])
 
 
 def request_fields_from(arguments: argparse.Namespace, families: Sequence[Family]) -> dict[str, Any]:
@@ -82,11 +82,13 @@ def options_in(fields: type[BaseModel]) -> Iterator[tuple[str, CommandLineOption
                 yield name, item
 
 
-def _add_options(parser: argparse.ArgumentParser, of_families: Sequence[tuple[Family, type[BaseModel]]]) -> None:
+def _add_options(
+    parser: argparse.ArgumentParser, what: str, of_families: Sequence[tuple[Family, type[BaseModel]]]
+) -> None:
     """A group for each family. An option that several have is in the group of the first."""
     added: set[str] = set()
     for family, fields in of_families:
-        group = parser.add_argument_group(f"of {family.title}")
+        group = parser.add_argument_group(f"{family.title}, {what}")
         for name, option in options_in(fields):
             if name in added:
                 continue

@@ -104,5 +104,5 @@ def test_the_help_shows_the_fields_of_every_family(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         cli.main(["generate", "--family", NOISE, "--help"])
     said = capsys.readouterr().out
-    assert "of Noise" in said and "--hue H" in said
-    assert "of Pyramid Flow" in said and "--video-steps N" in said
+    assert "Noise, request fields:" in said and "--hue H" in said
+    assert "Pyramid Flow, loading:" in said and "--video-steps N" in said

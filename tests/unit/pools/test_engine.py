@@ -1,18 +1,16 @@
-"""The engine with no Ray and, but for the last test, no model: a unit is a generator, a forward a function."""
+"""The engine with no Ray and, but for the last test, no model."""
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from deployments.errors import DeviceFailedError
-from deployments.pools.engine import PATIENCE, REGROW_FORWARDS, Engine, Slot, TokenBudget, choose_pack
+from deployments.pools.engine import PATIENCE, Engine, Slot, choose_pack
 from deployments.telemetry.forwards import Forward
 from pyramid_serve.pyramid_flow.attention import block_attention
 from pyramid_serve.pyramid_flow.noise import SeededNoise
@@ -21,56 +19,9 @@ from pyramid_serve.pyramid_flow.parts import load_transformer
 from pyramid_serve.pyramid_flow.sampler import UnitSteps, denoise_unit, run_units
 from pyramid_serve.pyramid_flow.settings import SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LatentShape
+from tests.unit.pools.engine_at_hand import Gate, Steps, Work, answer, unit
 
 pytestmark = pytest.mark.asyncio
-
-Steps = Generator[Sequence["Work"], Sequence[str], list[str]]
-
-
-@dataclass(frozen=True)
-class Work:
-    """A request: step ``step`` of the unit ``name``."""
-
-    name: str
-    step: int
-    num_tokens: int = 1
-    shape: int = 0
-
-
-def unit(name: str, num_steps: int, *, num_tokens: int = 1, shape: int = 0) -> Steps:
-    """Asks for ``num_steps`` steps of one request each; returns the responses."""
-    responses: list[str] = []
-    for step in range(num_steps):
-        responses.extend((yield (Work(name, step, num_tokens, shape),)))
-    return responses
-
-
-def answer(requests: Sequence[Work]) -> list[str]:
-    return [f"{request.name}{request.step}" for request in requests]
-
-
-class Gate:
-    """A forward that tells what it was given and waits to be let through, a forward at a time."""
-
-    def __init__(self, answer: Callable[[Sequence[Work]], list[str]] = answer) -> None:
-        self.packs: list[str] = []
-        self._answer = answer
-        self._begun = threading.Semaphore(0)
-        self._allowed = threading.Semaphore(0)
-
-    def __call__(self, requests: Sequence[Work]) -> list[str]:
-        self.packs.append("".join(request.name for request in requests))
-        self._begun.release()
-        assert self._allowed.acquire(timeout=10)
-        return self._answer(requests)
-
-    async def wait(self) -> str:
-        """Until the next forward has begun: its slots' names."""
-        assert await asyncio.to_thread(self._begun.acquire, timeout=10)
-        return self.packs[-1]
-
-    def let(self, num_forwards: int = 1) -> None:
-        self._allowed.release(num_forwards)
 
 
 async def test_a_unit_gets_its_own_responses_and_its_result_comes_back() -> None:
@@ -183,98 +134,6 @@ async def test_young_units_end_while_older_ones_fill_the_budget_without_end() ->
     for task in older:
         task.cancel()
     await asyncio.gather(*older, return_exceptions=True)
-
-
-def broken_unit(num_good_steps: int) -> Steps:
-    yield from unit("broken", num_good_steps)
-    raise LookupError("a unit's own error")
-
-
-@pytest.mark.parametrize("num_good_steps", [0, 2])
-async def test_an_error_between_forwards_fails_its_unit_alone(num_good_steps: int) -> None:
-    engine = Engine(answer)
-    good, bad = await asyncio.gather(
-        engine.run(unit("a", 5), submitted_at=0),
-        engine.run(broken_unit(num_good_steps), submitted_at=0),
-        return_exceptions=True,
-    )
-    assert isinstance(bad, LookupError)
-    assert isinstance(good, list)
-    assert len(good) == 5
-
-
-async def test_of_a_failed_pack_only_what_fails_alone_fails() -> None:
-    def failing(requests: Sequence[Work]) -> list[str]:
-        if Work("b", 1) in requests:
-            raise ArithmeticError("b1")
-        return answer(requests)
-
-    gate = Gate(failing)
-    engine = Engine(gate)
-    first = asyncio.create_task(engine.run(unit("x", 1), submitted_at=0))
-    await gate.wait()
-    rest = [asyncio.create_task(engine.run(unit(name, 3), submitted_at=at)) for at, name in enumerate("abc", start=1)]
-    await asyncio.sleep(0)
-    gate.let(10)
-    a, b, c = await asyncio.gather(*rest, return_exceptions=True)
-    assert await first == ["x0"]
-    assert a == ["a0", "a1", "a2"]
-    assert isinstance(b, ArithmeticError)
-    assert c == ["c0", "c1", "c2"]
-    assert gate.packs == ["x", "abc", "abc", "a", "b", "c", "ac"]
-
-
-async def test_a_forward_that_runs_out_of_an_iterator_hangs_nobody() -> None:
-    engine: Engine[Work, str] = Engine(lambda requests: [next(iter(()))])
-    with pytest.raises(RuntimeError, match="a forward raised StopIteration"):
-        await asyncio.wait_for(engine.run(unit("a", 1), submitted_at=0), timeout=5)
-
-
-async def test_a_forward_with_too_few_responses_is_an_error() -> None:
-    engine: Engine[Work, str] = Engine(lambda requests: [])
-    with pytest.raises(ValueError, match="0 responses to 1 requests"):
-        await engine.run(unit("a", 1), submitted_at=0)
-
-
-def forward_within(num_tokens: int) -> Callable[[Sequence[Work]], list[str]]:
-    def forward(requests: Sequence[Work]) -> list[str]:
-        if sum(request.num_tokens for request in requests) > num_tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return answer(requests)
-
-    return forward
-
-
-@pytest.mark.parametrize("token_budget", [None, 1000])
-async def test_out_of_memory_halves_the_budget_and_goes_on(token_budget: int | None) -> None:
-    are_all_there = threading.Event()
-    forward = forward_within(30)
-
-    def waiting_forward(requests: Sequence[Work]) -> list[str]:
-        are_all_there.wait(5)
-        return forward(requests)
-
-    engine = Engine(waiting_forward, token_budget=token_budget)
-    units = [asyncio.create_task(engine.run(unit("a", 5, num_tokens=10), submitted_at=0)) for _ in range(8)]
-    await asyncio.sleep(0)
-    are_all_there.set()
-    results = await asyncio.gather(*units)
-    assert all(result == ["a0", "a1", "a2", "a3", "a4"] for result in results)
-    budget = engine.stats().token_budget
-    assert budget is not None
-    assert 10 <= budget <= 40
-
-
-async def test_a_unit_that_alone_is_out_of_memory_fails_alone() -> None:
-    engine = Engine(forward_within(30), token_budget=100)
-    small, big = await asyncio.gather(
-        engine.run(unit("a", 5, num_tokens=10), submitted_at=0),
-        engine.run(unit("b", 5, num_tokens=31), submitted_at=0),
-        return_exceptions=True,
-    )
-    assert isinstance(small, list)
-    assert len(small) == 5
-    assert isinstance(big, torch.OutOfMemoryError)
 
 
 async def test_a_cancelled_unit_is_out_before_the_next_forward() -> None:
@@ -431,77 +290,6 @@ async def test_a_hook_that_fails_hangs_nobody() -> None:
         await asyncio.wait_for(engine.run(unit("a", 2), submitted_at=0), timeout=5)
 
 
-async def test_a_device_that_failed_for_good_fails_all_units_and_takes_no_more() -> None:
-    packs = []
-    is_running, may_fail = threading.Event(), threading.Event()
-
-    def forward(requests: Sequence[Work]) -> list[str]:
-        packs.append(len(requests))
-        is_running.set()
-        may_fail.wait(5)
-        raise torch.AcceleratorError("an illegal memory access was encountered")
-
-    engine = Engine(forward)
-    engine.check()
-    first = asyncio.create_task(engine.run(unit("a", 2), submitted_at=0))
-    await asyncio.to_thread(is_running.wait, 5)
-    second = asyncio.create_task(engine.run(unit("b", 2), submitted_at=0))  # comes while the device fails
-    await asyncio.sleep(0)
-    assert engine.stats().num_present == 2
-    may_fail.set()
-    results = await asyncio.gather(first, second, return_exceptions=True)
-    assert [type(result) for result in results] == [DeviceFailedError, DeviceFailedError]
-    assert packs == [1]
-    for work in (engine.run(unit("c", 1), submitted_at=0), engine.run_between_turns(lambda: None)):
-        with pytest.raises(DeviceFailedError, match="illegal memory access"):
-            await work
-    with pytest.raises(DeviceFailedError, match="illegal memory access"):
-        engine.check()
-
-
-def fail() -> None:
-    raise torch.AcceleratorError("an illegal memory access was encountered")
-
-
-async def test_a_device_that_fails_between_turns_is_used_no_more() -> None:
-    gate = Gate()
-    engine = Engine(gate)
-    running = asyncio.create_task(engine.run(unit("a", 3), submitted_at=0))
-    await gate.wait()
-    done: list[None] = []
-    waiting = [
-        asyncio.create_task(engine.run_between_turns(function)) for function in (fail, lambda: done.append(None))
-    ]
-    await asyncio.sleep(0)
-    gate.let(3)
-    for failed in (*waiting, running):
-        with pytest.raises(DeviceFailedError, match="illegal memory access"):
-            await failed
-    assert gate.packs == ["a"] and done == []
-    with pytest.raises(DeviceFailedError):
-        engine.check()
-
-
-@pytest.mark.parametrize("num_steps", [0, 1])
-async def test_a_device_that_fails_between_forwards_fails_all_units(num_steps: int) -> None:
-    def failing() -> Steps:
-        yield from unit("b", num_steps)
-        fail()
-        return []
-
-    gate = Gate()
-    engine = Engine(gate)
-    a = asyncio.create_task(engine.run(unit("a", 9), submitted_at=0))
-    await gate.wait()
-    b = asyncio.create_task(engine.run(failing(), submitted_at=1))
-    await asyncio.sleep(0)
-    gate.let(9)
-    for failed in (a, b):
-        with pytest.raises(DeviceFailedError, match="illegal memory access"):
-            await failed
-    assert gate.packs == ["a", "ab"][: 1 + num_steps]
-
-
 async def test_a_limit_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="token_budget=0: must be at least 1"):
         Engine(answer, token_budget=0)
@@ -537,55 +325,3 @@ async def test_packed_by_the_engine_a_real_unit_comes_out_as_alone(miniflux: Pat
     assert max(packs) == 8
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-
-
-async def test_a_halved_budget_grows_back_when_forwards_go_well() -> None:
-    budget = TokenBudget(100)
-    budget.ran_out_of_memory(90)
-    assert budget.current == 45
-    for _ in range(REGROW_FORWARDS):
-        budget.went_well()
-    assert budget.current == 90
-    for _ in range(REGROW_FORWARDS):
-        budget.went_well()
-    assert budget.current == 100
-
-
-async def test_a_budget_that_fails_again_is_tried_again_later() -> None:
-    budget = TokenBudget(100)
-    for _ in range(2):
-        budget.ran_out_of_memory(100)
-        for _ in range(REGROW_FORWARDS):
-            budget.went_well()
-    assert budget.current == 50
-    for _ in range(REGROW_FORWARDS):
-        budget.went_well()
-    assert budget.current == 100
-
-
-async def test_without_a_budget_there_is_none_again_after_a_while() -> None:
-    budget = TokenBudget(None)
-    budget.ran_out_of_memory(80)
-    assert budget.current == 40
-    for _ in range(REGROW_FORWARDS):
-        budget.went_well()
-    assert budget.current is None
-    for _ in range(3):
-        budget.ran_out_of_memory(80)
-    assert budget.current == 10
-
-
-async def test_an_engine_that_ran_out_of_memory_packs_as_much_as_before_after_a_while() -> None:
-    is_short = True
-
-    def forward(requests: Sequence[Work]) -> list[str]:
-        if is_short and len(requests) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return answer(requests)
-
-    engine = Engine(forward, token_budget=40)
-    await asyncio.gather(*(engine.run(unit(name, 2, num_tokens=10), submitted_at=0) for name in "abcd"))
-    is_short = False
-    assert engine.stats().token_budget == 10
-    await engine.run(unit("e", 20 * REGROW_FORWARDS), submitted_at=0)
-    assert engine.stats().token_budget == 40
