@@ -1,4 +1,4 @@
-"""What the numbers given to the library must be, to be checked where they are given."""
+"""Checks of the numbers that are given to the library."""
 
 import contextlib
 import numbers

@@ -156,7 +156,7 @@ def _no_limits() -> RequestLimits:
 def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:
     """Parse and run a command: 0, or 2 with one line for what the user got wrong, or 130 after Ctrl-C.
 
-    141 without a word where who read the output has left, as `head` does.
+    141, without a message, if the reader of the output has gone, as `head` does.
     """
     parsed = parser.parse_args(arguments)
     command: Command = parsed.run
@@ -178,7 +178,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """A parser that says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: {message}\n")

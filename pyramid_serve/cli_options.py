@@ -36,12 +36,12 @@ def add_request_options(parser: argparse.ArgumentParser, families: Sequence[Fami
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser, families: Sequence[Family]) -> None:
-    """The options of a model in this process that its family has."""
+    """The options that a family has for a model in this process."""
     _add_options(parser, "loading", [(family, family.pipeline_options) for family in families])
 
 
 def request_fields_from(arguments: argparse.Namespace, families: Sequence[Family]) -> dict[str, Any]:
-    """The fields of a request that were given, the prompt among them and the picture not."""
+    """The fields of a request that were given, with the prompt and without the picture."""
     names = VideoRequest.model_fields.keys() - {"input_reference"}
     names |= {name for family in families for name in family.request_fields.model_fields}
     fields = {name: value for name, value in vars(arguments).items() if name in names}
@@ -102,7 +102,7 @@ def _add_options(
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The words that a field may be; none where it may be anything."""
+    """The words that a field may have as its value; none if it may have other values."""
     if get_origin(annotation) is Literal:
         return [word for word in get_args(annotation) if isinstance(word, str)]
     return [word for inner in get_args(annotation) for word in _choices(inner)]

@@ -1,4 +1,4 @@
-"""Names of dtypes, for what must not import torch."""
+"""Names of dtypes, for code that must not import torch."""
 
 from typing import Literal
 

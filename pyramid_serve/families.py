@@ -20,7 +20,7 @@ from pyramid_serve.api.plans import Plan
 from pyramid_serve.api.requests import VideoRequest
 from pyramid_serve.checkpoints.sources import CheckpointError, Source, resolve
 
-if TYPE_CHECKING:  # torch takes seconds to import, and who only plans or shows videos needs none of it
+if TYPE_CHECKING:  # torch takes seconds to import, and code that only plans or shows videos does not need it
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -72,7 +72,7 @@ class UnitInput:
     """The full prompt's tensors."""
     negative_prompt: "Mapping[str, Tensor]"
     picture: "Mapping[str, Tensor] | None"
-    """What ``DecodePart.encode_picture`` made of the given picture. None: none was given, or it is a unit by itself."""
+    """What ``DecodePart.encode_picture`` made of the given picture. None: none was given, or it is itself a unit."""
     history: "Sequence[Tensor]"
     """The latents of every unit before, float32, each of the shape that the plan tells."""
 
@@ -98,7 +98,7 @@ class Decoded(Generic[MemoryT]):
 
 
 class PackRequest(Protocol):
-    """One of the things that a forward computes on, whatever its family."""
+    """One item that a forward computes, of any family."""
 
     @property
     def num_tokens(self) -> int:
@@ -108,7 +108,7 @@ class PackRequest(Protocol):
 
 @dataclass(frozen=True)
 class PartSource:
-    """Where a part of a model is loaded from, what it computes in and where."""
+    """Where a part of a model is loaded from, and its dtype, device and options."""
 
     source: Source
     variant: str | None
@@ -122,7 +122,7 @@ class PartSource:
 
 
 class TextPart(Protocol):
-    """Prompts to tensors. For one thread."""
+    """Turns prompts into tensors. Not thread-safe."""
 
     @property
     def dtype(self) -> "torch.dtype": ...
@@ -133,7 +133,7 @@ class TextPart(Protocol):
 
 
 class DenoisePart(Protocol):
-    """The steps of units, many units in one forward. For one thread."""
+    """Makes units step by step, many units in one forward. Not thread-safe."""
 
     @property
     def dtype(self) -> "torch.dtype": ...
@@ -160,7 +160,7 @@ class DenoisePart(Protocol):
 
 
 class DecodePart(Protocol):
-    """Latents to frames, unit by unit, and pictures to latents. For one thread."""
+    """Turns latents into frames, unit by unit, and pictures into tensors. Not thread-safe."""
 
     @property
     def dtype(self) -> "torch.dtype": ...
@@ -251,22 +251,22 @@ class Family(Protocol):
 
     @property
     def shown_fields(self) -> type[BaseModel]:
-        """What ``Plan.settings`` holds, and so what is shown of them in the video object."""
+        """What ``Plan.settings`` holds. The video object shows these fields."""
         ...
 
     @property
     def denoise_options(self) -> type[BaseModel]:
-        """What can be set of a denoise part, beside what all families have in common."""
+        """The options of a denoise part that only this family has."""
         ...
 
     @property
     def decode_options(self) -> type[BaseModel]:
-        """What can be set of a decode part, beside what all families have in common."""
+        """The options of a decode part that only this family has."""
         ...
 
     @property
     def pipeline_options(self) -> type[BaseModel]:
-        """What can be set of a pipeline in one process. A ``CommandLineOption`` names the flag of each field."""
+        """The options of a pipeline in one process. A ``CommandLineOption`` names the flag of each field."""
         ...
 
     @property
@@ -287,7 +287,7 @@ class Family(Protocol):
         ...
 
     def plan(self, request: VideoRequest, fields: Any, *, model: str, capabilities: Any, limits: RequestLimits) -> Plan:
-        """What a request comes to. fields: the request's own fields, of the type ``request_fields``.
+        """The plan of a request. fields: the request's fields of this family, of the type ``request_fields``.
 
         Raises ``RequestError`` for what the model cannot make or the limits refuse.
         """
@@ -313,7 +313,7 @@ class Family(Protocol):
 
 
 def family_of(source: Source, family: str | None = None) -> Family:
-    """The family of a checkpoint: the one at an import path, or else the one that recognises the checkpoint's files.
+    """The family of a checkpoint: the one at the import path ``family``, or else the one that recognises its files.
 
     Raises ``ValueError`` for an import path that leads to none, and ``CheckpointError`` (a ``ValueError``) for a
     checkpoint that is not there or that no family recognises.

@@ -10,7 +10,7 @@ from pyramid_serve.whole_files import aside_of, written_whole
 
 
 def check_output(output: Path) -> None:
-    """Raise ``ValueError`` if no file or folder can be written at a path, which is tried with a file beside it."""
+    """Raise ``ValueError`` if no file or folder can be written at a path. To find out, it creates a file beside it."""
     parent = output.absolute().parent
     if not parent.is_dir():
         raise ValueError(f"{output}: no folder {output.parent}")

@@ -1,6 +1,6 @@
 """A model in this process as a plain loop over its three parts: encode the prompts, then denoise and decode each unit.
 
-Families whose own pipeline does no more than that use this one.
+Families that need no more than that use this pipeline.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence

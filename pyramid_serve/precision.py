@@ -1,4 +1,4 @@
-"""Which dtype a model is computed in, and that its numbers stay numbers: one rule for library, command line and server.
+"""Which dtype a model is computed in, and checks for NaN and infinity; the same for library, command line and server.
 
 A processor computes fast in few dtypes. bfloat16 is 1.5 to 4 times as fast as float32 on a CPU that has instructions
 for it, and up to 75 times as slow on one that has none; so the rule looks at the processor, never at its name.
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Precision(NamedTuple):
-    """A dtype with the reason why it is this one, as a phrase for people."""
+    """A dtype, and why it was chosen, as a phrase for people."""
 
     dtype: torch.dtype
     reason: str
@@ -71,7 +71,7 @@ def suitable_dtype(device: torch.device, preferred: DTypeName | None = None) -> 
 
 
 def vae_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What the VAE is computed in beside a transformer of ``dtype``: float32 for float16, whose range it leaves.
+    """What the VAE is computed in beside a transformer of ``dtype``: float32 for float16, whose range is too small.
 
     Activations within the decoder go beyond 65504, the largest number of float16.
     """
@@ -100,7 +100,7 @@ def device_name(device: torch.device) -> str:
 
 
 def check_finite(values: Tensor, where: str) -> None:
-    """``NonFiniteError`` if any of the values is NaN or infinite. One pass over them, and nothing of their size."""
+    """``NonFiniteError`` if any of the values is NaN or infinite. It takes one pass over them and no further memory."""
     if values.numel() == 0:
         return
     lowest, highest = torch.stack(torch.aminmax(values.detach())).tolist()  # which are NaN if any value is

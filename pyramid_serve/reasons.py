@@ -1,4 +1,4 @@
-"""What to tell people of an error that some library raised."""
+"""What people are told about an error that a library raised."""
 
 
 def first_line(error: BaseException) -> str:

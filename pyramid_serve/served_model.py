@@ -1,4 +1,4 @@
-"""A model under a public name: what it offers, and what becomes of a request for it."""
+"""A model under a public name: what it offers, and the plan of a request for it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _TEXTS = ("prompt", "negative_prompt", "prompt_suffix")
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model: its public name, its family, what it can do, and what is taken at most."""
+    """A model: its public name, its family, what it can do, and the limits on requests for it."""
 
     name: str
     family: Family
@@ -36,10 +36,10 @@ class ServedModel:
         return [*VideoRequest.model_fields, *self.family.request_fields.model_fields]
 
     def plan(self, request: VideoRequest) -> Plan:
-        """What a request for this model comes to; its seed is drawn where none is given.
+        """The plan of a request for this model; its seed is drawn where none is given.
 
-        What is not asked for is the model's own, cut to the limits. Raises ``RequestError`` for what the model cannot
-        make or the limits refuse.
+        Values that are left out are the model's own, cut to the limits. Raises ``RequestError`` for what the model
+        cannot make or the limits refuse.
         """
         if request.model is not None and request.model != self.name:
             raise unknown_model(request.model, self.name)

@@ -3,8 +3,8 @@
 ::
 
     ROOT/videos/ID/video.json               the record, the only truth: no record, no video
-    ROOT/videos/ID/input.png                the picture it begins with
-    ROOT/videos/ID/latents/000.safetensors  each unit's latents (16, 1, h, w), float32
+    ROOT/videos/ID/input.png                the picture it is made from
+    ROOT/videos/ID/latents/000.safetensors  each unit's latents, float32
     ROOT/videos/ID/stream/000.m4s           each unit's frames; one after the other they are a fragmented MP4
     ROOT/videos/ID/video.mp4                the whole video, when it is done
     ROOT/videos/ID/thumbnail.webp, spritesheet.webp
@@ -269,7 +269,7 @@ class VideoStore:
 
 
 def _from_json(stored: bytes) -> VideoRecord:
-    """A record of any layout. Raises ``ValueError`` for what is none."""
+    """A record of any layout. Raises ``ValueError`` for anything else."""
     fields = json.loads(stored)
     if not isinstance(fields, dict):
         raise ValueError(f"a record must be a JSON object, not {type(fields).__name__}")

@@ -1,9 +1,9 @@
-"""Text of others on a terminal: prompts, ids and errors of a server may hold what a terminal takes for commands."""
+"""Untrusted text on a terminal: prompts, ids and errors of a server may hold what a terminal takes for commands."""
 
 import unicodedata
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode categories: controls (ESC among them), formats (bidirectional overrides), surrogates, line separators."""
+"""Unicode categories: controls (such as ESC), formats (bidirectional overrides), surrogates, line separators."""
 _JOINERS = "\u200c\u200d"
 """Formats that scripts and emoji need and that reorder nothing."""
 _REPLACEMENT = "\ufffd"

@@ -1,1 +1,1 @@
-"""Checkpoints: where they lie, and how their weights get into a module."""
+"""Checkpoints: where they are, and how their weights are loaded into a module."""

@@ -1,4 +1,4 @@
-"""How messages name what is there."""
+"""How messages name the files and folders of a checkpoint."""
 
 from collections.abc import Sequence
 

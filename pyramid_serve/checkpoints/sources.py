@@ -1,7 +1,7 @@
-"""Where checkpoints lie, and the local folder of one.
+"""Where checkpoints are, and how one becomes a local folder.
 
-A checkpoint is a folder. Each of its sub-folders is a *part* and is fetched and loaded alone. The user's mistakes are
-``CheckpointError``, a ``ValueError`` of one line.
+A checkpoint is a folder. Each of its sub-folders is a *part* and is fetched and loaded alone. Mistakes of the user are
+reported as ``CheckpointError``, a ``ValueError`` of one line.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not there, is not one, is broken, or does not fit its module."""
+    """A checkpoint that is missing, broken, not a checkpoint at all, or does not fit its module."""
 
 
-# --- where they lie -------------------------------------------------------------------------------------------------
+# --- where they are -------------------------------------------------------------------------------------------------
 
 
 def resolve(source: Source, *, parts: Sequence[str] = (), cache: Path | None = None) -> Path:
@@ -41,9 +41,9 @@ def resolve(source: Source, *, parts: Sequence[str] = (), cache: Path | None = N
     ``parts`` are names of sub-folders or patterns of them (``text_encoder*``); each must match one. A local folder is
     returned as it stands, and ``shapes`` is the model in the package (a folder of that name is ``./shapes``). From a
     URL or the Hub only these sub-folders, the ``config.json`` of the others and the top-level ``*.json`` are copied;
-    ``.bin`` weights are left where a part has safetensors. Copies of a URL go under ``cache`` (default
-    ``~/.cache/pyramid_serve``), file by file, each aside first and then moved, and anew when the listing at the URL
-    has changed.
+    ``.bin`` weights are not copied where a part has safetensors. Copies of a URL go under ``cache`` (default
+    ``~/.cache/pyramid_serve``), file by file, each written aside and then moved, and again when the listing at the
+    URL has changed.
 
     Raises ``CheckpointError`` for a source that is not there or lacks one of the parts.
     """
@@ -80,7 +80,7 @@ def _default_cache() -> Path:
 
 
 def _download_from_hub(repo: str, revision: str | None, parts: Sequence[str]) -> Path:
-    import huggingface_hub  # here, for the other sources need none of it
+    import huggingface_hub  # here, since the other sources do not need it
 
     def download(patterns: list[str]) -> Path:
         try:
@@ -103,7 +103,7 @@ def _download_from_hub(repo: str, revision: str | None, parts: Sequence[str]) ->
 
 
 def _copy_from_url(url: str, parts: Sequence[str], cache: Path) -> Path:
-    import fsspec  # here, for the other sources need none of it
+    import fsspec  # here, since the other sources do not need it
     from fsspec.implementations.local import LocalFileSystem
 
     try:
@@ -134,7 +134,7 @@ def _copy_from_url(url: str, parts: Sequence[str], cache: Path) -> Path:
 
 
 def _stamp(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Changes when a file at the URL does, as far as its file system says so."""
+    """A text that changes when a file at the URL does, as far as its filesystem tells."""
     return repr([(name, info.get("size"), [info.get(key) for key in _STAMPS]) for name, info in sorted(files.items())])
 
 
@@ -152,11 +152,12 @@ def _needed_files(files: Iterable[str], parts: Sequence[str]) -> list[str]:
 
 
 def read_config(folder: Source) -> dict[str, Any]:
-    """The ``config.json`` of a part. ``CheckpointError`` when it is missing or no JSON object."""
+    """The ``config.json`` of a part. Raises ``CheckpointError`` if it is missing or not a JSON object."""
     return read_json(Path(folder) / "config.json")
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ``CheckpointError`` if it is missing or not a JSON object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

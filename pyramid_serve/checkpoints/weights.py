@@ -1,4 +1,4 @@
-"""How the weights of a checkpoint's part get into a module."""
+"""How the weights of a part of a checkpoint are loaded into a module."""
 
 import logging
 import pickle
@@ -24,9 +24,10 @@ _WEIGHTS = "diffusion_pytorch_model"
 def load_state(folder: Source) -> dict[str, Tensor]:
     """Every tensor of a part by name, on the CPU and memory-mapped: nothing is read before it is used.
 
-    Reads ``diffusion_pytorch_model`` as ``.safetensors`` or ``.bin``, whole or in shards with an index; where several
-    lie, safetensors before ``.bin`` and whole before shards. Pickles are only ever read with ``weights_only=True``.
-    The tensors are views of the file: replace a checkpoint in use by moving a new one in place, not by writing into it.
+    Reads ``diffusion_pytorch_model`` as ``.safetensors`` or ``.bin``, whole or in shards with an index. Where there are
+    several, safetensors are preferred to ``.bin``, and a whole file to shards. Pickles are only ever read with
+    ``weights_only=True``. The tensors are views of the file: replace a checkpoint in use by moving a new one in place,
+    not by writing into it.
 
     Raises ``CheckpointError`` naming the file that is missing, truncated or of another format.
     """
@@ -49,7 +50,7 @@ def load_module(
     """Build a module from a part's ``config.json`` and fill it with the part's weights, once.
 
     ``build`` runs on the meta device; then each tensor is cast to ``dtype`` and brought to ``device`` by itself, so
-    that no second copy of the weights exists. On the CPU in the dtype of the file the weights stay the mapped file.
+    that no second copy of the weights exists. On the CPU, weights that keep the dtype of the file stay mapped from it.
     Returns the module in eval mode, without gradients.
 
     Raises ``CheckpointError`` naming the keys that are missing or misshapen; those left over are logged as a warning.

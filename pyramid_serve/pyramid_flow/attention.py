@@ -19,7 +19,7 @@ from pyramid_serve.pyramid_flow.pack import PackLayout, SequenceSpan
 from pyramid_serve.pyramid_flow.settings import AttentionName
 
 GROUP_SIZE = 256
-"""Tokens: small frames are taken together up to this many, under a mask; fewer and larger kernels pay for it."""
+"""Tokens. Small frames are grouped up to this many, under a mask, since fewer and larger kernels are faster."""
 FLEX_BLOCK = 128
 
 
@@ -42,12 +42,12 @@ def attention_by_name(name: str) -> Attention:
 
 
 def fastest_on(device: torch.device) -> AttentionName:
-    """Which way to choose on a device where none is asked for."""
+    """The name of the way to use on a device if none is asked for."""
     return "flex" if device.type == "cuda" else "blocks"
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
-    """The definition: one mask over the whole pack, quadratic in it. To test the others against."""
+    """The definition: one mask over the whole pack, quadratic in it. The others are tested against it."""
     same = layout.sequence[:, None] == layout.sequence[None, :]
     mask = same & (layout.time[:, None] >= layout.time[None, :])
     return _attend(q, k, v, mask)
@@ -102,7 +102,7 @@ def _group_mask(start: int, frame_ends: tuple[int, ...], device: torch.device) -
 
 @lru_cache(maxsize=1)
 def _compiled_flex() -> "FlexFunction":
-    # fullgraph: past the limit of compiles an error, and not attention over a whole (L, L) score matrix.
+    # fullgraph: past the limit of compilations this is an error, not attention over a whole (L, L) score matrix.
     compiled: FlexFunction = torch.compile(flex_attention, dynamic=True, fullgraph=True)
     return compiled
 
@@ -123,7 +123,7 @@ def _block_mask(spans: tuple[SequenceSpan, ...], device: torch.device) -> BlockM
     """The block mask of a pack, from its spans alone: no (L, L) mask is ever built.
 
     The keys that a token sees run from its sequence's start to the end of its frame. Over a block of queries both
-    bounds only grow, so the keys' blocks that any query sees are one range, and those that all see another within it.
+    bounds only grow, so the blocks of keys that any query sees are one range, and those that all see a range within it.
     """
     frame_ends = [end for span in spans for end in span.frame_ends]
     frame_starts = [start for span in spans for start in (span.start, *span.frame_ends[:-1])]
@@ -140,7 +140,7 @@ def _block_mask(spans: tuple[SequenceSpan, ...], device: torch.device) -> BlockM
         full_end = torch.maximum(ends[first] // FLEX_BLOCK, full_start)
         num_full = full_end - full_start
         num_partial = any_end - any_start - num_full
-        # As wide as there are blocks, though no row fills that: one shape of mask for every pack, so one compile.
+        # As wide as there are blocks, though no row fills that: one shape of mask for every pack, so one compilation.
         column = torch.arange(first.shape[0])
         full = full_start[:, None] + column
         before = any_start[:, None] + column

@@ -39,7 +39,7 @@ class VAEConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "VAEConfig":
-        """Raises ``ValueError`` if the compression is not the 8 x 8 x 8 that the rest of the model builds on."""
+        """Raises ``ValueError`` unless the compression is 8 x 8 x 8, which the rest of the model relies on."""
         parsed = cls(
             latent_channels=config["encoder_out_channels"],
             encoder_channels=tuple(config["encoder_block_out_channels"]),
@@ -71,8 +71,8 @@ class Moments(NamedTuple):
 class Tiling:
     """Work in square tiles of ``size`` pixels that overlap by a quarter; slower, and a slightly other picture.
 
-    What a tile computes with is all that the device has to hold: between units its causal frames lie in host memory,
-    which needs more of it than whole frames do, as tiles overlap (1.6 times as much for 256 pixels at 1280x768).
+    The device has to hold only what one tile computes with. Between units the causal frames lie in host memory, where
+    they need more than without tiling, as tiles overlap (1.6 times as much for 256 pixels at 1280x768).
     """
 
     size: int = 256
@@ -103,12 +103,12 @@ class DecoderMemory:
         return DecoderMemory(tuple(tuple(chain(*layer)) for layer in zip(*(m.layers for m in memories), strict=True)))
 
     def unstack(self) -> list["DecoderMemory"]:
-        """The memory of each video, free of the others'."""
+        """The memory of each video, which holds nothing of the others."""
         return [DecoderMemory(tuple((x,) for x in video)) for video in zip(*self.layers, strict=True)]
 
 
 def from_config(config: Mapping[str, Any]) -> "CausalVideoVAE":
-    """The VAE that a published ``config.json`` describes, weights not set."""
+    """The VAE that a published ``config.json`` describes, without its weights."""
     return CausalVideoVAE(VAEConfig.from_dict(config))
 
 
@@ -132,7 +132,7 @@ class CausalVideoVAE(nn.Module):
         """Encode pictures (F = 1) or clips (F = 8 n + 1).
 
         pixels: (B, 3, F, H, W) in [-1, 1], H and W multiples of 8. Returns moments (B, 16, T, h, w) in float32, in
-        the VAE's own scale. The clip is worked through in chunks of 1 and then 8 frames, which is exact, so memory
+        the VAE's own scale. The clip is processed in chunks of 1 and then 8 frames, which is exact, so memory
         does not grow with F. Raises ``ValueError`` for another number of frames or size.
         """
         if pixels.ndim != 5 or pixels.shape[1] != 3:
@@ -188,7 +188,7 @@ class CausalVideoVAE(nn.Module):
 
 
 def _memory_device(tiling: Tiling | None) -> torch.device | None:
-    """Where causal frames lie between chunks: where they are, but with tiles in host memory."""
+    """Where causal frames are kept between chunks: in host memory with tiling, otherwise on their own device (None)."""
     return None if tiling is None else torch.device("cpu")
 
 

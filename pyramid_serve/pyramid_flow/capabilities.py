@@ -1,4 +1,4 @@
-"""What a Pyramid Flow checkpoint can make, and the settings that it makes it best with."""
+"""What a Pyramid Flow checkpoint can make, and the settings that suit it best."""
 
 import json
 from collections.abc import Mapping
@@ -31,16 +31,16 @@ _Steps = tuple[_Count, _Count, _Count]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Capabilities:
-    """What one transformer can make, and the settings that it makes it best with.
+    """What one transformer can make, and the settings that suit it best.
 
-    ``pyramid_serve.json`` at the top of a checkpoint holds these fields, any of them left out; under ``variants``
-    those of one variant by its full name, which go before the others.
+    ``pyramid_serve.json`` at the top of a checkpoint may hold any of these fields, and under ``variants`` those of
+    single variants by their full names, which take precedence.
     """
 
     sizes: Annotated[tuple[tuple[_Pixels, _Pixels], ...], Field(min_length=1)] | None = None
     """(width, height) in pixels, the default first. None: every legal size."""
     max_side: _Pixels | None = None
-    """The largest width or height in pixels, which a sine table of positions sets. None: any."""
+    """The largest width or height in pixels, if a sine table of positions limits it. None: any."""
     max_num_latent_frames: _Count | None = None
     """The longest video. None: any."""
     default_num_latent_frames: _Count = 16
@@ -55,7 +55,7 @@ class Capabilities:
     image_video_guidance_scale: _Guidance = 4.0
     """Of the other units where unit 0 is a given picture."""
     dtype: DTypeName | None = None
-    """What it is best computed in on a GPU. A CPU computes in what it is fast at, see ``precision.suitable_dtype``."""
+    """The dtype that suits it best on a GPU. A CPU computes in what it is fast at, see ``precision.suitable_dtype``."""
     prompt_suffix: str = DEFAULT_PROMPT_SUFFIX
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
 
@@ -122,8 +122,8 @@ _PUBLISHED_CAPABILITIES: dict[str, dict[str, Any]] = {
 def capabilities(source: Source, variant: str | None = None) -> Capabilities:
     """What a variant can do (see ``choose_variant``). Fetches no weights.
 
-    Known for the published transformers, by their configuration and variant; ``pyramid_serve.json`` goes before that;
-    with neither, every legal size and length with the published steps and guidances.
+    For the published transformers it is known, by their configuration and variant. ``pyramid_serve.json`` takes
+    precedence. With neither it is every legal size and length, with the published steps and guidances.
     Raises ``CheckpointError`` for a ``pyramid_serve.json`` with a field that is unknown or not allowed.
     """
     folder, name = resolve(source), choose_variant(source, variant)
@@ -151,7 +151,7 @@ def _scalars(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parse_capabilities(file: Path, fields: Mapping[str, Any]) -> Capabilities:
     try:
-        # As JSON, for there a list is a tuple even to the strict.
+        # As JSON, because strict validation takes a list for a tuple there.
         return TypeAdapter(Capabilities).validate_json(json.dumps(fields))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc'])) or 'fields'}: {problem['msg']}" for problem in error.errors()]

@@ -2,8 +2,8 @@
 
 B batch, C channels, T frames, H W height and width.
 
-A convolution that looks two frames back can work through a video chunk by chunk, exactly, if it is given the last
-frames of the chunk before. Those frames live in a :class:`Carry`, one per call, never on the modules.
+A convolution that looks two frames back can process a video chunk by chunk, exactly, if it is given the last frames
+of the chunk before. Those frames live in a :class:`Carry`, one per call, never on the modules.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 LayerFrames = tuple[Tensor, ...]
-"""What one layer keeps: its last frames (1, C, k, H, W) of each of B videos, free of the other videos'."""
+"""What one layer keeps: its last frames (1, C, k, H, W) of each of B videos, a tensor of its own for each video."""
 
 
 class Carry:
@@ -20,7 +20,8 @@ class Carry:
 
     The layers of a network run in a fixed order, so their frames are kept as a flat sequence in that order.
     ``previous`` is None at the first chunk of a video, and the ``memory`` of the last call afterwards. Its frames may
-    lie on any device and come to the network's a layer at a time; new ones are kept ``keep_on`` one, None: their own.
+    lie on any device and are moved to the network's layer by layer. New ones are kept on the device ``keep_on``;
+    None: on the network's.
     """
 
     def __init__(self, previous: Sequence[LayerFrames] | None, *, keep_on: torch.device | None = None) -> None:
@@ -56,9 +57,9 @@ class Carry:
 
 
 class Conv3d(nn.Conv3d):
-    """torch's convolution, on a CPU always by oneDNN.
+    """torch's convolution, which oneDNN always computes on a CPU.
 
-    For one video of few frames in float32 torch itself takes its general code (``slow_conv3d``: a batch of one with at
+    For one video of few frames in float32 torch itself uses its general code (``slow_conv3d``: a batch of one with at
     most 20,480 channels times frames times rows), which takes up to six times as long.
     """
 

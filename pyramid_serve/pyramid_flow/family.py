@@ -27,7 +27,7 @@ _FORBID = ConfigDict(extra="forbid", frozen=True)
 
 
 class DenoiseOptions(BaseModel):
-    """What can be set of the transformer."""
+    """The options of the transformer."""
 
     model_config = _FORBID
 
@@ -36,7 +36,7 @@ class DenoiseOptions(BaseModel):
 
 
 class DecodeOptions(BaseModel):
-    """What can be set of the VAE."""
+    """The options of the VAE."""
 
     model_config = _FORBID
 
@@ -45,7 +45,7 @@ class DecodeOptions(BaseModel):
 
 
 class PipelineOptions(BaseModel):
-    """What can be set of a pipeline in one process."""
+    """The options of a pipeline in one process."""
 
     model_config = _FORBID
 

@@ -45,8 +45,8 @@ class FluxConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "FluxConfig":
-        """From a published ``config.json``. Raises ``ValueError`` for what would be another model than this."""
-        if config.get("patch_size", 1) != 1:  # of patches that are split off before
+        """From a published ``config.json``. Raises ``ValueError`` if it describes another model."""
+        if config.get("patch_size", 1) != 1:  # the latents are split into patches before
             raise ValueError(f"patch_size={config['patch_size']}: must be 1")
         parsed = cls(
             num_double_blocks=config["num_layers"],
@@ -64,7 +64,7 @@ class FluxConfig:
 
 
 def from_config(config: Mapping[str, Any]) -> "Flux":
-    """The transformer that a published ``config.json`` describes, weights not set."""
+    """The transformer that a published ``config.json`` describes, without its weights."""
     return Flux(FluxConfig.from_dict(config))
 
 

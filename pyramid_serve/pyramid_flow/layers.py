@@ -33,11 +33,11 @@ def rope_table(positions: Tensor, axes_dims: tuple[int, ...]) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is kept may be used with gradients later
+@torch.inference_mode(False)  # what is cached may be used with gradients later
 def pack_rope(shapes: tuple[SequenceShape, ...], axes_dims: tuple[int, ...], device: torch.device) -> Tensor:
     """The :func:`rope_table` of a pack, from the first ``len(axes_dims)`` axes of its tokens' positions.
 
-    Computed on the CPU, for some devices have no float64, and kept as the layout is.
+    It is computed on the CPU, since some devices have no float64, and cached like the layout.
     """
     positions = layout_of(shapes, device).positions[:, : len(axes_dims)]
     return rope_table(positions, axes_dims).to(device)
@@ -78,7 +78,7 @@ class MLPEmbedder(nn.Module):
 
 
 class TimeTextEmbed(nn.Module):
-    """Timesteps (S,) and pooled text (S, P) -> conditioning (S, D), SiLU already applied as every user needs it."""
+    """Timesteps (S,) and pooled text (S, P) -> conditioning (S, D), with SiLU applied, since every user needs it."""
 
     def __init__(self, pooled_features: int, width: int) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class JointAttention(nn.Module):
 class JointBlock(nn.Module):
     """Text and image streams, joined in attention only. Source: arXiv 2403.03206 (MM-DiT).
 
-    In a block that ``is_last`` the text only supplies keys and values, and leaves the block as it came.
+    In a block that ``is_last`` the text only supplies keys and values, and is returned unchanged.
     """
 
     def __init__(

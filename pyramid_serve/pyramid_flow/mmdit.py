@@ -37,7 +37,7 @@ class MMDiTConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "MMDiTConfig":
-        """From a published ``config.json``. Raises ``ValueError`` for what would be another model than this."""
+        """From a published ``config.json``. Raises ``ValueError`` if it describes another model."""
         width = config["num_attention_heads"] * config["attention_head_dim"]
         built = {
             "patch_size": PATCH_SIZE,
@@ -60,7 +60,7 @@ class MMDiTConfig:
 
 
 def from_config(config: Mapping[str, Any]) -> "MMDiT":
-    """The transformer that a published ``config.json`` describes, weights not set."""
+    """The transformer that a published ``config.json`` describes, without its weights."""
     return MMDiT(MMDiTConfig.from_dict(config))
 
 

@@ -70,8 +70,8 @@ class RecordedNoise:
 def block_noise(standard_normal: Tensor) -> Tensor:
     """Correlate noise (..., h, w) within blocks of 2 x 2: variance 1, covariance -1/3, each block summing to zero.
 
-    Drawn directly: the covariance is singular, and what is left of white noise without its block mean has just this
-    shape. Source: arXiv 2410.05954, section 3.2.
+    It is computed directly, since the covariance is singular: white noise minus the mean of its block has just this
+    covariance, but for a factor. Source: arXiv 2410.05954, section 3.2.
     """
     blocks = standard_normal.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # (..., h/2, 2, w/2, 2)
     noise: Tensor = (blocks - blocks.mean(dim=(-3, -1), keepdim=True)) * math.sqrt(1 + GAMMA)

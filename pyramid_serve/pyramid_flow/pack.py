@@ -110,7 +110,7 @@ class PackLayout(NamedTuple):
     """Where every token of a pack lies.
 
     The pack's order is sequence by sequence: text, then frame by frame. The *text* and *image* streams hold the tokens
-    of one kind, in the order of the sequences. All tensors are int64 but ``positions``.
+    of one kind, in the order of the sequences. All tensors except ``positions`` are int64.
     """
 
     spans: tuple[SequenceSpan, ...]
@@ -148,7 +148,7 @@ class PackLayout(NamedTuple):
 
 
 class Pack(NamedTuple):
-    """What a transformer computes on, but for the clips: each of the two embeds these in its own way."""
+    """What a transformer computes on, except for the clips, which each variant embeds in its own way."""
 
     shapes: tuple[SequenceShape, ...]
     layout: PackLayout
@@ -175,9 +175,9 @@ def pack(sequences: Sequence[ClipSequence], dtype: torch.dtype) -> Pack:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is kept may be used with gradients later
+@torch.inference_mode(False)  # what is cached may be used with gradients later
 def layout_of(shapes: tuple[SequenceShape, ...], device: torch.device) -> PackLayout:
-    """The layout of a pack. Kept for the last packs, since a pack's shape stays for all steps of a stage."""
+    """The layout of a pack. Cached for the last packs, since a pack's shape stays the same for all steps of a stage."""
     with torch.device("cpu"):
         return _new_layout(shapes, device)
 

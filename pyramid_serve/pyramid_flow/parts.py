@@ -1,7 +1,7 @@
 """The parts of a Pyramid Flow checkpoint, each loaded alone: the transformer of a variant, and the VAE.
 
-The text encoders load themselves, see :class:`text_encoder.TextEncoder`. Which variant a folder holds is told by the
-``_class_name`` in its ``config.json``.
+The text encoders load themselves, see :class:`text_encoder.TextEncoder`. The ``_class_name`` in the
+``config.json`` of a transformer's folder tells its architecture.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ class Transformer(Protocol):
 
 @dataclass(frozen=True)
 class LatentScale:
-    """The affine maps between the VAE's latents and those of the transformer, in which frame 0 has one of its own.
+    """The affine maps between the VAE's latents and those of the transformer; frame 0 has a map of its own.
 
     Source: the published code's constants, see arXiv 2410.05954, appendix.
     """
@@ -46,7 +46,7 @@ class LatentScale:
         return latents / scale + shift
 
     def from_vae(self, latents: Tensor, *, first_unit: int = 0) -> Tensor:
-        """The other way round."""
+        """The inverse of ``to_vae``."""
         shift, scale = self._constants(latents, first_unit)
         return (latents - shift) * scale
 
@@ -77,7 +77,7 @@ def load_transformer(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Transformer:
-    """The transformer of a variant (see :func:`checkpoints.choose_variant`). Raises ``CheckpointError``."""
+    """The transformer of a variant (see :func:`variants.choose_variant`). Raises ``CheckpointError``."""
     folder = transformer_folder(source, variant)
     build = _variant_of(folder.name, read_config(folder)).build
     return cast(Transformer, load_module(build, folder, dtype=dtype, device=device))

@@ -47,7 +47,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Offload = Literal["none", "model", "layers"]
-"""none: all parts stay on the device; model: a part at a time; layers: a layer at a time, slow and smallest."""
+"""none: all parts stay on the device; model: a part at a time; layers: a layer at a time, slow, in the least memory."""
 
 
 class Progress(NamedTuple):
@@ -137,7 +137,7 @@ class PyramidFlow:
         negative_prompt: str | None = None,
         sampling: SamplingSettings | None = None,
     ) -> VideoSettings:
-        """What :meth:`stream` takes: :func:`settings_for` this model."""
+        """The settings that :meth:`stream` takes; see :func:`settings_for`, which this calls for this model."""
         return settings_for(
             self.capabilities,
             has_image=has_image,
@@ -221,7 +221,7 @@ class PyramidFlow:
     def decode(self, latents: Tensor, *, tiling: Tiling | None = None) -> Iterator[Tensor]:
         """Frames of each unit, as :meth:`stream` yields them, from finished latents (B, 16, T, h, w), floating point.
 
-        Raises ``ValueError`` for what is no such tensor, and ``NonFiniteError`` where values are NaN or infinite.
+        Raises ``ValueError`` for anything else, and ``NonFiniteError`` where values are NaN or infinite.
         """
         if not is_dense_floats(latents) or latents.ndim != 5:
             came = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__

@@ -1,4 +1,4 @@
-"""``PyramidFlow`` making what a plan says: ``families.Pipeline``."""
+"""``families.Pipeline`` for Pyramid Flow: makes with ``PyramidFlow`` what a plan says."""
 
 from collections.abc import Callable, Iterator
 
@@ -17,7 +17,7 @@ from pyramid_serve.pyramid_flow.planning import settings_of
 
 
 class PlannedPipeline:
-    """A model in this process, which makes plans."""
+    """A model in this process that makes the videos of plans."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class PlannedPipeline:
 
 
 def video_settings(plan: Plan) -> VideoSettings:
-    """What :meth:`PyramidFlow.stream` takes, of a plan."""
+    """The settings for :meth:`PyramidFlow.stream` that a plan contains."""
     return VideoSettings(
         width=plan.width,
         height=plan.height,

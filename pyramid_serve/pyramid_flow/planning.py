@@ -63,10 +63,10 @@ def _field_schemas(limits: RequestLimits) -> dict[str, Any]:
 def plan(
     request: VideoRequest, fields: RequestFields, *, model: str, capabilities: Capabilities, limits: RequestLimits
 ) -> Plan:
-    """What a request comes to; its seed is drawn where none is given.
+    """The plan of a request; its seed is drawn where none is given.
 
-    What is not asked for is the model's own, cut to ``limits`` in length and steps. Raises ``RequestError`` for what
-    the model was not trained for or ``limits`` refuse.
+    Values that are left out are the model's own, its length and steps cut to ``limits``. Raises ``RequestError`` for
+    what the model was not trained for or ``limits`` refuse.
     """
     width, height = _size(request, capabilities, limits)
     num_units = _length(request, capabilities, limits)
@@ -229,7 +229,7 @@ def _steps(name: str, given: StageSteps | None, default: StageSteps, limits: Req
 
 
 def _steps_within(steps: Sequence[int], limits: RequestLimits) -> StageSteps:
-    """A model's own steps, cut to what is made at most."""
+    """A model's own steps, cut to the limit."""
     first, second, third = (min(number, limits.max_num_inference_steps) for number in steps)
     return first, second, third
 

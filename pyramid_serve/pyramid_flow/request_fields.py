@@ -120,7 +120,7 @@ class ShownFields(BaseModel):
         linear_guidance = None
         if self.linear_guidance_alpha is not None and self.linear_guidance_minimum is not None:
             linear_guidance = LinearGuidance(self.linear_guidance_alpha, self.linear_guidance_minimum)
-        # Nobody reads it where guidance is linear.
+        # It is not used where guidance is linear.
         video_guidance_scale = self.guidance_scale if self.video_guidance_scale is None else self.video_guidance_scale
         return SamplingSettings(
             num_inference_steps=self.num_inference_steps,

@@ -1,4 +1,4 @@
-"""The three parts of a Pyramid Flow model as ``families`` has them, each loaded alone.
+"""The three parts of a Pyramid Flow model as ``families`` defines them, each loaded alone.
 
 C = 16 channels, U finished units, H W latent size of a video.
 """
@@ -62,9 +62,9 @@ class Denoising:
         self._transformer = load_transformer(source.source, source.variant, dtype=source.dtype, device=source.device)
 
     def steps(self, given: UnitInput) -> UnitSteps:
-        """The steps of a unit, its tensors brought to the device with the first and its latents back after the last.
+        """The steps of a unit. Its tensors are moved to the device before the first, its latents back after the last.
 
-        A generator, so all of that happens where it is driven: on the engine's thread.
+        This is a generator, so all of that happens on the thread that drives it, which is the engine's.
         """
         shape, device = latent_shape_of(given.plan), self._source.device
         size = shape.size_at(NUM_STAGES - 1)

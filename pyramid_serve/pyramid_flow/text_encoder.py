@@ -31,7 +31,7 @@ _ARCHITECTURES = ("CLIPTextModelWithProjection", "CLIPTextModel", "T5EncoderMode
 
 
 class TextEncoder:
-    """The text encoders of one checkpoint. Tokenizers are not for several threads at once."""
+    """The text encoders of one checkpoint. Not thread-safe, since tokenizers are not."""
 
     def __init__(self, clips: Sequence[tuple[nn.Module, Any]], t5: tuple[nn.Module, Any], device: torch.device) -> None:
         """Each encoder with its tokenizer, all on ``device``."""
@@ -67,9 +67,9 @@ class TextEncoder:
         return (*(model for model, _ in self._clips), self._t5[0])
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
-        """Embed prompts in one batch, just as they stand: a suffix is the caller's to add.
+        """Embed prompts in one batch, just as they are: the caller adds the suffix.
 
-        What goes over 77 tokens for CLIP and 128 for T5 is cut off, as by the published model; each result says where
+        What exceeds 77 tokens for CLIP and 128 for T5 is cut off, as by the published model; each result says where
         T5 stopped. Raises ``NonFiniteError`` where embeddings hold NaN or infinity.
         """
         if not prompts:
@@ -125,7 +125,7 @@ def _encoder_folders(folder: Path) -> list[Path]:
 
 def _load_encoder(part: Path, dtype: torch.dtype, device: torch.device) -> tuple[str, nn.Module, Any]:
     """The architecture, the model and the tokenizer of one ``text_encoder*`` folder."""
-    import transformers  # here, for it takes seconds to import and other processes need none of it
+    import transformers  # here, since it takes seconds to import and other processes do not need it
 
     architecture = (read_config(part).get("architectures") or ["none"])[0]
     if architecture not in _ARCHITECTURES:

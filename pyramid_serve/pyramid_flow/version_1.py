@@ -13,10 +13,10 @@ _KEPT = ("model", "prompt", "prompt_suffix", "negative_prompt", "seconds", "widt
 def plan_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the plan that a ``spec`` of version 1 stands for.
 
-    Raises ``ValueError`` or ``KeyError`` for what is no such spec.
+    Raises ``ValueError`` or ``KeyError`` if it is not such a spec.
     """
     has_picture = bool(spec.get("has_picture", False))
-    # It named the guidance of the other units also where linear guidance took its place.
+    # A spec has the guidance of the other units even where linear guidance replaces it.
     is_linear = spec.get("linear_guidance_alpha") is not None
     settings = ShownFields.model_validate({**spec, **({"video_guidance_scale": None} if is_linear else {})})
     units = units_of(spec["width"], spec["height"], spec["num_latent_frames"], settings, has_picture=has_picture)

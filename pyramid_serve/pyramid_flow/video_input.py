@@ -24,15 +24,15 @@ from pyramid_serve.pyramid_flow.video_settings import check_texts
 class VideoInput:
     """What one video of a call is made from.
 
-    seed: 0 to 2**64 - 1; None and -1 are replaced by one that is drawn, so that ``video.seed`` tells it; image: a
+    seed: 0 to 2**64 - 1; None and -1 are replaced by a drawn one, which ``video.seed`` then tells; image: a
     picture to begin with, as a file, an image or an array (see :data:`media.pictures.PictureSource`), which is
     read at once (:func:`media.pictures.read_picture`) and later resized and cropped to the video's size;
     latents: (16, k, h, w) of units already made, to go on from, with the same ``image`` as before where there was one
     (their first is the picture, and the model's own guidance depends on there being one); noise: drawn from ``seed``
     unless given.
 
-    Raises ``ValueError`` naming the field for a prompt that is blank or no text, and for what is no seed, picture or
-    tensor.
+    Raises ``ValueError`` naming the field for a prompt that is blank or not text, and for a seed, picture or tensor
+    that cannot be used.
     """
 
     prompt: str
@@ -56,14 +56,14 @@ class VideoInput:
 
     @property
     def num_given_units(self) -> int:
-        """Units that need not be made. With ``latents`` of no unit yet, a picture still is the first."""
+        """Units that need not be made. A picture is the first unit even if ``latents`` has none yet."""
         num_made = 0 if self.latents is None else self.latents.shape[1]
         return max(num_made, int(self.image is not None))
 
     def noise_source(self, shape: LatentShape) -> NoiseSource:
         if self.noise is not None:
             return self.noise
-        assert self.seed is not None  # drawn where it was
+        assert self.seed is not None  # __post_init__ draws one where it was
         return SeededNoise(self.seed, shape)
 
     def check(self, shape: LatentShape) -> None:
@@ -102,7 +102,7 @@ def is_dense_floats(value: object) -> bool:
 
 
 def inputs_of(videos: Videos) -> list[VideoInput]:
-    """The videos of a call. ``ValueError`` for what is none, naming its place."""
+    """The videos of a call. Raises ``ValueError`` for anything else, naming its place."""
     if isinstance(videos, str | VideoInput):
         return [_input_of(videos)]
     if not isinstance(videos, Sequence) or isinstance(videos, bytes | bytearray | memoryview):

@@ -71,7 +71,7 @@ def settings_for(
 
 
 def default_sampling(capabilities: Capabilities, *, has_image: bool = False) -> SamplingSettings:
-    """The steps and guidances that suit a model best, which for the other units depend on a picture being given."""
+    """The steps and guidances that suit a model best; those of the other units depend on whether a picture is given."""
     return SamplingSettings(
         num_inference_steps=capabilities.num_inference_steps,
         video_num_inference_steps=capabilities.video_num_inference_steps,
@@ -83,7 +83,7 @@ def default_sampling(capabilities: Capabilities, *, has_image: bool = False) -> 
 
 
 def check_texts(texts: Mapping[str, object]) -> None:
-    """``ValueError`` unless these are texts such as a server would take, too."""
+    """``ValueError`` unless these are texts that a server would accept as well."""
     for name, text in texts.items():
         if not isinstance(text, str):
             raise ValueError(f"{name}={text!r:.60}: must be text, not {type(text).__name__}")
