@@ -69,11 +69,7 @@ def build(args: AppConfig) -> Application:
 
 def _served(options: ModelOptions, args: AppConfig) -> ServedModel:
     family = family_of(options.source, options.family)
-    for config, kind in (
-        (options.denoiser_config, family.denoise_options),
-        (options.decoder_config, family.decode_options),
-    ):
-        kind.model_validate(config.options)
+    options.check_options(family)
     return ServedModel(options.public_name, family, family.capabilities(options.source, options.variant), args.limits)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from ray.serve.config import AutoscalingConfig
 from ray.serve.deployment import Deployment
 from ray.serve.schema import ServeDeploySchema
@@ -30,7 +30,6 @@ from pyramid_serve.dtypes import DTypeName
 from pyramid_serve.families import Family, imported, known_families
 
 IMPORT_PATH = "deployments.app:build"
-WITH_DENOISER = "with denoiser"
 
 PoolConfig = TypeVar("PoolConfig", bound=ModelConfig)
 
@@ -124,11 +123,34 @@ class IngressOptions(DeploymentOptions):
     settings: HttpConfig = HttpConfig()
 
 
-_POOL, _SHARED = Tag("its own pool"), Tag("another's pool")
-_TAGS = (_POOL.tag, _SHARED.tag)
-PoolOrShared = Annotated[
-    Annotated[PoolOptions, _POOL] | Annotated[Literal["with denoiser"], _SHARED],
-    Discriminator(lambda value: _SHARED.tag if isinstance(value, str) else _POOL.tag),
+class SharedPool(BaseModel):
+    """Decoding in the denoiser's replicas: ``with denoiser`` for short."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    with_: Annotated[Literal["denoiser"], Field(alias="with")] = "denoiser"
+    settings: dict[str, Any] = {}
+    """As those of a decoder with a pool of its own; ``device`` and ``num_threads`` are the denoiser's."""
+
+
+def _shared_for_short(value: Any) -> Any:
+    if isinstance(value, str):
+        pool, _, name = value.partition(" ")
+        return {pool: name}
+    return value
+
+
+def _tag_of(value: Any) -> str:
+    is_shared = isinstance(value, SharedPool) or (isinstance(value, Mapping) and "with" in value)
+    return _SHARED.tag if is_shared else _OWN.tag
+
+
+_OWN, _SHARED = Tag("its own pool"), Tag("another's pool")
+_TAGS = (_OWN.tag, _SHARED.tag)
+OwnOrShared = Annotated[
+    Annotated[PoolOptions, _OWN] | Annotated[SharedPool, _SHARED],
+    Discriminator(_tag_of),
+    BeforeValidator(_shared_for_short),
 ]
 
 
@@ -152,7 +174,7 @@ class ModelOptions(BaseModel):
     """As clients see it. None: the last part of ``source``."""
     text_encoder: PoolOptions = PoolOptions()
     denoiser: PoolOptions = PoolOptions()
-    decoder: PoolOrShared = PoolOptions()
+    decoder: OwnOrShared = PoolOptions()
     """``with denoiser``: decoding runs in the denoiser's replicas, for models where it is a small part of the work."""
 
     @model_validator(mode="after")
@@ -183,7 +205,13 @@ class ModelOptions(BaseModel):
         if isinstance(self.decoder, PoolOptions):
             return self._pool_config("decoder", self.decoder, DecoderConfig)
         shared = {key: value for key, value in self.denoiser.settings.items() if key in ("device", "num_threads")}
-        return self._pool_config("decoder", PoolOptions(settings=shared), DecoderConfig)
+        settings = {**self.decoder.settings, **shared}
+        return self._pool_config("decoder", PoolOptions(settings=settings), DecoderConfig)
+
+    def check_options(self, family: Family) -> None:
+        """``ValueError`` for settings of the pools that this family, the model's own, does not have."""
+        _check_options("denoiser", self.denoiser_config.options, DenoiserConfig, [family])
+        _check_options("decoder", self.decoder_config.options, DecoderConfig, [family])
 
     def _pool_config(self, name: str, pool: PoolOptions, config: type[PoolConfig]) -> PoolConfig:
         of_model = {"source", "variant", "family", "dtype"}

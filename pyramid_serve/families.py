@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 from pydantic import BaseModel
 
 from pyramid_serve.api.limits import RequestLimits
-from pyramid_serve.api.offers import Offer
+from pyramid_serve.api.offers import OFFER_NAMES, Offer
 from pyramid_serve.api.plans import Plan
+from pyramid_serve.api.records import PUBLIC_NAMES
 from pyramid_serve.api.requests import VideoRequest
 from pyramid_serve.checkpoints.sources import CheckpointError, Source, resolve
 
@@ -342,9 +343,10 @@ def imported(path: str) -> Family:
         raise ValueError(f"family={path!r}: cannot be imported: {error}") from None
     if not isinstance(getattr(found, "name", None), str) or not hasattr(found, "plan"):
         raise ValueError(f"family={path!r}: is not a family")
-    clash = found.request_fields.model_fields.keys() & VideoRequest.model_fields.keys()
+    own = found.request_fields.model_fields.keys() | found.shown_fields.model_fields.keys()
+    clash = own & (VideoRequest.model_fields.keys() | PUBLIC_NAMES | OFFER_NAMES)
     if clash:
-        raise ValueError(f"family={path!r}: its fields {', '.join(sorted(clash))} are those of every request")
+        raise ValueError(f"family={path!r}: its fields {', '.join(sorted(clash))} are those of every request or answer")
     family: Family = found
     return family
 

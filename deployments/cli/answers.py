@@ -36,7 +36,7 @@ class Entry(BaseModel):
 
     model_config = _READ
 
-    stage: Annotated[Stage, Field(strict=False)]
+    stage: Annotated[Annotated[Stage, Field(strict=False)] | Name, Field(union_mode="left_to_right")]
     unit: Count | None
     start: Seconds
     end: Seconds

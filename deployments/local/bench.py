@@ -25,6 +25,7 @@ from pyramid_serve.api import Plan, Stage, Status, TimelineEntry, VideoRecord, V
 from pyramid_serve.families import family_of
 
 POOLS = ("TextEncoder", "Denoiser", "Decoder")
+"""Of the first model. There is no Decoder where decoding runs in the denoiser's replicas."""
 _FLOAT32_BYTES = 4
 
 
@@ -86,15 +87,16 @@ class Report:
 
     def to_text(self) -> str:
         """A table for people."""
+        pools = [name for name in POOLS if all(name in level.pools for level in self.levels)]
         lines = [
             f"{self.model}: {self.num_frames} frames of {self.size}, {self.num_steps} steps",
             f"plain loop: {self.loop.seconds_per_video:.2f} s a video, {self.loop.videos_per_minute:.2f} videos/min",
             "",
             f"{'at once':>7} {'videos/min':>10} {'of loop':>7} {'p50 s':>7} {'p95 s':>7} {'first s':>7} "
-            f"{'RTF':>5} {'hidden':>6} {'pack':>5} {'busy: ' + '/'.join(POOLS):>31} {'MB':>6} {'handover s':>10}",
+            f"{'RTF':>5} {'hidden':>6} {'pack':>5} {'busy: ' + '/'.join(pools):>31} {'MB':>6} {'handover s':>10}",
         ]
         for level in self.levels:
-            busy = "/".join(f"{level.pools[name].busy_share:.0%}" for name in POOLS)
+            busy = "/".join(f"{level.pools[name].busy_share:.0%}" for name in pools)
             hidden = "-" if level.decode_hidden is None else f"{level.decode_hidden:.0%}"
             lines.append(
                 f"{level.concurrency:7} {level.videos_per_minute:10.2f} "
@@ -145,11 +147,12 @@ async def _make_all(client: Client, requests: Sequence[VideoRequest]) -> list[Vi
 
 
 async def _measure_level(client: Client, app: str, requests: Sequence[VideoRequest]) -> Level:
-    before = {name: await _pool_stats(name, app) for name in POOLS}
+    deployed = serve.status().applications[app].deployments
+    before = {name: await _pool_stats(name, app) for name in POOLS if name in deployed}
     started = time.perf_counter()
     records = await _make_all(client, requests)
     wall = time.perf_counter() - started
-    after = {name: await _pool_stats(name, app) for name in POOLS}
+    after = {name: await _pool_stats(name, app) for name in before}
     latencies = sorted((record.completed_at or 0) - record.created_at for record in records)
     hidden = [share for record in records if (share := hidden_share(record.timeline)) is not None]
     firsts = [record.first_frame_at - record.created_at for record in records if record.first_frame_at is not None]
@@ -165,7 +168,7 @@ async def _measure_level(client: Client, app: str, requests: Sequence[VideoReque
         decode_hidden=statistics.mean(hidden) if hidden else None,
         transfer_bytes=_transfer_bytes(plan),
         transfer_seconds=statistics.median(_handover_seconds(record.timeline) for record in records),
-        pools={name: _pool_use(before[name], after[name], wall) for name in POOLS},
+        pools={name: _pool_use(before[name], after[name], wall) for name in before},
     )
 
 

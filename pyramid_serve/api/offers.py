@@ -6,6 +6,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+OFFER_NAMES = frozenset((
+    "id", "object", "created", "owned_by", "family", "sizes", "size_multiple", "default_size", "fps",
+    "max_seconds", "max_num_frames", "default_seconds", "request_fields",
+))  # fmt: skip
+"""The keys of every model object, which no field of a family may have."""
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -30,7 +36,7 @@ class Offer:
     @property
     def fields_with_several_values(self) -> frozenset[str]:
         """The family's own fields that may be lists."""
-        return frozenset(name for name, schema in self.field_schemas.items() if "array" in str(schema))
+        return frozenset(name for name, schema in self.field_schemas.items() if _may_be_a_list(schema))
 
     @property
     def default_seconds(self) -> float:
@@ -44,6 +50,11 @@ class Offer:
 def field_schemas_of(fields: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of each field of a model, without the null that stands for a field that is left out."""
     return {name: _without_null(schema) for name, schema in fields.model_json_schema()["properties"].items()}
+
+
+def _may_be_a_list(schema: Mapping[str, Any]) -> bool:
+    choices = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
+    return schema.get("type") == "array" or any(map(_may_be_a_list, choices))
 
 
 def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:

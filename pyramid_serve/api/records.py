@@ -15,6 +15,16 @@ VERSION = 2
 """Of the layout of records. Version 1, which had no number, is read by ``families.record_fields``."""
 
 
+PUBLIC_NAMES = frozenset((
+    "id", "object", "model", "status", "progress", "created_at", "completed_at", "expires_at", "prompt", "size",
+    "seconds", "remixed_from_video_id", "error", "num_frames", "fps", "seed", "negative_prompt",
+    "prompt_suffix", "has_input_reference", "user", "metadata", "num_units", "num_units_done",
+    "prompt_truncated_at", "negative_prompt_truncated_at", "computed", "attempts", "started_at",
+    "first_frame_at", "queue_position", "eta_seconds", "timeline",
+))  # fmt: skip
+"""The keys of every video object, which no field of a family may have."""
+
+
 class Status(StrEnum):
     """Clients stop polling at a status that they do not know, so there is no other."""
 

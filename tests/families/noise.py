@@ -5,6 +5,7 @@ Its checkpoint is a folder with a ``noise.json``, which may name the fields of `
 
 import colorsys
 import json
+import secrets
 import time
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
@@ -157,6 +158,7 @@ class NoiseFamily:
         capabilities: Capabilities,
         limits: RequestLimits,
     ) -> Plan:
+        # Every length is brought to the nearest that can be made, and there is one.
         width, height = request.size_asked_for or capabilities.size
         if (width, height) != capabilities.size:
             raise RequestError(f"size={width}x{height}: this model makes another", param="size")
@@ -171,7 +173,7 @@ class NoiseFamily:
             width=width,
             height=height,
             fps=FPS,
-            seed=request.seed or 0,
+            seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
             has_picture=request.input_reference is not None,
             units=(UnitRun(count=1, num_frames=NUM_FRAMES, num_steps=NUM_STEPS, latent_shape=shape),),
             settings={"hue": fields.hue or 0.0},

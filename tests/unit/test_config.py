@@ -132,7 +132,12 @@ def test_settings_that_only_the_family_knows_lie_beside_the_others() -> None:
 def test_decoding_may_run_in_the_denoisers_replicas_with_their_threads() -> None:
     (model,) = config_of({"decoder": "with denoiser", "denoiser": {"settings": {"num_threads": 3}}}).models
     assert model.decoder_config.num_threads == 3
-    with pytest.raises(ValidationError, match="Input should be 'with denoiser'"):
+    settings = {"memory_budget_bytes": 7, "tiling": 64}
+    (model,) = config_of({"decoder": {"with": "denoiser", "settings": settings}}).models
+    assert (model.decoder_config.memory_budget_bytes, model.decoder_config.options) == (7, {"tiling": 64})
+    with pytest.raises(ValidationError, match=r"decoder\.settings\.tilling: unknown key"):
+        config_of({"decoder": {"with": "denoiser", "settings": {"tilling": 64}}})
+    with pytest.raises(ValidationError, match=r"decoder\.beside: unknown key|beside"):
         config_of({"decoder": "beside denoiser"})
     with pytest.raises(ValidationError, match="num_replica"):
         config_of({"decoder": {"num_replica": 3}})

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from pyramid_serve import cli
+from pyramid_serve.api.offers import Offer, field_schemas_of
 from pyramid_serve.checkpoints.sources import CheckpointError
 from pyramid_serve.families import family_of, imported, known_families
+from tests.families import noise
 from tests.unit.media.test_writers import decode
 
 NOISE = "tests.families.noise:FAMILY"
@@ -47,6 +50,24 @@ def test_a_family_of_ones_own_is_named_by_its_import_path(noise_model: Path) -> 
 def test_an_import_path_that_leads_to_none_is_refused(path: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"family='{path}': {message}"):
         imported(path)
+
+
+def test_a_family_must_not_take_the_name_of_a_key_of_every_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shown(BaseModel):
+        status: str
+
+    monkeypatch.setattr(noise.NoiseFamily, "shown_fields", Shown)
+    with pytest.raises(ValueError, match="its fields status are those of every request or answer"):
+        imported(NOISE)
+
+
+def test_a_field_may_have_several_values_where_its_schema_says_so_and_not_its_description() -> None:
+    class Fields(BaseModel):
+        one: float | None = Field(None, description="not an array")
+        many: list[int] | None = None
+
+    offer = Offer((64, 64), 8, 16, 16, field_schemas=field_schemas_of(Fields))
+    assert offer.fields_with_several_values == {"many"}
 
 
 def test_no_two_families_have_one_name() -> None:

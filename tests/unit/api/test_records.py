@@ -2,6 +2,7 @@ import json
 from typing import Any
 
 from pyramid_serve.api import Stage, Status, VideoError, VideoRecord, new_record
+from pyramid_serve.api.records import PUBLIC_NAMES
 from pyramid_serve.families import record_fields
 from pyramid_serve.pyramid_flow.planning import settings_of
 from tests.unit.api.plans_at_hand import record_of
@@ -18,6 +19,11 @@ def test_the_video_object_begins_with_the_keys_of_the_contract() -> None:
     assert (public["object"], public["status"], public["progress"]) == ("video", "queued", 0)
     assert (public["seconds"], public["size"], public["num_frames"]) == ("4", "640x384", 97)
     assert "owner" not in public and "idempotency_key" not in public
+
+
+def test_the_names_that_a_family_must_not_take_are_those_of_the_video_object() -> None:
+    record = record_of()
+    assert record.public().keys() - record.plan.settings.keys() == PUBLIC_NAMES
 
 
 def test_progress_is_100_only_at_the_end() -> None:
