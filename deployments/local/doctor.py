@@ -33,6 +33,7 @@ PACKAGES = (
     "numpy",
     "pillow",
     "einops",
+    "av",
     "pydantic",
     "fastapi",
     "starlette",

@@ -1,4 +1,4 @@
-"""The way to run ffmpeg: with a time limit, and with ``EncodeError`` for every failure."""
+"""The way to run the ffmpeg program: with a time limit, and with ``EncodeError`` for every failure."""
 
 import contextlib
 import os
@@ -6,7 +6,6 @@ import select
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from fractions import Fraction
 
 import imageio_ffmpeg
 
@@ -26,7 +25,7 @@ class EncodeError(RuntimeError):
     """ffmpeg failed or ran into its time limit. The message ends with its own error messages."""
 
 
-def raw_frames(*, width: int, height: int, fps: float | Fraction) -> tuple[str, ...]:
+def raw_frames(*, width: int, height: int, fps: float) -> tuple[str, ...]:
     """Input options for frames of 8-bit RGB without a container, ``width`` x ``height`` pixels."""
     return ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps))
 
