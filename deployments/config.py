@@ -189,7 +189,7 @@ class ModelOptions(BaseModel):
     @property
     def deployment_suffix(self) -> str:
         """What tells this model's deployments from those of others, in characters that a deployment may have."""
-        return re.sub(r"[^\w.-]", "-", self.public_name)
+        return re.sub(r"[^A-Za-z0-9_.-]", "-", self.public_name)
 
     @property
     def text_encoder_config(self) -> TextEncoderConfig:
@@ -205,6 +205,8 @@ class ModelOptions(BaseModel):
         if isinstance(self.decoder, PoolOptions):
             return self._pool_config("decoder", self.decoder, DecoderConfig)
         shared = {key: value for key, value in self.denoiser.settings.items() if key in ("device", "num_threads")}
+        for field in sorted({"device", "num_threads"} & self.decoder.settings.keys()):
+            raise ValueError(f"decoder.settings.{field}: is the denoiser's, with whom it runs; set it there")
         settings = {**self.decoder.settings, **shared}
         return self._pool_config("decoder", PoolOptions(settings=settings), DecoderConfig)
 
@@ -283,8 +285,9 @@ class AppConfig(BaseModel):
         suffixes = [model.deployment_suffix for model in self.models]
         for index, suffix in enumerate(suffixes):
             if suffix in suffixes[:index]:
-                name = self.models[index].public_name
-                raise ValueError(f"models.{index}.name: {name!r} is another model's name already; give it another")
+                name, other = self.models[index].public_name, self.models[suffixes.index(suffix)].public_name
+                alike = "is" if name == other else "is as a deployment's name the same as"
+                raise ValueError(f"models.{index}.name: {name!r} {alike} {other!r}, another model's; give it another")
         return self
 
     @property

@@ -1,6 +1,7 @@
 """Options of the command line that come from what models can do: a request's fields, and a family's own options."""
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -12,6 +13,9 @@ from pyramid_serve.families import CommandLineOption, Family
 
 _GIVEN = "given_to_families"
 """Where the namespace has the values of ``--set``."""
+_WITH_OPTIONS = frozenset(
+    ("prompt", "model", "input_reference", "seconds", "size", "seed", "negative_prompt", "prompt_suffix")
+)
 
 
 def add_request_options(parser: argparse.ArgumentParser, families: Sequence[Family]) -> None:
@@ -98,7 +102,7 @@ def _add_options(
                 more = {"nargs": "?", "const": option.without_value}
             choices = _choices(fields.model_fields[name].annotation)
             shown = {"choices": choices} if choices else {"metavar": option.metavar}
-            group.add_argument(option.flag, dest=name, help=option.help, **shown, **more)
+            group.add_argument(option.flag, dest=name, help=option.help.replace("%", "%%"), **shown, **more)
 
 
 def _choices(annotation: Any) -> list[str]:
@@ -108,8 +112,16 @@ def _choices(annotation: Any) -> list[str]:
     return [word for inner in get_args(annotation) for word in _choices(inner)]
 
 
-def _name_and_value(text: str) -> tuple[str, str]:
+def _name_and_value(text: str) -> tuple[str, Any]:
+    """A field and its value: text, or JSON where it is a list or an object."""
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text[:60]!r}: must be NAME=VALUE")
-    return name, value
+    if name in _WITH_OPTIONS:
+        raise argparse.ArgumentTypeError(f"{name} has an option or a place of its own")
+    if not value.startswith(("[", "{")):
+        return name, value  # numbers may come as text
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r}: not valid JSON") from None

@@ -343,6 +343,11 @@ def imported(path: str) -> Family:
         raise ValueError(f"family={path!r}: cannot be imported: {error}") from None
     if not isinstance(getattr(found, "name", None), str) or not hasattr(found, "plan"):
         raise ValueError(f"family={path!r}: is not a family")
+    aliased = [
+        name for name, field in found.request_fields.model_fields.items() if field.validation_alias or field.alias
+    ]
+    if aliased:
+        raise ValueError(f"family={path!r}: its request fields {', '.join(aliased)} have aliases, which are not taken")
     own = found.request_fields.model_fields.keys() | found.shown_fields.model_fields.keys()
     clash = own & (VideoRequest.model_fields.keys() | PUBLIC_NAMES | OFFER_NAMES)
     if clash:

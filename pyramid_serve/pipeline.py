@@ -37,7 +37,8 @@ class PartsPipeline:
             if plan.unit(unit).is_picture and encoded is not None:
                 latents = encoded["latents"]
             else:
-                given = UnitInput(plan, unit, prompt.tensors, negative_prompt.tensors, encoded, history)
+                conditioning = None if any(run.is_picture for run in plan.units) else encoded
+                given = UnitInput(plan, unit, prompt.tensors, negative_prompt.tensors, conditioning, history)
                 latents = self._denoise(given, progress)
             history.append(latents)
             (decoded,) = self.decode.forward([self.decode.request(latents, memory)])
@@ -46,13 +47,13 @@ class PartsPipeline:
 
     def _denoise(self, given: UnitInput, progress: Callable[[int], None] | None) -> Tensor:
         steps: Generator[Sequence[Any], Sequence[Any], Tensor] = self.denoise.steps(given)
-        requests = next(steps)
-        while True:
-            responses = self.denoise.forward(requests)
-            if progress is not None:
-                progress(given.unit)
-            try:
-                requests = steps.send(responses)
-            except StopIteration as finished:
-                latents: Tensor = finished.value
-                return latents
+        responses: Sequence[Any] | None = None  # what a generator is sent first
+        try:
+            while True:
+                requests = steps.send(responses)  # type: ignore[arg-type]
+                responses = self.denoise.forward(requests)
+                if progress is not None:
+                    progress(given.unit)
+        except StopIteration as finished:
+            latents: Tensor = finished.value
+            return latents

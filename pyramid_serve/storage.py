@@ -31,6 +31,7 @@ from contextlib import suppress
 from pyramid_serve.api import VideoRecord, created_at_of, is_video_id
 from pyramid_serve.errors import VideoNotFoundError
 from pyramid_serve.families import record_fields
+from pyramid_serve.reasons import first_line
 from pyramid_serve.stored_files import StorageError, StoredFiles, check_root, mask_credentials, shown_root
 from pyramid_serve.video_files import RECORD, VideoFile, VideoFiles, folder_of
 
@@ -270,13 +271,13 @@ class VideoStore:
 
 def _from_json(stored: bytes) -> VideoRecord:
     """A record of any layout. Raises ``ValueError`` for anything else."""
-    fields = json.loads(stored)
-    if not isinstance(fields, dict):
-        raise ValueError(f"a record must be a JSON object, not {type(fields).__name__}")
     try:
+        fields = json.loads(stored)
+        if not isinstance(fields, dict):
+            raise ValueError(f"a record must be a JSON object, not {type(fields).__name__}")
         return VideoRecord.model_validate(record_fields(fields))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a record of version 1: {type(error).__name__}: {error}") from error
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"not a record: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _to_json(record: VideoRecord) -> bytes:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -68,8 +69,17 @@ def complete(app: FastAPI, models: ServedModels) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
-    of_videos = document["components"]["schemas"]["Video"]["properties"]
-    for model in models.models:
-        of_videos |= field_schemas_of(model.family.shown_fields)
+    _add_family_fields(document["components"]["schemas"]["Video"]["properties"], models)
     for path in ("/v1/videos", "/v1/videos/sync"):
         document["paths"][path]["post"]["requestBody"] = create_body(models)
+
+
+def _add_family_fields(fields: dict[str, Any], models: ServedModels) -> None:
+    """Put what the models' families show into the fields of the video object, where it has them."""
+    in_order = dict(fields)
+    fields.clear()
+    for name, schema in in_order.items():
+        fields[name] = schema
+        if name == "prompt_suffix":
+            for model in models.models:
+                fields |= field_schemas_of(model.family.shown_fields)

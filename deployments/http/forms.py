@@ -72,7 +72,7 @@ def fields_of_form(
     for name, values in texts.items():
         if len(values) > 1 and name not in fields_with_several_values:
             raise repeated_field(name)
-        fields[name] = values[0] if len(values) == 1 else _numbers(name, values)
+        fields[name] = values[0] if len(values) == 1 else _list_of(values)
     if METADATA_FIELD in texts:
         fields[METADATA_FIELD] = _metadata_of_text(texts[METADATA_FIELD][0])
     return fields
@@ -116,11 +116,11 @@ def _picture_of_part(part: _Part) -> bytes:
         raise picture_error("must be a file, or image_url with a data URL, not a text") from None
 
 
-def _numbers(name: str, values: list[str]) -> list[int]:
-    """The values of a repeated field as whole numbers."""
-    if not all(value.strip().isdecimal() and len(value) < 20 for value in values):
-        raise ApiError(400, f"{name}={values!r:.60}: must be whole numbers", param=name)
-    return [int(value) for value in values]
+def _list_of(values: list[str]) -> list[int] | list[str]:
+    """The values of a repeated field: whole numbers, or texts if any is something else."""
+    if all(value.strip().isdecimal() and len(value) < 20 for value in values):
+        return [int(value) for value in values]
+    return values
 
 
 def _read_parts(body: bytes, boundary: bytes) -> list[_Part]:

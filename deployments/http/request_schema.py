@@ -81,7 +81,7 @@ def _request_schema(model: ServedModel, input_reference: Schema) -> Schema:
 def _narrow_length(fields: Schema, offer: Offer) -> None:
     longest = round(offer.max_seconds, 3)
     fields["seconds"] = {
-        "description": f"{fields['seconds']['description']} At most {longest:g}.",
+        "description": f"Length, at most {longest:g}, brought to the nearest that the model makes.",
         "anyOf": [
             {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$"},
             {"type": "number", "exclusiveMinimum": 0, "maximum": longest},

@@ -30,7 +30,7 @@ from deployments.telemetry.replicas import replica_name
 from deployments.telemetry.videos import VideoMetrics
 from deployments.videos.videos import Videos
 from deployments.videos.view import VideoView
-from pyramid_serve.api import MODEL_NOT_FOUND, VideoError, VideoRecord, VideoRequest, unknown_model
+from pyramid_serve.api import MODEL_NOT_FOUND, Plan, VideoError, VideoRecord, VideoRequest, unknown_model
 from pyramid_serve.errors import NonFiniteError
 from pyramid_serve.reasons import first_line
 from pyramid_serve.served_model import ServedModels
@@ -65,6 +65,7 @@ class Orchestrator:
         self._claims = claims
         self._pools = {name: Pools(text_encoders[name], denoisers[name], decoders[name]) for name in models.names}
         self._videos = Videos(self._store, claims, models)
+        self._families = {model.name: model.family.name for model in models.models}
         self._metrics = VideoMetrics()
         self._attempts: dict[tuple[str, int], asyncio.Task[None]] = {}
 
@@ -104,9 +105,13 @@ class Orchestrator:
             await asyncio.wait([task])
             del self._attempts[key]
 
+    def _serves(self, plan: Plan) -> bool:
+        """Whether the model of a plan is served here, and is still of the same family."""
+        return self._families.get(plan.model) == plan.family
+
     async def _attempt(self, record: VideoRecord, on_frames: OnFrames | None) -> None:
         lease = Lease(record, self._claims, heartbeat_s=self._config.heartbeat_s)
-        if record.plan.model not in self._pools:
+        if not self._serves(record.plan):
             logger.error("its model is not served here: %s", record.plan.model, extra={"video_id": record.id})
             message = f"model {record.plan.model!r} is not served here any more"
             await lease.fail(VideoError(code=MODEL_NOT_FOUND, message=message), is_final=True)
@@ -188,7 +193,7 @@ class Orchestrator:
         ``RequestError`` for a video of a model that is not served any more.
         """
         record = await asyncio.to_thread(self._store.read, video_id)
-        if record.plan.model not in self._pools:
+        if not self._serves(record.plan):
             raise unknown_model(record.plan.model, *self._pools)
         decoder = VideoDecoder(
             f"{video_id}/{uuid4().hex}",

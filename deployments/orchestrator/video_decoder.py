@@ -8,7 +8,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from deployments.pools.wire import DecodeJob, DecodeResult, Latents, MemoryMissing, WireTensor, latents_to_wire
-from deployments.rpc.calls import RETRIED, call, retrying
+from deployments.rpc.calls import RETRIED, call, retrying, under_an_id_of_its_own
 
 _FORGET_S = 5.0
 
@@ -39,7 +39,7 @@ class VideoDecoder:
     async def encode_picture(self, picture: bytes, *, height: int, width: int) -> dict[str, WireTensor]:
         """The named tensors of a picture file, cut to this size in pixels."""
         tensors: dict[str, WireTensor] = await self._retrying(
-            lambda: call(self._handle.encode_picture.remote(picture, height, width))
+            lambda: call(under_an_id_of_its_own(self._handle.encode_picture.remote, picture, height, width))
         )
         return tensors
 
@@ -64,7 +64,9 @@ class VideoDecoder:
 
     async def _ask(self, job: DecodeJob) -> DecodeResult | MemoryMissing:
         async with asyncio.timeout(self._timeout_s):
-            result: DecodeResult | MemoryMissing = await call(self._handle.decode_unit.remote(job))
+            result: DecodeResult | MemoryMissing = await call(
+                under_an_id_of_its_own(self._handle.decode_unit.remote, job)
+            )
         return result
 
     async def _retrying(self, attempt: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
 """The Denoiser deployment: latents of one unit of one video a call, many videos' steps in one forward."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
 
@@ -81,15 +82,16 @@ class Denoiser:
                     yield UnitProgress(0, num_steps)
                 while not (await asyncio.wait([latents], timeout=PROGRESS_INTERVAL_S))[0]:
                     yield UnitProgress(len(forwards), num_steps)
+                made, now = to_wire(await latents), time.time()
                 yield UnitResult(
-                    latents=to_wire(await latents),
-                    started=forwards[0].started,
-                    ended=forwards[-1].ended,
+                    latents=made,
+                    started=forwards[0].started if forwards else now,  # a unit may take no step
+                    ended=forwards[-1].ended if forwards else now,
                     replica=self._replica,
                     computed=self._computed,
                     num_steps=num_steps,
-                    mean_slots=sum(f.num_slots for f in forwards) / len(forwards),
-                    mean_tokens=sum(f.num_tokens for f in forwards) / len(forwards),
+                    mean_slots=sum(f.num_slots for f in forwards) / max(len(forwards), 1),
+                    mean_tokens=sum(f.num_tokens for f in forwards) / max(len(forwards), 1),
                 )
             finally:
                 begun.cancel()

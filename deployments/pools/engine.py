@@ -246,7 +246,7 @@ class Engine(Generic[RequestT, ResponseT]):
         return DeviceFailedError(self._device_error)
 
     def _keep_turning(self) -> None:
-        """Queue a turn if there is none and something to do. Takes the lock held.
+        """Queue a turn if there is none and something to do. The caller must hold the lock.
 
         Queued anew after each turn, so that what ``run_between_turns`` queued meanwhile comes first.
         """

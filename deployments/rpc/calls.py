@@ -1,16 +1,27 @@
 """Calls to other deployments for a video: cancelled with their caller, made again when a replica is lost."""
 
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from deployments.rpc.retry import RETRIED, retried
 
-__all__ = ["RETRIED", "call", "retrying"]
+__all__ = ["RETRIED", "call", "retrying", "under_an_id_of_its_own"]
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+def under_an_id_of_its_own(remote: Callable[..., Result], *arguments: Any) -> Result:
+    """What a handle's ``remote`` gives, for a call that its router is to tell from others of the same request.
+
+    Calls that are made while a request is answered have its id, and Serve's consistent-hash router (Ray 2.60) keeps
+    waiting calls by that id alone: of two that wait at the same time, one is lost. Serve does not cancel such a call
+    with the request that it is part of; ``call`` does.
+    """
+    return contextvars.Context().run(remote, *arguments)
 
 
 async def call(response: Any) -> Any:

@@ -49,7 +49,21 @@ class Offer:
 
 def field_schemas_of(fields: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of each field of a model, without the null that stands for a field that is left out."""
-    return {name: _without_null(schema) for name, schema in fields.model_json_schema()["properties"].items()}
+    schema = fields.model_json_schema()
+    kinds = schema.get("$defs", {})
+    return {name: _without_null(_inlined(field, kinds)) for name, field in schema.get("properties", {}).items()}
+
+
+def _inlined(schema: Any, kinds: Mapping[str, Any]) -> Any:
+    """A schema in which every reference to one of the named kinds is the kind itself."""
+    if isinstance(schema, list):
+        return [_inlined(item, kinds) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    rest = {key: _inlined(value, kinds) for key, value in schema.items() if key != "$ref"}
+    if "$ref" not in schema:
+        return rest
+    return {**_inlined(kinds[str(schema["$ref"]).rpartition("/")[2]], kinds), **rest}
 
 
 def _may_be_a_list(schema: Mapping[str, Any]) -> bool:

@@ -165,7 +165,7 @@ class VideoRecord(BaseModel):
             "seed": plan.seed,
             "negative_prompt": plan.negative_prompt,
             "prompt_suffix": plan.prompt_suffix,
-            **plan.settings,
+            **{name: value for name, value in plan.settings.items() if name not in PUBLIC_NAMES},
             "has_input_reference": plan.has_picture,
             "user": self.user,
             "metadata": self.metadata,

@@ -135,6 +135,8 @@ def test_decoding_may_run_in_the_denoisers_replicas_with_their_threads() -> None
     settings = {"memory_budget_bytes": 7, "tiling": 64}
     (model,) = config_of({"decoder": {"with": "denoiser", "settings": settings}}).models
     assert (model.decoder_config.memory_budget_bytes, model.decoder_config.options) == (7, {"tiling": 64})
+    with pytest.raises(ValidationError, match=r"decoder\.settings\.num_threads: is the denoiser's"):
+        config_of({"decoder": {"with": "denoiser", "settings": {"num_threads": 2}}})
     with pytest.raises(ValidationError, match=r"decoder\.settings\.tilling: unknown key"):
         config_of({"decoder": {"with": "denoiser", "settings": {"tilling": 64}}})
     with pytest.raises(ValidationError, match=r"decoder\.beside: unknown key|beside"):
@@ -144,11 +146,15 @@ def test_decoding_may_run_in_the_denoisers_replicas_with_their_threads() -> None
 
 
 def test_models_need_names_of_their_own() -> None:
-    with pytest.raises(ValidationError, match=r"models\.1\.name: 'shapes' is another model's name already"):
+    with pytest.raises(ValidationError, match=r"models\.1\.name: 'shapes' is 'shapes', another model's"):
         config_of({}, {})
-    with pytest.raises(ValidationError, match=r"models\.1\.name: 'a b' is another"):
+    with pytest.raises(ValidationError, match=r"models\.1\.name: 'a b' is as a deployment's name the same as 'a-b'"):
         config_of({"name": "a-b"}, {"name": "a b"})
     assert [model.public_name for model in config_of({}, {"name": "other"}).models] == ["shapes", "other"]
+
+
+def test_a_deployment_has_a_name_in_ascii_whatever_the_model_is_called() -> None:
+    assert config_of({"name": "über/größe"}).models[0].deployment_suffix == "-ber-gr--e"
 
 
 # --- the layout of earlier releases, which had one model ---

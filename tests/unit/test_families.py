@@ -1,5 +1,6 @@
 import json
 import re
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,55 @@ def test_a_field_may_have_several_values_where_its_schema_says_so_and_not_its_de
 
     offer = Offer((64, 64), 8, 16, 16, field_schemas=field_schemas_of(Fields))
     assert offer.fields_with_several_values == {"many"}
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Frame(BaseModel):
+    width: int = Field(ge=1)
+
+
+def test_the_schema_of_a_field_stands_by_itself() -> None:
+    class Fields(BaseModel):
+        colour: Colour | None = None
+        frames: list[Frame] | None = None
+
+    schemas = field_schemas_of(Fields)
+    assert schemas["colour"]["enum"] == ["red"]
+    assert schemas["frames"]["items"]["properties"]["width"]["minimum"] == 1
+    assert "$ref" not in json.dumps(schemas)
+
+
+def test_a_family_whose_fields_have_aliases_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fields(BaseModel):
+        own: int | None = Field(None, alias="prompt")
+
+    monkeypatch.setattr(noise.NoiseFamily, "request_fields", Fields)
+    with pytest.raises(ValueError, match="its request fields own have aliases"):
+        imported(NOISE)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("prompt=other", "prompt has an option or a place of its own"),
+        ("input_reference=abc", "input_reference has an option"),
+        ("hue", "must be NAME=VALUE"),
+        ("hue=[1", "not valid JSON"),
+        ("hue=[1]", "hue=[1]: input should be a valid number"),
+    ],
+)
+def test_set_gives_fields_that_have_no_option(
+    noise_model: Path, given: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = cli.main(["generate", "noise", "--model", str(noise_model), "--family", NOISE, "--set", given])
+    except SystemExit as stopped:  # argparse's own
+        code = int(stopped.code or 0)
+    assert code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_no_two_families_have_one_name() -> None:

@@ -51,6 +51,21 @@ def accepted(store: VideoStore) -> VideoRecord:
     return record
 
 
+@pytest.mark.parametrize(
+    "content", ["", "3", "null", '{"id": 1, "spec": null}', '{"spec": []}', '{"spec": {}}', "[" * 100_000]
+)
+def test_a_record_that_is_none_does_not_keep_the_others_from_being_found(tmp_path: Path, content: str) -> None:
+    store = VideoStore(str(tmp_path))
+    broken, whole = accepted(store), accepted(store)
+    (tmp_path / "videos" / broken.id / "video.json").write_text(content)
+    assert [record.id for record in store.page(limit=10)[0]] == [whole.id]
+    assert [record.id for record in store.unfinished()] == [whole.id]
+    assert store.sweep(retention_s=0.0) == []
+    store.delete(broken.id)
+    with pytest.raises(VideoNotFoundError):
+        store.read(broken.id)
+
+
 def test_a_record_is_read_as_it_was_written(store: VideoStore) -> None:
     record = accepted(store)
     assert store.read(record.id) == record

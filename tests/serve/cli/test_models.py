@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from deployments import cli
+from pyramid_serve.api import new_record
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 from pyramid_serve.pyramid_flow.planned import video_settings
 from pyramid_serve.storage import VideoStore
@@ -36,7 +37,7 @@ def noise_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def up(tmp_path_factory: pytest.TempPathFactory, miniflux: Path, mmdit: Path, noise_model: Path) -> Iterator[Up]:
     models: list[dict[str, Any]] = [
         {"source": str(miniflux), "name": "mini", "dtype": "float32", **POOLS},
-        {"source": str(mmdit), "name": "tiny/sd3", "dtype": "float32", **POOLS},
+        {"source": str(mmdit), "name": "tiny/sd3", "dtype": "float32", **POOLS, "decoder": "with denoiser"},
         {"source": str(noise_model), "family": NOISE, **POOLS, "decoder": "with denoiser"},
     ]
     up = Up(tmp_path_factory.mktemp("up"), models)
@@ -84,6 +85,13 @@ def test_each_model_makes_its_own_videos(up: Up, miniflux: Path, mmdit: Path) ->
         expected = pipeline.generate_latents([VideoInput(plan.prompt, seed=3)], video_settings(plan))[0]
         latents = numpy.concatenate(store.files.load_latents(ids[name]), axis=1)
         numpy.testing.assert_allclose(latents, expected.numpy(), atol=1e-3)
+
+
+def test_units_that_are_denoised_and_decoded_in_the_same_replicas_do_not_get_lost(up: Up) -> None:
+    ids = [up.submit(model="tiny/sd3", seed=seed, seconds="1.3") for seed in range(6)]
+    for video_id in ids:
+        video = up.finish(video_id, timeout_s=60)
+        assert video["status"] == "completed", video["error"]
 
 
 def test_a_request_that_names_no_model_gets_the_first(up: Up) -> None:
@@ -172,3 +180,12 @@ def test_a_video_of_a_family_that_is_not_installed_any_more_can_still_be_fetched
     assert (video["sparkle"], video["status"]) == (3, "completed")
     assert up.client.get(f"/v1/videos/{video_id}/content").status_code == 200
     assert up.client.delete(f"/v1/videos/{video_id}").json()["deleted"]
+
+
+def test_a_video_of_a_model_whose_name_another_family_has_now_is_not_made(up: Up) -> None:
+    store = VideoStore(str(up.folder / "videos"))
+    done = store.read(up.finish(up.submit(model="mini"))["id"])
+    record = new_record(done.plan.model_copy(update={"family": "gone"}))
+    store.create(record)  # as if accepted by an app that served the name with another family
+    video = up.finish(record.id)
+    assert (video["status"], video["attempts"], video["error"]["code"]) == ("failed", 1, "model_not_found")

@@ -26,6 +26,13 @@ def test_the_names_that_a_family_must_not_take_are_those_of_the_video_object() -
     assert record.public().keys() - record.plan.settings.keys() == PUBLIC_NAMES
 
 
+def test_what_a_family_keeps_never_takes_the_place_of_a_key_of_the_video_object() -> None:
+    record = record_of(seed=3)
+    plan = record.plan.model_copy(update={"settings": {"id": "another", "status": "completed", "sparkle": 3}})
+    public = record.changed(plan=plan).public()
+    assert (public["id"], public["status"], public["sparkle"]) == (record.id, "queued", 3)
+
+
 def test_progress_is_100_only_at_the_end() -> None:
     record = record_of()
     assert record.changed(num_steps_done=record.plan.num_steps // 2).progress == 50
