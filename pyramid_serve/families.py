@@ -19,6 +19,7 @@ from pyramid_serve.api.offers import OFFER_NAMES, Offer
 from pyramid_serve.api.plans import Plan
 from pyramid_serve.api.records import PUBLIC_NAMES
 from pyramid_serve.api.requests import VideoRequest
+from pyramid_serve.checkpoints.naming import there
 from pyramid_serve.checkpoints.sources import CheckpointError, Source, resolve
 
 if TYPE_CHECKING:  # torch takes seconds to import, and code that only plans or shows videos does not need it
@@ -326,7 +327,8 @@ def family_of(source: Source, family: str | None = None) -> Family:
         if known.recognises(folder):
             return known
     titles = ", ".join(known.title for known in known_families())
-    raise CheckpointError(f"{source}: no checkpoint of a model that is known here ({titles})")
+    present = [entry.name for entry in folder.iterdir()]
+    raise CheckpointError(f"{source}: no checkpoint of a model that is known here ({titles}){there(present)}")
 
 
 def known_families() -> list[Family]:
