@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -56,7 +57,13 @@ async def test_an_engine_that_ran_out_of_memory_packs_as_much_as_before_after_a_
         return answer(requests)
 
     engine = Engine(forward, token_budget=40)
-    await asyncio.gather(*(engine.run(unit(name, 2, num_tokens=10), submitted_at=0) for name in "abcd"))
+    may_begin = threading.Event()
+    holding = asyncio.create_task(engine.run_between_turns(may_begin.wait))  # so that all four join in one turn
+    await asyncio.sleep(0)
+    units = [asyncio.create_task(engine.run(unit(name, 2, num_tokens=10), submitted_at=0)) for name in "abcd"]
+    await asyncio.sleep(0)
+    may_begin.set()
+    await asyncio.gather(holding, *units)
     is_short = False
     assert engine.stats().token_budget == 10
     await engine.run(unit("e", 20 * REGROW_FORWARDS), submitted_at=0)
