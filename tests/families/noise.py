@@ -25,7 +25,7 @@ from pyramid_serve.pipeline import PartsPipeline
 
 NUM_FRAMES, NUM_STEPS, FPS = 16, 4, 8
 
-SECONDS_A_STEP = {"slow noise": 0.5, "very slow noise": 4.0}
+SECONDS_A_STEP = {"slow noise": 0.5}
 """By the prompt."""
 
 _FORBID = ConfigDict(extra="forbid", frozen=True)
