@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from pyramid_serve.api.limits import RequestLimits
+from pyramid_serve.api.limits import MAX_STEPS, RequestLimits
 from pyramid_serve.cli_options import add_pipeline_options, add_request_options, pipeline_options_from, request_from
 from pyramid_serve.dtypes import DTypeName
 from pyramid_serve.families import Family, family_of, imported, known_families
@@ -147,7 +147,7 @@ def _no_limits() -> RequestLimits:
         max_prompt_characters=10**9,
         max_pixels=10**12,
         max_num_units=10**9,
-        max_num_inference_steps=1000,
+        max_num_inference_steps=MAX_STEPS,
         max_picture_bytes=10**12,
         max_picture_pixels=10**12,
     )

@@ -37,7 +37,7 @@ class PartsPipeline:
             if plan.unit(unit).is_picture and encoded is not None:
                 latents = encoded["latents"]
             else:
-                conditioning = None if any(run.is_picture for run in plan.units) else encoded
+                conditioning = encoded if plan.is_conditioned_on_picture else None
                 given = UnitInput(plan, unit, prompt.tensors, negative_prompt.tensors, conditioning, history)
                 latents = self._denoise(given, progress)
             history.append(latents)

@@ -173,7 +173,7 @@ class VideoRun:
     async def _condition(self) -> Conditioning:
         positive, negative = await self._encode_prompts()
         picture = None
-        if self._plan.has_picture and not any(run.is_picture for run in self._plan.units):
+        if self._plan.is_conditioned_on_picture:
             picture = await self._encode_picture(None)
         return Conditioning(positive, negative, picture)
 

@@ -81,6 +81,11 @@ class Plan(BaseModel):
         """Denoising steps of the whole video; at least 1, so that it can be divided by."""
         return max(sum(run.count * run.num_steps for run in self.units), 1)
 
+    @property
+    def is_conditioned_on_picture(self) -> bool:
+        """Whether every unit is denoised with the given picture, which is then no unit by itself."""
+        return self.has_picture and not any(run.is_picture for run in self.units)
+
     def unit(self, number: int) -> UnitRun:
         """How a unit is made. Raises ``IndexError`` for a number that the video does not have."""
         if number >= 0:

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from pyramid_serve.api.limits import MAX_STEPS
 from pyramid_serve.api.requests import no_bool
 from pyramid_serve.families import CommandLineOption
-from pyramid_serve.pyramid_flow.settings import MAX_GUIDANCE, MAX_STEPS, LinearGuidance, SamplingSettings
+from pyramid_serve.pyramid_flow.settings import MAX_GUIDANCE, LinearGuidance, SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import NUM_STAGES
 
 _STEPS_RULE = f"must be one whole number, or one for each of the {NUM_STAGES} stages"

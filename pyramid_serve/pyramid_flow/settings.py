@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pyramid_serve.api.limits import MAX_STEPS
 from pyramid_serve.checks import real_number, whole_number
 from pyramid_serve.pyramid_flow.shapes import NUM_STAGES
 
@@ -11,7 +12,6 @@ AttentionName = Literal["dense", "blocks", "flex"]
 Steps = tuple[int, int, int]
 """Denoising steps of each stage."""
 
-MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 
 

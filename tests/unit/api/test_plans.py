@@ -15,3 +15,11 @@ def test_the_units_of_a_plan_are_counted_through() -> None:
 def test_a_unit_that_the_video_does_not_have_is_named(number: int) -> None:
     with pytest.raises(IndexError, match=rf"unit={number}: must be from 0 to 3"):
         record_of(seconds=1).plan.unit(number)
+
+
+def test_a_picture_that_is_a_unit_conditions_no_other() -> None:
+    plan = record_of(seconds=1, input_reference=b"png").plan
+    assert plan.has_picture and not plan.is_conditioned_on_picture
+    apart = tuple(run.model_copy(update={"is_picture": False}) for run in plan.units)
+    assert plan.model_copy(update={"units": apart}).is_conditioned_on_picture
+    assert not record_of(seconds=1).plan.is_conditioned_on_picture
