@@ -68,6 +68,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def generate(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve generate``. Raises ``ValueError`` for what the user got wrong, before any work."""
+    with _terminable():
+        _generate(arguments)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
     # Everything cheap is checked before torch and the model are loaded.
     check_output(arguments.output)
     options = vars(arguments)
@@ -113,8 +118,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
         units = pipeline.stream(plan, picture=image, progress=show)
         try:
-            with _terminable():
-                write_video(units, output, fps=plan.fps)
+            write_video(units, output, fps=plan.fps)
         except (EncodeError, OSError) as error:
             reason = str(error).strip().rpartition("\n")[2]
             raise OSError(f"{output}: cannot be written: {reason}") from None

@@ -1,16 +1,20 @@
 """Files that a command writes: checked before the work, and complete when they appear."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pyramid_serve.whole_files import aside_of, written_whole
+from pyramid_serve.whole_files import written_whole
 
 
 def check_output(output: Path) -> None:
-    """Raise ``ValueError`` if no file or folder can be written at a path. To find out, it creates a file beside it."""
+    """Raise ``ValueError`` if no file or folder can be written at a path.
+
+    To find out, it creates a file beside it, without a name where the filesystem can do that.
+    """
     parent = output.absolute().parent
     if not parent.is_dir():
         raise ValueError(f"{output}: no folder {output.parent}")
@@ -20,10 +24,8 @@ def check_output(output: Path) -> None:
         pass  # as it should be
     except OSError as error:
         raise ValueError(f"{output}: cannot be written: {error.strerror}") from None
-    aside = aside_of(output)
     try:
-        aside.open("xb").close()
-        aside.unlink()
+        tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
         raise ValueError(f"{output}: {output.parent} cannot be written to: {error.strerror}") from None
 

@@ -172,6 +172,13 @@ def test_a_disk_that_fills_up_is_one_line_with_the_path(
     assert said.startswith(f"pyramid-serve generate: {tmp_path / 'out.mp4'}: cannot be written: ")
 
 
+def test_a_signal_while_the_output_is_checked_ends_it_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "check_output", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert generate("a ball", "-o", tmp_path / "out.mp4") == cli.INTERRUPTED
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_it_writes_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "pyramid_serve.cli", "generate", "a red circle", "-o", str(tmp_path / "out.mp4")]

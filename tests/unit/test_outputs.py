@@ -23,10 +23,10 @@ def test_a_path_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_folder_that_takes_no_file_is_found_before(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(**_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(ValueError, match=os.strerror(number)):
         check_output(tmp_path / "out.mp4")
 
