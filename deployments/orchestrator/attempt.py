@@ -207,7 +207,7 @@ class VideoRun:
         job = self._unit_job(unit, conditioning)
         stream: Any = self._pools.denoiser.options(stream=True).denoise_unit.remote(job)
         num_steps_before = self._plan.num_steps_before(unit)
-        # No limit to the wait for a slot, but for each step once there is one.
+        # No limit to the wait for a slot: a replica whose device hangs says so, and one that is gone is noticed by Ray.
         timeout_s: float | None = None
         try:
             while True:

@@ -68,7 +68,7 @@ class Decoder:
             max_slots=config.max_batch_size,
             packs_with=self._part.packs_with,
             on_forward=ForwardMetrics().record,
-            name="decoder",
+            thread=config.compute_thread("decoder"),
         )
 
     async def decode_unit(self, job: DecodeJob) -> DecodeResult | MemoryMissing:

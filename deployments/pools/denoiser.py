@@ -53,7 +53,7 @@ class Denoiser:
             max_slots=config.max_slots,
             packs_with=self._part.packs_with,
             on_forward=ForwardMetrics().record,
-            name="denoiser",
+            thread=config.compute_thread("denoiser"),
         )
 
     async def denoise_unit(self, job: UnitJob) -> AsyncGenerator[UnitProgress | UnitResult, None]:

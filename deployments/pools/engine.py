@@ -2,7 +2,7 @@
 
 A unit that is being made is a *slot*. It drives a generator such as ``sampler.denoise_unit``: that yields the requests
 of its next step, is sent the responses, and returns what it made. Every turn packs the requests of some slots into one
-forward; slots join and leave between turns.
+forward; slots join and leave between turns. A turn that takes too long fails them all: its device hangs.
 
 Everything that computes runs in turns on one thread of the engine's own, the generators and the forward alike, so the
 event loop stays free and no two steps overlap.
@@ -13,7 +13,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from deployments.errors import DeviceFailedError
+from deployments.pools.compute_thread import ComputeThread
 from deployments.pools.token_budget import TokenBudget
 from deployments.telemetry.forwards import EngineStats, Forward
 
@@ -166,12 +166,13 @@ class Engine(Generic[RequestT, ResponseT]):
         max_slots: int | None = None,
         packs_with: Callable[[RequestT], Hashable] | None = None,
         on_forward: Callable[[Forward, EngineStats], None] | None = None,
-        name: str = "engine",
+        thread: ComputeThread | None = None,
     ) -> None:
         """forward: responses to the requests of a whole pack, in order; called on the compute thread.
 
         token_budget, max_slots: of one forward, None for no limit; packs_with: only requests with equal values share a
-        forward, all of them where None; on_forward: called on the compute thread after each. Raises ``ValueError``.
+        forward, all of them where None; on_forward: called on the compute thread after each; thread: the engine's own,
+        which says what happens when the device hangs; None for one without a limit. Raises ``ValueError``.
         """
         for setting, value in (("token_budget", token_budget), ("max_slots", max_slots)):
             if value is not None and value < 1:
@@ -180,7 +181,7 @@ class Engine(Generic[RequestT, ResponseT]):
         self._max_slots = max_slots
         self._packs_with = packs_with
         self._on_forward = on_forward
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._thread = thread or ComputeThread("engine")
         self._lock = threading.Lock()
         self._joining: list[Slot] = []
         self._slots: list[Slot] = []
@@ -188,7 +189,6 @@ class Engine(Generic[RequestT, ResponseT]):
         self._is_turning = False
         self._budget = TokenBudget(token_budget)
         self._stats = EngineStats()
-        self._device_error: str | None = None
 
     async def run(
         self,
@@ -211,22 +211,14 @@ class Engine(Generic[RequestT, ResponseT]):
             self._joining.append(slot)
             self._keep_turning()
         try:
-            result: ResultT = await slot.future
+            result: ResultT = await self._thread.result_of(slot.future)
             return result
         finally:
             slot.has_left = True
 
     async def run_between_turns(self, function: Callable[[], ResultT]) -> ResultT:
         """``function()``, run on the compute thread between two turns. Raises ``DeviceFailedError`` as ``run`` does."""
-
-        def run() -> ResultT:
-            self.check()
-            try:
-                return function()
-            except torch.AcceleratorError as error:
-                raise self._device_failed(error) from None
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        return await self._thread.run(function)
 
     def stats(self) -> EngineStats:
         with self._lock:
@@ -237,13 +229,8 @@ class Engine(Generic[RequestT, ResponseT]):
             )
 
     def check(self) -> None:
-        """Raise ``DeviceFailedError`` if the device has failed for good."""
-        if self._device_error is not None:
-            raise DeviceFailedError(self._device_error)
-
-    def _device_failed(self, error: torch.AcceleratorError) -> DeviceFailedError:
-        self._device_error = f"the device failed: {error}"
-        return DeviceFailedError(self._device_error)
+        """Raise ``DeviceFailedError`` if the device has failed for good, or hangs."""
+        self._thread.check()
 
     def _keep_turning(self) -> None:
         """Queue a turn if there is none and something to do. The caller must hold the lock.
@@ -261,20 +248,11 @@ class Engine(Generic[RequestT, ResponseT]):
     def _turn(self) -> None:
         try:
             self.check()
-            self._join_and_leave()
-            pack = choose_pack(
-                self._slots,
-                token_budget=self._budget.current,
-                max_slots=self._max_slots,
-                packs_with=self._packs_with,
-            )
-            for slot in self._slots:
-                slot.missed_turns += 1
-            if pack:
-                self._advance(pack)
+            with self._thread.turn():
+                self._take_turn()
         except torch.AcceleratorError as error:
             logger.exception("the device failed")
-            self._fail_all(self._device_failed(error))
+            self._fail_all(self._thread.failed(error))
         except DeviceFailedError as error:
             with self._lock:  # those that came while it failed
                 self._slots, self._joining = [*self._slots, *self._joining], []
@@ -286,6 +264,19 @@ class Engine(Generic[RequestT, ResponseT]):
             self._pack = ()
             self._is_turning = False
             self._keep_turning()
+
+    def _take_turn(self) -> None:
+        self._join_and_leave()
+        pack = choose_pack(
+            self._slots,
+            token_budget=self._budget.current,
+            max_slots=self._max_slots,
+            packs_with=self._packs_with,
+        )
+        for slot in self._slots:
+            slot.missed_turns += 1
+        if pack:
+            self._advance(pack)
 
     def _join_and_leave(self) -> None:
         with self._lock:
@@ -330,7 +321,8 @@ class Engine(Generic[RequestT, ResponseT]):
         elif len(pack) > 1:
             for slot in pack:
                 if not slot.has_left:
-                    self._advance([slot])
+                    with self._thread.turn():
+                        self._advance([slot])
 
     def _respond(self, pack: Sequence[Slot]) -> Sequence[ResponseT]:
         requests = [request for slot in pack for request in slot.requests]

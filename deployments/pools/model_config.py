@@ -8,8 +8,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
+from deployments.pools.compute_thread import ComputeThread
+from deployments.pools.process_end import end_process_soon
 from pyramid_serve.api import Computed
 from pyramid_serve.dtypes import DTypeName
 from pyramid_serve.errors import NonFiniteError
@@ -19,6 +21,8 @@ from pyramid_serve.precision import Precision, choose_dtype, device_name, dtype_
 logger = logging.getLogger(__name__)
 
 _NICE = 5
+_MAX_TURN_S = 120.0
+_MAX_TURN_ON_CPU_S = 600.0
 
 
 @contextmanager
@@ -47,6 +51,11 @@ class ModelConfig(BaseModel):
     """The model's ``dtype``. None: what suits the device, see ``precision.suitable_dtype``."""
     num_threads: PositiveInt | None = None
     """Of torch on the CPU. None leaves it to Ray, which gives a replica as many as its ``num_cpus``."""
+    max_turn_s: PositiveFloat | None = None
+    """Seconds that one forward or one picture may take before the device counts as hung: then its work is done again by
+    another replica, and this one is replaced. Ten times the longest so far is allowed in any case. None: 120 s, and
+    600 s on a CPU.
+    """
     options: dict[str, Any] = {}
     """What only the model's family knows, see its ``denoise_options`` and ``decode_options``."""
 
@@ -84,6 +93,11 @@ class ModelConfig(BaseModel):
     def computed_as(self, part: str, dtype: torch.dtype) -> Computed:
         """What a replica computes in as this part of the pipeline, for the records of its videos."""
         return Computed(part=part, dtype=dtype_name(dtype), device=device_name(self.torch_device))
+
+    def compute_thread(self, name: str) -> ComputeThread:
+        """The thread of a part in this replica, whose process ends when the device fails."""
+        default_s = _MAX_TURN_ON_CPU_S if self.torch_device.type == "cpu" else _MAX_TURN_S
+        return ComputeThread(name, max_turn_s=self.max_turn_s or default_s, on_failure=end_process_soon)
 
     def set_up_torch(self) -> None:
         """Set up torch in this process, and log the dtype and device that are chosen.

@@ -1,9 +1,7 @@
 """The TextEncoder deployment: prompts to embeddings, in batches, with a cache of what was encoded before."""
 
-import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -11,7 +9,6 @@ from cachetools import LRUCache
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from ray import serve
 
-from deployments.errors import DeviceFailedError
 from deployments.pools.model_config import ModelConfig, reported_if_not_finite
 from deployments.pools.tensors import all_to_wire
 from deployments.pools.wire import EncodedPrompt
@@ -55,16 +52,18 @@ class TextEncoder:
         with reported_if_not_finite():
             self._embed([""])
         self._cache = embeds_cache(config.cache_bytes)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text_encoder")
+        self._thread = config.compute_thread("text_encoder")
         self._calls, self._metrics = CallMetrics(), ForwardMetrics()
         self._stats = EngineStats()
         self._num_waiting = 0
-        self._device_error: str | None = None
         batched = serve.batch(max_batch_size=config.max_batch_size, batch_wait_timeout_s=config.batch_wait_timeout_s)
         self._encode_batched = batched(self._encode_batch)
 
     async def encode(self, prompt: str) -> EncodedPrompt:
-        """The embeddings of a prompt just as it stands: its suffix is the caller's to add."""
+        """The embeddings of a prompt just as it stands: its suffix is the caller's to add.
+
+        Raises ``DeviceFailedError``.
+        """
         with self._calls.of("encode"):
             cached = self._cache.get(prompt)
             if cached is not None:
@@ -82,8 +81,7 @@ class TextEncoder:
         return replica_stats(self._replica, replace(self._stats, num_present=self._num_waiting))
 
     async def check_health(self) -> None:
-        if self._device_error is not None:
-            raise DeviceFailedError(self._device_error)
+        self._thread.check()
 
     async def _encode_batch(self, prompts: list[str]) -> list[EncodedPrompt | Exception]:
         """Each prompt's embeddings, or the error that it alone has; equal prompts, and those that a batch before this
@@ -97,11 +95,7 @@ class TextEncoder:
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         if missing:
             started = time.time()
-            try:
-                encoded = await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, missing)
-            except torch.AcceleratorError as error:
-                self._device_error = f"the device failed: {error}"
-                raise DeviceFailedError(self._device_error) from None
+            encoded = await self._thread.run(lambda: self._encode(missing))
             self._record(Forward(len(missing), 0, started, time.time()))
             for prompt, result in zip(missing, encoded, strict=True):
                 found[prompt] = result

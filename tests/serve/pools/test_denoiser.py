@@ -1,6 +1,7 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from deployments.errors import DeviceFailedError
 from deployments.pools.denoiser import Denoiser, DenoiserConfig
 from deployments.pools.tensors import all_to_wire, from_wire, to_wire
 from deployments.pools.wire import EncodedPrompt, UnitJob, UnitProgress, UnitResult
+from deployments.rpc.retry import retried
 from deployments.telemetry.forwards import ReplicaStats
-from pyramid_serve.api import Plan
+from pyramid_serve.api import Plan, RequestLimits, VideoRequest
 from pyramid_serve.pyramid_flow.attention import block_attention
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
@@ -21,6 +24,8 @@ from pyramid_serve.pyramid_flow.planning import settings_of, units_of
 from pyramid_serve.pyramid_flow.request_fields import ShownFields
 from pyramid_serve.pyramid_flow.sampler import denoise_unit, run_units
 from pyramid_serve.pyramid_flow.shapes import LatentShape
+from tests.families.noise import Capabilities as NoiseCapabilities
+from tests.families.noise import RequestFields as NoiseFields
 from tests.serve.conftest import deployed, quick
 
 pytestmark = pytest.mark.asyncio
@@ -204,6 +209,22 @@ async def test_another_unit_goes_on_when_one_fails(denoiser: Handle, transformer
     assert isinstance(error, RuntimeError)
     assert isinstance(result, UnitResult)
     torch.testing.assert_close(from_wire(result.latents), by_the_library(transformer, good), rtol=1e-4, atol=1e-5)
+
+
+async def test_a_replica_whose_device_hangs_says_so_and_is_replaced(local_ray: None, tmp_path: Path) -> None:
+    (tmp_path / "noise.json").write_text("{}")
+    config = DenoiserConfig(source=str(tmp_path), family="tests.families.stopping:FAMILY", max_turn_s=0.5)
+    family = config.model_family
+    request = VideoRequest(prompt="noise", seed=1)
+    plan = family.plan(request, NoiseFields(), model="noise", capabilities=NoiseCapabilities(), limits=RequestLimits())
+    job = replace(job_of(1), plan=plan, prompt=EncodedPrompt({}), negative_prompt=EncodedPrompt({}))
+    application = quick(Denoiser, health_check_period_s=0.5, graceful_shutdown_timeout_s=600.0).bind(config)
+    with deployed(application, "stopping") as stopping:
+        first = await asyncio.gather(*(result_of(stopping, job) for _ in range(2)), return_exceptions=True)
+        assert all(isinstance(error, DeviceFailedError) for error in first)
+        async with asyncio.timeout(60):
+            result = await retried(lambda: result_of(stopping, job), on_retry=lambda _: None)
+        assert from_wire(result.latents).shape == plan.unit(0).latent_shape
 
 
 @pytest.mark.parametrize("variant", ["miniflux", "mmdit"])

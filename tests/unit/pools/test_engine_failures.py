@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
 from deployments.errors import DeviceFailedError
+from deployments.pools.compute_thread import ComputeThread
 from deployments.pools.engine import Engine
 from tests.unit.pools.engine_at_hand import Gate, Steps, Work, answer, unit
 
@@ -175,3 +177,35 @@ async def test_a_device_that_fails_between_forwards_fails_all_units(num_steps: i
         with pytest.raises(DeviceFailedError, match="illegal memory access"):
             await failed
     assert gate.packs == ["a", "ab"][: 1 + num_steps]
+
+
+async def test_a_device_that_hangs_fails_those_in_the_forward_and_those_that_wait_for_it() -> None:
+    gate = Gate()  # which lets nothing through
+    engine = Engine(gate, thread=ComputeThread("part", max_turn_s=0.2))
+    first = asyncio.create_task(engine.run(unit("a", 2), submitted_at=0))
+    await gate.wait()
+    engine.check()
+    waiting = asyncio.create_task(engine.run(unit("b", 2), submitted_at=1))
+    between = asyncio.create_task(engine.run_between_turns(lambda: None))
+    results = await asyncio.wait_for(asyncio.gather(first, waiting, between, return_exceptions=True), 5)
+    assert [type(result) for result in results] == [DeviceFailedError] * 3
+    assert engine.stats().num_present == 0
+    with pytest.raises(DeviceFailedError, match="hangs"):
+        engine.check()
+    with pytest.raises(DeviceFailedError, match="hangs"):
+        await asyncio.wait_for(engine.run(unit("c", 1), submitted_at=2), 0.1)
+    gate.let(10)  # too late
+    await asyncio.sleep(0.05)
+    assert gate.packs == ["a"]
+
+
+async def test_slots_that_run_alone_after_a_failed_forward_have_a_whole_turn_each() -> None:
+    def forward(requests: Sequence[Work]) -> list[str]:
+        time.sleep(0.3)
+        if len(requests) > 1:
+            raise ArithmeticError
+        return answer(requests)
+
+    engine = Engine(forward, thread=ComputeThread("part", max_turn_s=0.7))
+    assert await asyncio.gather(*(engine.run(unit(name, 1), submitted_at=0) for name in "abc"))
+    engine.check()
