@@ -171,7 +171,7 @@ class DecodePart(Protocol):
         """A picture as named tensors, float32, on the CPU.
 
         ``latents`` is among them where the picture is a unit of the video. Sizes are those of the video, in pixels; the
-        picture is resized and cropped to them.
+        picture is resized and cropped to them. Raises ``InputError`` for a picture that cannot be used.
         """
         ...
 

@@ -31,7 +31,7 @@ from deployments.telemetry.videos import VideoMetrics
 from deployments.videos.videos import Videos
 from deployments.videos.view import VideoView
 from pyramid_serve.api import MODEL_NOT_FOUND, Plan, VideoError, VideoRecord, VideoRequest, unknown_model
-from pyramid_serve.errors import NonFiniteError
+from pyramid_serve.errors import InputError, NonFiniteError
 from pyramid_serve.reasons import first_line
 from pyramid_serve.served_model import ServedModels
 from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 Frames = NDArray[numpy.uint8]
 
 _MAX_FRAMES_WAITING = 2
+_SERVER_ERROR = "server_error"
 
 
 class Orchestrator:
@@ -140,9 +141,9 @@ class Orchestrator:
                 logger.info("left: %s", cause, extra={"video_id": record.id})
                 return
             logger.error("attempt failed", extra={"video_id": record.id}, exc_info=error)
-            # A value that does not fit will not fit the next time either, nor will numbers that overflow.
-            is_final = isinstance(cause, ValueError)
-            await lease.fail(VideoError(code=_code_of(cause), message=_describe(cause)), is_final=is_final)
+            told = VideoError(code=_code_of(cause), message=_describe(cause))
+            # What the user gave will be the same the next time, and so will numbers that overflow.
+            await lease.fail(told, is_final=told.code != _SERVER_ERROR)
         else:
             now = time.time()
             self._metrics.video(record.plan, since_accepted_s=now - record.created_at, making_s=now - started)
@@ -287,10 +288,13 @@ def _code_of(error: Exception) -> str:
     """The code of ``VideoError`` for an error that an attempt ended with."""
     if isinstance(error, NonFiniteError):
         return "non_finite"
-    return "invalid_input" if isinstance(error, ValueError) else "server_error"
+    return "invalid_input" if isinstance(error, InputError) else _SERVER_ERROR
 
 
 def _describe(error: Exception) -> str:
+    """What the user is told. The text of any other error may name paths and hosts: it is in the log only."""
+    if isinstance(error, InputError | NonFiniteError):
+        return first_line(error)[:500]
     if isinstance(error, StorageError):
-        return "the storage of this server could not be read or written"  # why names paths and hosts: it is in the log
-    return f"{type(error).__name__}: {first_line(error)}"[:500]
+        return "the storage of this server could not be read or written"
+    return f"an error of this server ({type(error).__name__}), which its log tells"

@@ -102,7 +102,7 @@ class Decoder:
     async def encode_picture(self, picture: bytes, height: int, width: int) -> dict[str, WireTensor]:
         """A picture file, cut to ``height`` x ``width`` pixels, as named tensors, float32.
 
-        Raises ``ValueError`` for bytes that are no picture.
+        Raises ``InputError`` for a picture that cannot be read or used.
         """
         with self._calls.of("encode_picture"):
             # No limit of pixels: the one that held when it was accepted may have been any.

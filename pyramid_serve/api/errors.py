@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from pyramid_serve.errors import InputError
+
 MODEL_NOT_FOUND = "model_not_found"
 
 
-class RequestError(ValueError):
+class RequestError(InputError):
     """A request that cannot be met. ``param`` names the field; the message says what came and what is allowed.
 
     ``code`` lets programs tell apart what is more than a wrong value, such as ``MODEL_NOT_FOUND``.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeGuard, Union
 import numpy
 from PIL import Image
 
+from pyramid_serve.errors import InputError
 from pyramid_serve.media.picture_errors import RefusedError, check_num_pixels, check_size
 from pyramid_serve.media.picture_files import PICTURE_FORMATS, format_of, open_picture
 from pyramid_serve.media.pixels import scaled_floats, to_srgb
@@ -50,7 +51,7 @@ def read_picture(
     32-bit integers are scaled from the smallest of 8, 16 and 32 bits that holds them all; floats must be from 0 to 1.
 
     source: see ``PictureSource``; it is not changed. max_pixels: checked before the file is unpacked; None for no
-    limit. Raises ``ValueError``, whose message begins with ``name``, for anything that cannot be read as a picture.
+    limit. Raises ``InputError``, whose message begins with ``name``, for anything that cannot be read as a picture.
     """
     label = name
     try:
@@ -77,19 +78,19 @@ def read_picture(
                     f"{type(source).__name__}"
                 )
     except RefusedError as refused:
-        raise ValueError(f"{label}: {refused}") from None
+        raise InputError(f"{label}: {refused}") from None
 
 
 def covering_size(image: Image.Image, *, height: int, width: int, name: str = "picture") -> tuple[int, int]:
     """(width, height) to which ``tensors.fit_picture`` scales a picture before it crops it to ``height`` x ``width``.
 
-    Raises ``ValueError``, whose message begins with ``name``, for a picture so narrow that the scaled one would fill
+    Raises ``InputError``, whose message begins with ``name``, for a picture so narrow that the scaled one would fill
     the memory.
     """
     scale = max(height / image.height, width / image.width)
     size = (round(image.width * scale), round(image.height * scale))
     if size[0] * size[1] > MAX_PICTURE_PIXELS:
-        raise ValueError(f"{name}: {image.width}x{image.height} is too long and narrow for {width}x{height}")
+        raise InputError(f"{name}: {image.width}x{image.height} is too long and narrow for {width}x{height}")
     return size
 
 

@@ -13,7 +13,7 @@ def fit_picture(image: Image.Image, *, height: int, width: int, name: str = "pic
     """A picture as float32 (3, H, W) in [-1, 1], brought to ``height`` x ``width`` pixels as the published demo does.
 
     It is scaled (Lanczos), keeping its aspect, until it just covers the size, and then cropped around its centre. A
-    picture that has the size already is not changed. Raises ``ValueError``, whose message begins with ``name``, for a
+    picture that has the size already is not changed. Raises ``InputError``, whose message begins with ``name``, for a
     picture so narrow that the scaled one would fill the memory.
     """
     size = covering_size(image, height=height, width=width, name=name)

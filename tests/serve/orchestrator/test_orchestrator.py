@@ -367,7 +367,7 @@ async def test_a_video_that_cannot_be_made_is_tried_once_and_says_why(handle: Ha
     failed = await asyncio.wait_for(handle.wait.remote(record.id), 60)
     assert (failed.status, failed.attempts) == (Status.FAILED, 1)
     assert failed.error is not None and failed.error.code == "invalid_input"
-    assert failed.error.message.startswith("ValueError: picture: not a readable image")
+    assert failed.error.message.startswith("picture: not a readable image")
 
 
 async def test_a_video_whose_numbers_overflow_fails_and_says_where(handle: Handle, store: VideoStore) -> None:

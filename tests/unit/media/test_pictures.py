@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pyramid_serve.errors import InputError
 from pyramid_serve.media.pictures import MAX_PICTURE_PIXELS, PictureSource, read_picture
 from tests.unit.media.pictures_at_hand import (
     ADOBE_RGB_COLORANTS,
@@ -133,7 +134,7 @@ CLOSED_FILE.close()
     ],
 )
 def test_what_cannot_be_a_picture_is_refused_with_the_name_of_the_field(source: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"(?s)^input_reference.*{message}"):
+    with pytest.raises(InputError, match=f"(?s)^input_reference.*{message}"):
         read_picture(source, name="input_reference")
 
 
@@ -147,7 +148,7 @@ def test_a_folder_or_a_pipe_is_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"])
 def test_the_limit_of_pixels_holds_in_every_format_before_it_is_unpacked(kind: str) -> None:
     content = file_of(Image.new("RGB", (640, 640)), kind)
-    with pytest.raises(ValueError, match="picture: 640x640 is more than 400000 pixels"):
+    with pytest.raises(InputError, match="picture: 640x640 is more than 400000 pixels"):
         read_picture(content[: len(content) * 3 // 4] if kind in ("PNG", "GIF") else content, max_pixels=400_000)
     assert read_picture(content, max_pixels=640 * 640).size == (640, 640)
 
