@@ -35,7 +35,6 @@ from deployments.pools.wire import (
     latents_to_wire,
 )
 from deployments.rpc.calls import call, retrying
-from deployments.rpc.tasks import apart
 from deployments.telemetry.videos import VideoMetrics
 from pyramid_serve.api import Stage, VideoRecord
 from pyramid_serve.media.fragments import encode_fragment, join_fragments
@@ -121,17 +120,18 @@ class VideoRun:
 
         Raises what a call raises for good, and cancels every call under way when it is cancelled itself.
         """
-        try:
-            await self._load()
-            denoised: asyncio.Queue[int] = asyncio.Queue()
-            decoded: asyncio.Queue[tuple[int, Frames]] = asyncio.Queue(_MAX_FRAMES_WAITING)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._denoise_units(denoised, tasks))
-                tasks.create_task(self._decode_units(denoised, decoded))
-                tasks.create_task(self._save_units(decoded))
-            await self._join()
-        finally:
-            await apart(self._decoder.forget())
+        await self._load()
+        denoised: asyncio.Queue[int] = asyncio.Queue()
+        decoded: asyncio.Queue[tuple[int, Frames]] = asyncio.Queue(_MAX_FRAMES_WAITING)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._denoise_units(denoised, tasks))
+            tasks.create_task(self._decode_units(denoised, decoded))
+            tasks.create_task(self._save_units(decoded))
+        await self._join()
+
+    async def clean_up(self) -> None:
+        """Free what the decoders keep of the video. Raises nothing; for after the end of ``make``, however it ended."""
+        await self._decoder.forget()
 
     # --- what is there already --------------------------------------------------------------------------------------
 
@@ -248,7 +248,8 @@ class VideoRun:
     async def _decode_units(self, denoised: "asyncio.Queue[int]", decoded: "asyncio.Queue[tuple[int, Frames]]") -> None:
         for _ in range(self._num_saved, self._plan.num_units):
             unit = await denoised.get()
-            result = await self._decoder.decode(unit, self._latents)
+            is_last = unit == self._plan.num_units - 1
+            result = await self._decoder.decode(unit, self._latents, is_last=is_last)
             self._lease.tell_computed(result.computed)
             self._lease.note(Stage.DECODE, unit, start=result.started, end=result.ended, replica=result.replica)
             self._metrics.stage(Stage.DECODE, result.ended - result.started)

@@ -24,7 +24,7 @@ from deployments.orchestrator.attempt import OnFrames, Pools, RunConfig, VideoRu
 from deployments.orchestrator.lease import Lease, LeaseLostError
 from deployments.orchestrator.video_decoder import VideoDecoder
 from deployments.pools.wire import Latents
-from deployments.rpc.tasks import apart
+from deployments.rpc.tasks import apart, begin_apart
 from deployments.telemetry.logs import configure_logging
 from deployments.telemetry.replicas import replica_name
 from deployments.telemetry.videos import VideoMetrics
@@ -147,6 +147,8 @@ class Orchestrator:
         else:
             now = time.time()
             self._metrics.video(record.plan, since_accepted_s=now - record.created_at, making_s=now - started)
+        finally:
+            begin_apart(run.clean_up())  # nobody waits for it
 
     # --- for Python users -------------------------------------------------------------------------------------------
 
@@ -208,10 +210,10 @@ class Orchestrator:
             async for one in self._videos.latents(video_id):
                 latents.append(one)
                 if len(latents) > first_unit:
-                    yield (await decoder.decode(len(latents) - 1, latents)).frames
+                    is_last = len(latents) == record.plan.num_units
+                    yield (await decoder.decode(len(latents) - 1, latents, is_last=is_last)).frames
         finally:
-            if len(latents) > first_unit:
-                await apart(decoder.forget())
+            begin_apart(decoder.forget())
         record = await self._videos.wait(video_id)
         if record.error is not None:
             raise VideoFailedError(video_id, record.error)

@@ -1,14 +1,17 @@
 """A video's way through the decoder pool, unit by unit: kept to the replica that has its memory."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from deployments.pools.wire import DecodeJob, DecodeResult, Latents, MemoryMissing, WireTensor, latents_to_wire
-from deployments.rpc.calls import RETRIED, call, retrying, under_an_id_of_its_own
+from deployments.rpc.calls import call, retrying, under_an_id_of_its_own
+
+logger = logging.getLogger(__name__)
 
 _FORGET_S = 5.0
 
@@ -30,10 +33,15 @@ class VideoDecoder:
         self._max_retries = max_retries
         self._timeout_s = timeout_s
         self._on_retry = on_retry
+        self._holders: set[str] = set()
+        self._has_lost_calls = False
 
-    async def decode(self, unit: int, latents: Sequence[Latents]) -> DecodeResult:
-        """The frames of a unit. ``latents``: of every unit up to it, or more; earlier ones are sent only if needed."""
-        result: DecodeResult = await self._retrying(lambda: self._decode(unit, latents))
+    async def decode(self, unit: int, latents: Sequence[Latents], *, is_last: bool) -> DecodeResult:
+        """The frames of a unit. ``latents``: of every unit up to it, or more; earlier ones are sent only if needed.
+
+        is_last: no unit follows, so the replica need not remember the video.
+        """
+        result: DecodeResult = await self._retrying(lambda: self._decode(unit, latents, is_last=is_last))
         return result
 
     async def encode_picture(self, picture: bytes, *, height: int, width: int) -> dict[str, WireTensor]:
@@ -44,30 +52,44 @@ class VideoDecoder:
         return tensors
 
     async def forget(self) -> None:
-        """Free the video's memory, on every replica, for it may have moved when replicas came and went.
+        """Free the video's memory where there may be one, and raise nothing: it would be dropped in time anyway.
 
-        One that cannot be told drops it in time by itself.
+        There is none after the last unit, unless the video has moved when replicas came and went. Then every replica is
+        told, because Serve (Ray 2.60) has no way to call a certain one.
         """
-        with suppress(*RETRIED):
+        if not self._holders and not self._has_lost_calls:
+            return
+        try:
             told = self._handle.broadcast("forget", self._key)
             await told.results_async(timeout_s=_FORGET_S, return_exceptions=True)
+        except Exception as error:  # of any kind, for nobody is there who could do anything about it
+            logger.info("not every decoder was told to forget it: %r", error, extra={"video_id": self._key})
 
-    async def _decode(self, unit: int, latents: Sequence[Latents]) -> DecodeResult:
-        job = DecodeJob(self._key, unit, latents_to_wire(latents[unit]))
+    async def _decode(self, unit: int, latents: Sequence[Latents], *, is_last: bool) -> DecodeResult:
+        job = DecodeJob(self._key, unit, latents_to_wire(latents[unit]), is_last=is_last)
         result = await self._ask(job)
         if isinstance(result, MemoryMissing):
             earlier = tuple(map(latents_to_wire, latents[:unit]))
-            result = await self._ask(DecodeJob(self._key, unit, job.latents, earlier=earlier))
+            result = await self._ask(replace(job, earlier=earlier))
         if isinstance(result, MemoryMissing):
             raise RuntimeError(f"{result.replica}: no memory of unit {unit}, though all before it was sent along")
+        if result.keeps_memory:
+            self._holders.add(result.replica)
+        else:
+            self._holders.discard(result.replica)
         return result
 
     async def _ask(self, job: DecodeJob) -> DecodeResult | MemoryMissing:
-        async with asyncio.timeout(self._timeout_s):
-            result: DecodeResult | MemoryMissing = await call(
-                under_an_id_of_its_own(self._handle.decode_unit.remote, job)
-            )
-        return result
+        is_answered = False
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                result: DecodeResult | MemoryMissing = await call(
+                    under_an_id_of_its_own(self._handle.decode_unit.remote, job)
+                )
+            is_answered = True
+            return result
+        finally:
+            self._has_lost_calls |= not is_answered
 
     async def _retrying(self, attempt: Callable[[], Any]) -> Any:
         return await retrying(attempt, video_id=self._key, max_retries=self._max_retries, on_retry=self._on_retry)

@@ -97,6 +97,7 @@ class Decoder:
             computed=self._computed,
             batch_size=forwards[-1].num_slots,
             rebuilt_units=len(forwards) - 1,
+            keeps_memory=self._in_order and not job.is_last,
         )
 
     async def encode_picture(self, picture: bytes, height: int, width: int) -> dict[str, WireTensor]:
@@ -168,7 +169,9 @@ def decode_steps(
                 (decoded,) = yield (part.request(from_wire(latents), memory),)
                 memory = decoded.memory
         (decoded,) = yield (part.request(from_wire(job.latents), memory),)
-        if decoded.memory is not None:
+        if job.is_last:
+            memories.forget(job.video_id)
+        elif decoded.memory is not None:
             memories.keep(lease, job.video_id, job.unit + 1, decoded.memory)
         frames: Tensor = decoded.frames
         return frames

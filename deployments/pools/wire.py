@@ -116,13 +116,15 @@ class DecodeJob:
     """One unit to be decoded: its ``latents``, float32, and perhaps those of the units before it.
 
     earlier: the latents of all units before, for a replica that has no memory of this video at ``unit``; without them
-    that replica answers ``MemoryMissing``. Never needed at unit 0.
+    that replica answers ``MemoryMissing``. Never needed at unit 0. is_last: no unit follows, so nothing of the video is
+    kept.
     """
 
     video_id: str
     unit: int
     latents: WireTensor
     earlier: tuple[WireTensor, ...] | None = None
+    is_last: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +132,8 @@ class DecodeResult:
     """The frames of a unit: (F, height, width, 3), uint8.
 
     started, ended: unix seconds of its forward (and of the rebuilding before it); batch_size: units in that forward;
-    rebuilt_units: earlier units decoded again because their memory was gone.
+    rebuilt_units: earlier units decoded again because their memory was gone; keeps_memory: whether the replica has a
+    memory of the video now.
     """
 
     frames: Bytes
@@ -140,6 +143,7 @@ class DecodeResult:
     computed: Computed
     batch_size: int
     rebuilt_units: int
+    keeps_memory: bool
 
 
 @dataclass(frozen=True)

@@ -156,11 +156,14 @@ class Decoding:
 
         self._engine: Engine[Any, Any] = Engine(forward, packs_with=part.packs_with)
 
-    async def decode(self, video: int, unit: int, *, with_earlier: bool = False) -> tuple[Tensor | None, int]:
+    async def decode(
+        self, video: int, unit: int, *, with_earlier: bool = False, is_last: bool = False
+    ) -> tuple[Tensor | None, int]:
         """Frames of a unit, and how many forwards it took."""
         forwards: list[Forward] = []
         units = [to_wire(latents) for latents in self._latents[video].split(1, dim=1)]
-        job = DecodeJob(str(video), unit, units[unit], tuple(units[:unit]) if with_earlier else None)
+        earlier = tuple(units[:unit]) if with_earlier else None
+        job = DecodeJob(str(video), unit, units[unit], earlier=earlier, is_last=is_last)
         steps = decode_steps(job, self.memories, self._part, in_order=True)
         frames = await self._engine.run(steps, submitted_at=unit, on_step=forwards.append)
         return frames, len(forwards)
@@ -184,6 +187,17 @@ async def test_units_decoded_together_come_out_as_alone(
             assert num_forwards == 1
             assert_same_frames(frames, alone[video][unit])
     assert max(decoding.batches) >= 2
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_kept_of_a_video_after_its_last_unit(
+    part: DecodePart, latents: Tensor, alone: list[list[Tensor]]
+) -> None:
+    decoding = Decoding(part, latents)
+    for unit in range(3):
+        frames, _ = await decoding.decode(0, unit, is_last=unit == 2)
+        assert_same_frames(frames, alone[0][unit])
+        assert len(decoding.memories) == (1 if unit < 2 else 0)
 
 
 @pytest.mark.asyncio

@@ -1,0 +1,125 @@
+"""One attempt at one video, with pools that go wrong."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from deployments.errors import DeviceFailedError
+from deployments.pools.wire import DecodeJob, UnitJob
+from pyramid_serve.api import Status, VideoRecord
+from pyramid_serve.errors import InputError
+from tests.unit.claims.claims_at_hand import eventually
+from tests.unit.orchestrator.app_at_hand import App, app_of, request_of
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest_asyncio.fixture
+async def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[App]:
+    async with app_of(tmp_path, monkeypatch) as app:
+        yield app
+
+
+async def made(app: App) -> VideoRecord:
+    record = await app.orchestrator.submit(request_of())
+    return await asyncio.wait_for(app.orchestrator.wait(record.id), 20)
+
+
+def move_after(app: App, unit: int) -> None:
+    """Let another replica decode the units after this one."""
+
+    async def before(job: DecodeJob) -> None:
+        app.decoder.replica = "another" if job.unit > unit else "decoder"
+
+    app.decoder.before = before
+
+
+async def test_after_a_video_that_went_well_no_decoder_remembers_it_and_none_is_told(app: App) -> None:
+    record = await made(app)
+    assert record.status is Status.COMPLETED, record.error
+    assert [job.is_last for job in app.decoder.jobs] == [False, False, False, True]
+    assert (app.decoder.memories, app.decoder.forgotten) == ({}, [])
+
+
+async def test_a_replica_that_a_video_has_left_is_told_to_forget_it(app: App) -> None:
+    move_after(app, 1)
+    record = await made(app)
+    assert record.status is Status.COMPLETED, record.error
+    await eventually(lambda: app.decoder.forgotten == [record.id])
+    assert app.decoder.memories == {}
+
+
+@pytest.mark.parametrize(
+    "error", [DeploymentUnavailableError(DeploymentID("Decoder", "app")), RuntimeError("no router"), None]
+)
+async def test_a_video_is_finished_before_its_memory_is_freed_whatever_comes_of_that(
+    app: App, error: Exception | None
+) -> None:
+    move_after(app, 1)
+    statuses: list[Status] = []
+
+    async def told() -> None:
+        statuses.extend(app.store.read(video_id).status for video_id in app.store.ids())
+        if error is not None:
+            raise error
+        await asyncio.Event().wait()  # it answers never
+
+    app.decoder.on_forget = told
+    record = await made(app)
+    assert (record.status, record.attempts) == (Status.COMPLETED, 1), record.error
+    await eventually(lambda: statuses == [Status.COMPLETED])
+    async with asyncio.timeout(2):  # less than the time in which decoders are told
+        while await app.orchestrator.running():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_video_that_is_cancelled_while_it_is_decoded_is_forgotten(app: App) -> None:
+    is_decoding = asyncio.Event()
+
+    async def before(job: DecodeJob) -> None:
+        if job.unit == 2:
+            is_decoding.set()
+            await asyncio.Event().wait()
+
+    app.decoder.before = before
+    record = await app.orchestrator.submit(request_of())
+    await asyncio.wait_for(is_decoding.wait(), 20)
+    await app.orchestrator.cancel(record.id)
+    await eventually(lambda: app.decoder.forgotten == [record.id])
+    assert app.decoder.memories == {}
+
+
+async def test_a_unit_whose_replica_hangs_is_made_again_elsewhere(app: App) -> None:
+    async def before(job: UnitJob) -> None:
+        if len(app.denoiser.jobs) == 2:
+            raise DeviceFailedError("the device hangs")
+
+    app.denoiser.before = before
+    record = await made(app)
+    assert (record.status, record.attempts, record.num_units_retried) == (Status.COMPLETED, 1, 1)
+    assert [job.unit for job in app.denoiser.jobs] == [0, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "num_attempts"),
+    [
+        (InputError("picture: too narrow"), "invalid_input", 1),
+        (ValueError("/srv/model: does not fit"), "too_many_attempts", 4),
+    ],
+)
+async def test_only_an_error_of_the_user_ends_a_video_at_once(
+    app: App, error: Exception, code: str, num_attempts: int
+) -> None:
+    async def before(job: UnitJob) -> None:
+        raise error
+
+    app.denoiser.before = before
+    record = await made(app)
+    assert record.error is not None and record.error.code == code
+    assert (record.status, record.attempts) == (Status.FAILED, num_attempts)
+    assert "/srv" not in record.error.message
