@@ -7,13 +7,15 @@
     async for frames in client.stream(VideoRequest(prompt="a red ball")):
         ...  # (F, H, W, 3) uint8
 
-Everything here is also a method of the handle itself (``serve.get_deployment_handle("Orchestrator", app)``). The handle
-raises ``RayActorError`` where the client asks again.
+All but ``stream`` and ``frames`` are also methods of the handle itself (``serve.get_deployment_handle("Orchestrator",
+app)``). The handle raises ``RayActorError`` where the client asks again.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -23,8 +25,9 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
+from deployments.errors import VideoFailedError
 from deployments.rpc.calls import call
-from deployments.rpc.retry import RETRIED, retried, retries
+from deployments.rpc.retry import RETRIED, retried
 from deployments.rpc.tasks import begin_apart
 from deployments.videos.view import VideoView
 from pyramid_serve.api import VideoRecord, VideoRequest
@@ -43,7 +46,6 @@ class Client:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         """``handle``: the handle of the deployment ``Orchestrator``."""
         self._handle = handle
-        self._streams = handle.options(stream=True)
 
     @classmethod
     def connect(cls, app: str) -> "Client":
@@ -64,36 +66,45 @@ class Client:
             raise
 
     async def stream(self, request: VideoRequest) -> AsyncGenerator[Frames, None]:
-        """Make a video, and yield the frames (F, H, W, 3) of each unit as it is decoded.
+        """Make a video, and yield the frames (F, H, W, 3) of each unit, uint8, as ``frames`` does.
 
         The video is cancelled when the caller leaves before its end, as in ``generate``. Raises ``VideoFailedError``.
         """
-        key, num_units = uuid4().hex, 0
-        submitting: asyncio.Task[VideoRecord] | None = None
-
-        def submit_aside(error: BaseException) -> None:
-            # Before the pause: a caller who leaves in it must cancel the video, whose id only the lost replica knew.
-            nonlocal submitting
-            _tell(error)
-            submitting = submitting or begin_apart(self.submit(request, idempotency_key=key))
-
+        submitting = begin_apart(self.submit(request))
         try:
-            async for attempt in retries(on_retry=submit_aside):
-                if submitting is None:
-                    stream: Any = self._streams.stream.remote(request, key)
-                else:
-                    stream = self._streams.frames.remote((await asyncio.shield(submitting)).id, num_units)
-                with attempt:
-                    try:
-                        async for frames in stream:
-                            yield frames
-                            num_units += 1
-                    finally:
-                        stream.cancel()
+            async with aclosing(self.frames((await asyncio.shield(submitting)).id)) as units:
+                async for frames in units:
+                    yield frames
         except (asyncio.CancelledError, GeneratorExit):
-            if submitting is not None:
-                await self._leave(submitting)
+            await self._leave(submitting)
             raise
+
+    async def frames(self, video_id: str, first_unit: int = 0) -> AsyncGenerator[Frames, None]:
+        """The frames (F, H, W, 3) of each unit from ``first_unit`` on, uint8, before any encoding.
+
+        For any video, at any time. Each unit is decoded when it is asked for, from its saved latents and for this
+        caller alone, so a slow caller holds up nothing and fills no memory. One who leaves stops nothing. Raises
+        ``VideoFailedError`` and ``VideoNotFoundError``, and ``RequestError`` for a video of a model that is not served
+        any more.
+        """
+        viewer = uuid4().hex
+        num_units = (await self.get(video_id)).record.plan.num_units
+        try:
+            for unit in range(first_unit, num_units):
+                asked = partial(self._handle.frames_of.remote, video_id, unit, viewer)
+                yield await _ask(asked)
+        except (asyncio.CancelledError, GeneratorExit, VideoFailedError):  # for the same reason as in ``_leave``
+            await asyncio.wait([begin_apart(self._stop_viewing(video_id, viewer))], timeout=_LEAVE_S)
+            raise
+        record = await self.wait(video_id)
+        if record.error is not None:
+            raise VideoFailedError(video_id, record.error)
+
+    async def _stop_viewing(self, video_id: str, viewer: str) -> None:
+        try:
+            await self._handle.leave.remote(video_id, viewer)
+        except (RayTaskError, *RETRIED) as error:
+            logger.info("the decoders were not told: %s", error, extra={"video_id": video_id})
 
     async def _leave(self, submitting: asyncio.Task[VideoRecord]) -> None:
         # Waits, because the caller's event loop may be about to close; not for long, because the cluster may be gone.

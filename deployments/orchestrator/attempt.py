@@ -10,9 +10,10 @@ import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -43,8 +44,6 @@ from pyramid_serve.storage import VideoFile, VideoStore
 logger = logging.getLogger(__name__)
 
 Frames = NDArray[numpy.uint8]
-OnFrames = Callable[[Frames], Awaitable[None]]
-"""Called with the frames (F, H, W, 3) of each unit in turn, before they are encoded."""
 
 _MAX_FRAMES_WAITING = 2
 
@@ -92,7 +91,6 @@ class VideoRun:
         config: RunConfig,
         metrics: VideoMetrics,
         replica: str,
-        on_frames: OnFrames | None = None,
     ) -> None:
         self._id = record.id
         self._record = record
@@ -110,7 +108,6 @@ class VideoRun:
         self._config = config
         self._metrics = metrics
         self._replica = replica
-        self._on_frames = on_frames
         self._latents: list[Latents] = []
         self._num_saved = 0
         self._saved_latents: set[int] = set()
@@ -136,13 +133,11 @@ class VideoRun:
     # --- what is there already --------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        """Take up what earlier attempts saved. With ``on_frames`` all is decoded again, for its frames are wanted."""
+        """Take up what earlier attempts saved."""
         self._latents = await asyncio.to_thread(self._store.files.load_latents, self._id)
         self._saved_latents.update(range(len(self._latents)))
-        if self._on_frames is None:
-            self._num_saved = min(
-                await asyncio.to_thread(self._store.files.num_fragments, self._id), len(self._latents)
-            )
+        num_fragments = await asyncio.to_thread(self._store.files.num_fragments, self._id)
+        self._num_saved = min(num_fragments, len(self._latents))
         if self._latents:
             logger.info("going on from unit %d", len(self._latents), extra={"video_id": self._id})
         self._lease.tell(
@@ -248,20 +243,25 @@ class VideoRun:
     async def _decode_units(self, denoised: "asyncio.Queue[int]", decoded: "asyncio.Queue[tuple[int, Frames]]") -> None:
         for _ in range(self._num_saved, self._plan.num_units):
             unit = await denoised.get()
-            is_last = unit == self._plan.num_units - 1
-            result = await self._decoder.decode(unit, self._latents, is_last=is_last)
+            result = await self._decoder.decode(
+                unit,
+                self._latents[unit],
+                earlier=partial(self._latents_before, unit),
+                is_last=unit == self._plan.num_units - 1,
+            )
             self._lease.tell_computed(result.computed)
             self._lease.note(Stage.DECODE, unit, start=result.started, end=result.ended, replica=result.replica)
             self._metrics.stage(Stage.DECODE, result.ended - result.started)
             await decoded.put((unit, result.frames))
+
+    async def _latents_before(self, unit: int) -> list[Latents]:
+        return self._latents[:unit]
 
     # --- save -------------------------------------------------------------------------------------------------------
 
     async def _save_units(self, decoded: "asyncio.Queue[tuple[int, Frames]]") -> None:
         for _ in range(self._num_saved, self._plan.num_units):
             unit, frames = await decoded.get()
-            if self._on_frames is not None:
-                await self._on_frames(frames)
             with self._noting(Stage.SAVE, unit, replica=self._replica):
                 fragment = await asyncio.to_thread(self._encode_fragment, frames, unit)
                 await asyncio.to_thread(self._store.files.save_fragment, self._id, unit, fragment)

@@ -9,8 +9,9 @@ import builtins
 import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import aclosing
+from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import numpy
 from numpy.typing import NDArray
@@ -20,9 +21,9 @@ from ray.serve.handle import DeploymentHandle
 from deployments.claims.asking import ask_claims
 from deployments.claims.messages import QueueState
 from deployments.errors import VideoFailedError
-from deployments.orchestrator.attempt import OnFrames, Pools, RunConfig, VideoRun
+from deployments.orchestrator.attempt import Pools, RunConfig, VideoRun
 from deployments.orchestrator.lease import Lease, LeaseLostError
-from deployments.orchestrator.video_decoder import VideoDecoder
+from deployments.orchestrator.video_decoder import VideoDecoder, forget
 from deployments.pools.wire import Latents
 from deployments.rpc.tasks import apart, begin_apart
 from deployments.telemetry.logs import configure_logging
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 Frames = NDArray[numpy.uint8]
 
-_MAX_FRAMES_WAITING = 2
 _SERVER_ERROR = "server_error"
 
 
@@ -93,10 +93,10 @@ class Orchestrator:
         """The videos that this replica works on."""
         return [video_id for video_id, _ in self._attempts]
 
-    async def _make(self, record: VideoRecord, on_frames: OnFrames | None = None) -> None:
+    async def _make(self, record: VideoRecord) -> None:
         """Work on a video that claims granted, until that is done or fails."""
         # A task of its own: that is what ``stop`` cancels, while the call itself ends as it should.
-        task = asyncio.create_task(self._attempt(record, on_frames))
+        task = asyncio.create_task(self._attempt(record))
         key = record.id, record.attempts
         self._attempts[key] = task
         try:
@@ -110,7 +110,7 @@ class Orchestrator:
         """Whether the model of a plan is served here, and is still of the same family."""
         return self._families.get(plan.model) == plan.family
 
-    async def _attempt(self, record: VideoRecord, on_frames: OnFrames | None) -> None:
+    async def _attempt(self, record: VideoRecord) -> None:
         lease = Lease(record, self._claims, heartbeat_s=self._config.heartbeat_s)
         if not self._serves(record.plan):
             logger.error("its model is not served here: %s", record.plan.model, extra={"video_id": record.id})
@@ -125,7 +125,6 @@ class Orchestrator:
             config=self._config,
             metrics=self._metrics,
             replica=self._replica,
-            on_frames=on_frames,
         )
         started = time.time()
         logger.info("attempt %d", record.attempts, extra={"video_id": record.id})
@@ -165,73 +164,54 @@ class Orchestrator:
                 await apart(self._videos.cancel_unwanted(record.id))
             raise
 
-    async def stream(self, request: VideoRequest, idempotency_key: str | None = None) -> AsyncGenerator[Frames, None]:
-        """Submit a video and yield the frames (F, H, W, 3) of each unit as it is decoded, uint8.
+    async def frames_of(self, video_id: str, unit: int, viewer: str) -> Frames:
+        """The frames (F, H, W, 3) of one unit, uint8, before any encoding, as soon as its latents are saved.
 
-        Call with ``stream=True``. The video is cancelled when the caller goes away before its end, unless another call
-        with the same key asked for it before. Raises ``VideoFailedError``.
-        """
-        record, is_new = await self._videos.accept_while_wanted(
-            request, idempotency_key=idempotency_key, owner=self._replica
-        )
-        num_units = 0
-        try:
-            if is_new and record.owner == self._replica and record.attempts == 1:
-                async for frames in self._stream_own(record):
-                    yield frames
-                    num_units += 1
-            # What is left, where another had to take it up; and how it ended.
-            async for frames in self.frames(record.id, num_units):
-                yield frames
-        except (asyncio.CancelledError, GeneratorExit):
-            if is_new:
-                await apart(self._videos.cancel_unwanted(record.id))
-            raise
-
-    async def frames(self, video_id: str, first_unit: int = 0) -> AsyncGenerator[Frames, None]:
-        """The frames of each unit from ``first_unit`` on as ``stream`` yields them, before any encoding.
-
-        Call with ``stream=True``; for any video, at any time: they are decoded from the saved latents, for this viewer
-        alone. A viewer who leaves stops nothing. Raises ``VideoFailedError``, ``VideoNotFoundError``, and
+        They are decoded for this viewer alone and only now, so a slow viewer holds up nothing and fills no memory.
+        viewer: any name, by which the decoders keep what the viewer's next unit needs, until the video's last unit or
+        ``leave``. Raises ``VideoFailedError`` if the video failed before the unit was made, ``VideoNotFoundError``, and
         ``RequestError`` for a video of a model that is not served any more.
         """
-        record = await asyncio.to_thread(self._store.read, video_id)
-        if not self._serves(record.plan):
-            raise unknown_model(record.plan.model, *self._pools)
+        record = await self._with_unit(video_id, unit)
         decoder = VideoDecoder(
-            f"{video_id}/{uuid4().hex}",
+            _key_of(video_id, viewer),
             self._pools[record.plan.model].decoder,
             max_retries=self._config.max_call_retries,
             timeout_s=self._config.stall_timeout_s,
             on_retry=self._metrics.retry,
         )
-        latents: builtins.list[Latents] = []
+        result = await decoder.decode(
+            unit,
+            await asyncio.to_thread(self._store.files.load_unit_latents, video_id, unit),
+            earlier=partial(self._latents_before, video_id, unit),
+            is_last=unit == record.plan.num_units - 1,
+        )
+        return result.frames
+
+    async def leave(self, video_id: str, viewer: str) -> None:
+        """Free what the decoders keep for a viewer who asks for no more units."""
         try:
-            async for one in self._videos.latents(video_id):
-                latents.append(one)
-                if len(latents) > first_unit:
-                    is_last = len(latents) == record.plan.num_units
-                    yield (await decoder.decode(len(latents) - 1, latents, is_last=is_last)).frames
-        finally:
-            begin_apart(decoder.forget())
-        record = await self._videos.wait(video_id)
-        if record.error is not None:
-            raise VideoFailedError(video_id, record.error)
+            record = await asyncio.to_thread(self._store.read, video_id)
+        except VideoNotFoundError:
+            return  # in time the decoders drop it by themselves
+        if self._serves(record.plan):
+            await forget(_key_of(video_id, viewer), self._pools[record.plan.model].decoder)
 
-    async def _stream_own(self, record: VideoRecord) -> AsyncGenerator[Frames, None]:
-        """The frames of each unit of a video that is made here, until it is done or has to be given up."""
-        ready: asyncio.Queue[Frames | None] = asyncio.Queue(_MAX_FRAMES_WAITING)
+    async def _with_unit(self, video_id: str, unit: int) -> VideoRecord:
+        """The record of a video once the latents of a unit are saved; raises as ``frames_of`` does."""
+        async with aclosing(self._videos.events(video_id)) as views:
+            async for view in views:
+                record = view.record
+                if not self._serves(record.plan):
+                    raise unknown_model(record.plan.model, *self._pools)
+                record.plan.unit(unit)
+                if unit < record.num_units_denoised:
+                    return record
+        error = record.error or VideoError(code=_SERVER_ERROR, message="the video ended without the unit")
+        raise VideoFailedError(video_id, error)
 
-        async def make() -> None:
-            await self._make(record, ready.put)
-            await ready.put(None)
-
-        making = asyncio.create_task(make())
-        try:
-            while (frames := await ready.get()) is not None:
-                yield frames
-        finally:
-            making.cancel()
+    async def _latents_before(self, video_id: str, unit: int) -> "builtins.list[Latents]":
+        return (await asyncio.to_thread(self._store.files.load_latents, video_id))[:unit]
 
     async def submit(self, request: VideoRequest, idempotency_key: str | None = None) -> VideoRecord:
         return await self._videos.submit(request, idempotency_key=idempotency_key)
@@ -265,6 +245,11 @@ class Orchestrator:
         """Call with ``stream=True``."""
         async for fragment in self._videos.fragments(video_id):
             yield fragment
+
+
+def _key_of(video_id: str, viewer: str) -> str:
+    """What the decoders keep the memory of a viewer under."""
+    return f"{video_id}/{viewer}"
 
 
 async def _both(work: Coroutine[Any, Any, None], guard: Coroutine[Any, Any, None]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from deployments.pools.wire import DecodeJob, DecodeResult, Latents, MemoryMissi
 from deployments.rpc.calls import call, retrying, under_an_id_of_its_own
 
 logger = logging.getLogger(__name__)
+
+Earlier = Callable[[], Awaitable[Sequence[Latents]]]
 
 _FORGET_S = 5.0
 
@@ -36,12 +38,14 @@ class VideoDecoder:
         self._holders: set[str] = set()
         self._has_lost_calls = False
 
-    async def decode(self, unit: int, latents: Sequence[Latents], *, is_last: bool) -> DecodeResult:
-        """The frames of a unit. ``latents``: of every unit up to it, or more; earlier ones are sent only if needed.
+    async def decode(self, unit: int, latents: Latents, *, earlier: Earlier, is_last: bool) -> DecodeResult:
+        """The frames of a unit from its latents.
 
-        is_last: no unit follows, so the replica need not remember the video.
+        earlier: called for the latents of all units before it, where no decoder remembers the video; is_last: no unit
+        follows, so the replica need not remember the video.
         """
-        result: DecodeResult = await self._retrying(lambda: self._decode(unit, latents, is_last=is_last))
+        job = DecodeJob(self._key, unit, latents_to_wire(latents), is_last=is_last)
+        result: DecodeResult = await self._retrying(lambda: self._decode(job, earlier))
         return result
 
     async def encode_picture(self, picture: bytes, *, height: int, width: int) -> dict[str, WireTensor]:
@@ -57,22 +61,15 @@ class VideoDecoder:
         There is none after the last unit, unless the video has moved when replicas came and went. Then every replica is
         told, because Serve (Ray 2.60) has no way to call a certain one.
         """
-        if not self._holders and not self._has_lost_calls:
-            return
-        try:
-            told = self._handle.broadcast("forget", self._key)
-            await told.results_async(timeout_s=_FORGET_S, return_exceptions=True)
-        except Exception as error:  # of any kind, for nobody is there who could do anything about it
-            logger.info("not every decoder was told to forget it: %r", error, extra={"video_id": self._key})
+        if self._holders or self._has_lost_calls:
+            await forget(self._key, self._handle)
 
-    async def _decode(self, unit: int, latents: Sequence[Latents], *, is_last: bool) -> DecodeResult:
-        job = DecodeJob(self._key, unit, latents_to_wire(latents[unit]), is_last=is_last)
+    async def _decode(self, job: DecodeJob, earlier: Earlier) -> DecodeResult:
         result = await self._ask(job)
         if isinstance(result, MemoryMissing):
-            earlier = tuple(map(latents_to_wire, latents[:unit]))
-            result = await self._ask(replace(job, earlier=earlier))
+            result = await self._ask(replace(job, earlier=tuple(map(latents_to_wire, await earlier()))))
         if isinstance(result, MemoryMissing):
-            raise RuntimeError(f"{result.replica}: no memory of unit {unit}, though all before it was sent along")
+            raise RuntimeError(f"{result.replica}: no memory of unit {job.unit}, though all before it was sent along")
         if result.keeps_memory:
             self._holders.add(result.replica)
         else:
@@ -93,3 +90,15 @@ class VideoDecoder:
 
     async def _retrying(self, attempt: Callable[[], Any]) -> Any:
         return await retrying(attempt, video_id=self._key, max_retries=self._max_retries, on_retry=self._on_retry)
+
+
+async def forget(key: str, decoder: DeploymentHandle[Any]) -> None:
+    """Tell every replica of a decoder to free the memory under a key. Raises nothing, and gives up after five seconds.
+
+    A replica that cannot be told drops the memory in time by itself.
+    """
+    try:
+        told = decoder.broadcast("forget", key)
+        await told.results_async(timeout_s=_FORGET_S, return_exceptions=True)
+    except Exception as error:  # of any kind, for nobody is there who could do anything about it
+        logger.info("not every decoder was told to forget it: %r", error, extra={"video_id": key})

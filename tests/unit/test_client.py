@@ -1,14 +1,16 @@
 """Callers of the Ray-handle client who leave."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import numpy
 import pytest
 
 from deployments.client import Client, Frames
-from pyramid_serve.api import VideoRecord, VideoRequest, new_record
+from deployments.errors import VideoFailedError
+from deployments.videos.view import VideoView
+from pyramid_serve.api import VideoError, VideoRecord, VideoRequest, new_record
 from pyramid_serve.storage import VideoNotFoundError
 from tests.serve.local_server import MODEL
 
@@ -18,17 +20,13 @@ REQUEST = VideoRequest(prompt="a ball", seed=1)
 
 
 class Response:
-    """What ``Client`` uses of a ``DeploymentResponse`` and of its generator; it runs only while it is awaited."""
+    """What ``Client`` uses of a ``DeploymentResponse``; it runs only while it is awaited."""
 
     def __init__(self, work: Any) -> None:
         self._work = work
 
     def __await__(self) -> Any:
         return self._work.__await__()
-
-    def __aiter__(self) -> AsyncGenerator[Frames, None]:
-        frames: AsyncGenerator[Frames, None] = self._work
-        return frames
 
     def cancel(self) -> None:
         pass
@@ -46,16 +44,12 @@ class Handle:
     def __init__(self, deployment: object) -> None:
         self._deployment = deployment
 
-    def options(self, *, stream: bool) -> "Handle":
-        assert stream
-        return self
-
     def __getattr__(self, name: str) -> Method:
         return Method(getattr(self._deployment, name))
 
 
 class Orchestrators:
-    """One that accepts a video only when it is let to, and streams of which the first is lost after a unit."""
+    """They accept a video only when they are let to. The second call for frames is lost, as often as ``num_lost``."""
 
     def __init__(self) -> None:
         self.is_asked, self.may_accept, self.is_waited_for = (asyncio.Event() for _ in range(3))
@@ -63,32 +57,45 @@ class Orchestrators:
         self.keys: list[str] = []
         self.accepted: list[str] = []
         self.cancelled: list[str] = []
+        self.record = new_record(MODEL.plan(REQUEST))
+        self.is_over = False
+        self.num_lost = 0
+        self.failed_unit: int | None = None
+        self.asked_for: list[tuple[int, str]] = []
+        self.left: list[str] = []
 
     async def submit(self, request: VideoRequest, key: str) -> VideoRecord:
         self.keys.append(key)
         self.is_asked.set()
         await self.may_accept.wait()
-        record = new_record(MODEL.plan(request))
-        self.accepted.append(record.id)
-        return record
+        self.accepted.append(self.record.id)
+        return self.record
 
-    async def wait(self, video_id: str) -> None:
+    async def wait(self, video_id: str) -> VideoRecord:
         self.is_waited_for.set()
-        await asyncio.Event().wait()
+        if not self.is_over:
+            await asyncio.Event().wait()
+        return self.record
 
     async def cancel(self, video_id: str) -> None:
         if self.is_deleted:
             raise VideoNotFoundError(video_id)
         self.cancelled.append(video_id)
 
-    async def stream(self, request: VideoRequest, key: str) -> AsyncGenerator[Frames, None]:
-        self.keys.append(key)
-        yield numpy.zeros((1, 8, 8, 3), numpy.uint8)
-        raise TimeoutError
+    async def get(self, video_id: str) -> VideoView:
+        return VideoView(self.record)
 
-    async def frames(self, video_id: str, first_unit: int) -> AsyncGenerator[Frames, None]:
-        for _ in range(first_unit, 3):
-            yield numpy.ones((8, 8, 8, 3), numpy.uint8)
+    async def frames_of(self, video_id: str, unit: int, viewer: str) -> Frames:
+        self.asked_for.append((unit, viewer))
+        if self.num_lost and len(self.asked_for) > 1:
+            self.num_lost -= 1
+            raise TimeoutError
+        if unit == self.failed_unit:
+            raise VideoFailedError(video_id, VideoError(code="server_error", message="it had to fail"))
+        return numpy.full((8, 8, 8, 3), unit, numpy.uint8)
+
+    async def leave(self, video_id: str, viewer: str) -> None:
+        self.left.append(viewer)
 
 
 def client_of(orchestrators: Orchestrators) -> Client:
@@ -148,11 +155,7 @@ async def test_a_caller_who_leaves_is_told_of_no_other_error(video: str, monkeyp
             await task
 
 
-@pytest.mark.parametrize("pause_s", [0, 10])
-async def test_a_stream_that_is_left_after_its_replica_was_lost_cancels_its_video(
-    pause_s: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pause(monkeypatch, pause_s)  # 0: it is left while the video is being accepted
+async def test_a_stream_that_is_left_while_its_video_is_being_accepted_cancels_it() -> None:
     orchestrators = Orchestrators()
 
     async def collect() -> int:
@@ -160,24 +163,54 @@ async def test_a_stream_that_is_left_after_its_replica_was_lost_cancels_its_vide
 
     await leave(asyncio.create_task(collect()), orchestrators)
     assert len(orchestrators.accepted) == 1 and orchestrators.cancelled == orchestrators.accepted
-    assert len(set(orchestrators.keys)) == 1  # it is the same video
 
 
-async def test_a_stream_that_is_closed_in_the_part_of_another_replica_cancels_its_video(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pause(monkeypatch, 0)
+async def test_a_stream_that_is_closed_cancels_its_video_and_tells_that_nobody_looks() -> None:
     orchestrators = Orchestrators()
     orchestrators.may_accept.set()
     stream = client_of(orchestrators).stream(REQUEST)
     assert [int((await anext(stream)).max()) for _ in range(2)] == [0, 1]
     await stream.aclose()
     assert len(orchestrators.accepted) == 1 and orchestrators.cancelled == orchestrators.accepted
+    assert orchestrators.left == [orchestrators.asked_for[0][1]]
+
+
+async def test_a_viewer_who_leaves_cancels_nothing() -> None:
+    orchestrators = Orchestrators()
+    frames = client_of(orchestrators).frames(orchestrators.record.id)
+    await anext(frames)
+    await frames.aclose()
+    assert orchestrators.cancelled == [] and orchestrators.left == [orchestrators.asked_for[0][1]]
 
 
 async def test_a_stream_goes_on_where_its_replica_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     pause(monkeypatch, 0)
     orchestrators = Orchestrators()
     orchestrators.may_accept.set()
+    orchestrators.is_over = True
+    orchestrators.num_lost = 2
     units = [int(frames.max()) async for frames in client_of(orchestrators).stream(REQUEST)]
-    assert units == [0, 1, 1] and orchestrators.cancelled == []
+    assert units == [0, 1, 2, 3] and orchestrators.cancelled == orchestrators.left == []
+    assert [unit for unit, _ in orchestrators.asked_for] == [0, 1, 1, 1, 2, 3]
+    assert len({viewer for _, viewer in orchestrators.asked_for}) == 1
+
+
+async def test_no_unit_is_asked_for_before_the_reader_wants_it() -> None:
+    orchestrators = Orchestrators()
+    frames = client_of(orchestrators).frames(orchestrators.record.id, 1)
+    for unit in (1, 2):
+        await anext(frames)
+        await asyncio.sleep(0.05)
+        assert [asked for asked, _ in orchestrators.asked_for] == list(range(1, unit + 1))
+    await frames.aclose()
+
+
+async def test_a_stream_of_a_video_that_fails_says_so() -> None:
+    orchestrators = Orchestrators()
+    orchestrators.may_accept.set()
+    orchestrators.failed_unit = 2
+    units: list[int] = []
+    with pytest.raises(VideoFailedError, match="it had to fail"):
+        async for frames in client_of(orchestrators).stream(REQUEST):
+            units.append(int(frames.max()))
+    assert units == [0, 1] and orchestrators.cancelled == []

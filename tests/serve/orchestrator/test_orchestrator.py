@@ -132,8 +132,7 @@ def assert_same(frames: Frames, expected: Frames) -> None:
 
 
 async def frames_of(handle: Handle, video_id: str, first_unit: int = 0) -> Frames:
-    stream = handle.options(stream=True).frames.remote(video_id, first_unit)
-    return numpy.concatenate([frames async for frames in stream])
+    return numpy.concatenate([frames async for frames in Client(handle).frames(video_id, first_unit)])
 
 
 async def eventually(condition: Callable[[], Any], *, timeout_s: float = 20) -> None:
@@ -186,8 +185,7 @@ async def test_viewers_get_equal_bytes_while_it_is_made_and_after(handle: Handle
 
 
 async def test_a_stream_yields_the_frames_unit_by_unit(handle: Handle) -> None:
-    stream = handle.options(stream=True).stream.remote(request_of(4))
-    units = [frames async for frames in stream]
+    units = [frames async for frames in Client(handle).stream(request_of(4))]
     assert [len(frames) for frames in units] == [1, 8, 8, 8]
     (newest, *_), _ = await handle.list.remote(limit=1)
     assert newest.record.status is Status.COMPLETED
@@ -284,9 +282,9 @@ async def test_a_caller_who_leaves_a_generate_or_a_stream_cancels_the_video(hand
 
     await eventually(is_accepted)
     generate.cancel()
-    stream = handle.options(stream=True).stream.remote(request_of(10, seconds=5, steps=50))
+    stream = Client(handle).stream(request_of(10, seconds=5, steps=50))
     await anext(stream)
-    stream.cancel()
+    await stream.aclose()
 
     async def are_cancelled() -> bool:
         views, _ = await handle.list.remote(limit=2)
@@ -342,20 +340,20 @@ async def test_a_client_makes_one_video_of_one_key(handle: Handle) -> None:
     assert numpy.array_equal(numpy.concatenate(units), await frames_of(handle, first.id))
 
 
-async def test_two_streams_of_one_key_are_of_one_video_and_only_the_first_may_end_it(handle: Handle) -> None:
-    streams = handle.options(stream=True)
-
-    async def collect(stream: Any) -> Frames:
-        return numpy.concatenate([frames async for frames in stream])
-
-    first = streams.stream.remote(request_of(15, seconds=2), "streamed")
-    begun = await anext(first)  # so it is the first to have been accepted
-    own = asyncio.create_task(collect(first))
-    second, leaving = (streams.stream.remote(request_of(15, seconds=2), "streamed") for _ in range(2))
+async def test_viewers_of_one_video_get_its_frames_and_leave_nothing_in_the_decoders(handle: Handle) -> None:
+    client, decoder = Client(handle), serve.get_deployment_handle("Decoder", APP)
+    record = await client.submit(request_of(15, seconds=2))
+    leaving = client.frames(record.id)
     await anext(leaving)
-    leaving.cancel()
-    other = await asyncio.wait_for(collect(second), 60)
-    assert_same(numpy.concatenate([begun, await asyncio.wait_for(own, 60)]), other)
+    await leaving.aclose()
+    one, other = await asyncio.gather(*(asyncio.wait_for(frames_of(handle, record.id), 60) for _ in range(2)))
+    assert_same(one, other)
+    assert (await client.wait(record.id)).status is Status.COMPLETED
+
+    async def is_nothing_left() -> bool:
+        return not (await decoder.stats.remote()).num_memories
+
+    await eventually(is_nothing_left)
 
 
 async def test_a_video_that_cannot_be_made_is_tried_once_and_says_why(handle: Handle, store: VideoStore) -> None:
