@@ -58,7 +58,9 @@ class RunConfig(BaseModel):
     max_call_retries: Annotated[int, Field(ge=0)] = 20
     """Of one call, when replicas die under it."""
     stall_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """A call that has begun and then shows nothing for so long is made again."""
+    """A unit whose denoising has begun and then shows nothing for so long is made again: its replica cannot be reached.
+    Waiting has no limit, and neither has decoding; a device that hangs is noticed by its replica.
+    """
 
 
 class Pools(NamedTuple):
@@ -99,8 +101,8 @@ class VideoRun:
         self._decoder = VideoDecoder(
             record.id,
             pools.decoder,
+            submitted_at=record.created_at,
             max_retries=config.max_call_retries,
-            timeout_s=config.stall_timeout_s,
             on_retry=self._on_retry,
         )
         self._store = store

@@ -176,8 +176,8 @@ class Orchestrator:
         decoder = VideoDecoder(
             _key_of(video_id, viewer),
             self._pools[record.plan.model].decoder,
+            submitted_at=time.time(),
             max_retries=self._config.max_call_retries,
-            timeout_s=self._config.stall_timeout_s,
             on_retry=self._metrics.retry,
         )
         result = await decoder.decode(

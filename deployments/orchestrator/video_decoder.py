@@ -1,6 +1,5 @@
 """A video's way through the decoder pool, unit by unit: kept to the replica that has its memory."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -19,21 +18,28 @@ _FORGET_S = 5.0
 
 
 class VideoDecoder:
-    """Decodes one video. ``key`` is what the decoders keep its memory under: two at once need two keys."""
+    """Decodes one video.
+
+    No call has a limit of time, so one that waits keeps its place among those of a decoder that has much to do. It ends
+    when the decoder's device hangs, which that finds out by itself, and when its process is gone.
+    """
 
     def __init__(
         self,
         key: str,
         decoder: DeploymentHandle[Any],
         *,
+        submitted_at: float,
         max_retries: int,
-        timeout_s: float,
         on_retry: Callable[[], None],
     ) -> None:
+        """key: what the decoders keep the video's memory under: two at once need two keys; submitted_at: unix seconds
+        by which its units are older or younger than those of other videos.
+        """
         self._key = key
         self._handle = decoder.options(session_id=key)
+        self._submitted_at = submitted_at
         self._max_retries = max_retries
-        self._timeout_s = timeout_s
         self._on_retry = on_retry
         self._holders: set[str] = set()
         self._has_lost_calls = False
@@ -44,7 +50,7 @@ class VideoDecoder:
         earlier: called for the latents of all units before it, where no decoder remembers the video; is_last: no unit
         follows, so the replica need not remember the video.
         """
-        job = DecodeJob(self._key, unit, latents_to_wire(latents), is_last=is_last)
+        job = DecodeJob(self._key, unit, latents_to_wire(latents), self._submitted_at, is_last=is_last)
         result: DecodeResult = await self._retrying(lambda: self._decode(job, earlier))
         return result
 
@@ -79,10 +85,9 @@ class VideoDecoder:
     async def _ask(self, job: DecodeJob) -> DecodeResult | MemoryMissing:
         is_answered = False
         try:
-            async with asyncio.timeout(self._timeout_s):
-                result: DecodeResult | MemoryMissing = await call(
-                    under_an_id_of_its_own(self._handle.decode_unit.remote, job)
-                )
+            result: DecodeResult | MemoryMissing = await call(
+                under_an_id_of_its_own(self._handle.decode_unit.remote, job)
+            )
             is_answered = True
             return result
         finally:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -82,7 +81,7 @@ class Decoder:
             try:
                 frames = await self._engine.run(
                     decode_steps(job, self._memories, self._part, in_order=self._in_order),
-                    submitted_at=time.time(),
+                    submitted_at=job.submitted_at,
                     on_step=forwards.append,
                 )
             except NonFiniteError as error:

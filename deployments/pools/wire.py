@@ -115,14 +115,16 @@ class UnitResult:
 class DecodeJob:
     """One unit to be decoded: its ``latents``, float32, and perhaps those of the units before it.
 
-    earlier: the latents of all units before, for a replica that has no memory of this video at ``unit``; without them
-    that replica answers ``MemoryMissing``. Never needed at unit 0. is_last: no unit follows, so nothing of the video is
-    kept.
+    submitted_at: unix seconds at which the video was accepted, or its viewer asked for the unit, since the oldest go
+    first; earlier: the latents of all units before, for a replica that has no memory of this video at ``unit``; without
+    them that replica answers ``MemoryMissing``, though never at unit 0; is_last: no unit follows, so nothing of the
+    video is kept.
     """
 
     video_id: str
     unit: int
     latents: WireTensor
+    submitted_at: float
     earlier: tuple[WireTensor, ...] | None = None
     is_last: bool = False
 

@@ -61,7 +61,7 @@ def frames(vae: CausalVideoVAE, scale: LatentScale, latents: Tensor) -> list[Ten
 
 def job_of(video_id: str, latents: Tensor, unit: int, *, with_earlier: bool = False) -> DecodeJob:
     units = [to_wire(one) for one in latents.split(1, dim=1)]
-    return DecodeJob(video_id, unit, units[unit], tuple(units[:unit]) if with_earlier else None)
+    return DecodeJob(video_id, unit, units[unit], 0.0, earlier=tuple(units[:unit]) if with_earlier else None)
 
 
 def assert_same_frames(result: DecodeResult, expected: Tensor) -> None:

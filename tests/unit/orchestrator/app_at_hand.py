@@ -166,7 +166,7 @@ async def app_of(root: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -
     async with claims_of(root, orchestrators, **settings) as claims:
         orchestrator = Orchestrator(
             str(root),
-            RunConfig(heartbeat_s=0.1),
+            RunConfig(heartbeat_s=0.1, stall_timeout_s=1.0),
             ServedModels((MODEL,)),
             claims=LocalHandle(claims),  # type: ignore[arg-type]
             text_encoders={MODEL.name: PoolHandle(FakeTextEncoder())},  # type: ignore[dict-item]

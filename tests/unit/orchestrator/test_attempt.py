@@ -105,6 +105,18 @@ async def test_a_unit_whose_replica_hangs_is_made_again_elsewhere(app: App) -> N
     assert [job.unit for job in app.denoiser.jobs] == [0, 1, 1, 2, 3]
 
 
+async def test_a_decoder_with_much_to_do_has_the_time_it_needs_and_knows_who_came_first(app: App) -> None:
+    async def before(job: DecodeJob) -> None:
+        if job.unit == 1:
+            await asyncio.sleep(1.5)  # longer than stall_timeout_s
+
+    app.decoder.before = before
+    record = await made(app)
+    assert (record.status, record.num_units_retried) == (Status.COMPLETED, 0), record.error
+    assert [job.unit for job in app.decoder.jobs] == [0, 1, 2, 3]
+    assert {job.submitted_at for job in app.decoder.jobs} == {record.created_at}
+
+
 @pytest.mark.parametrize(
     ("error", "code", "num_attempts"),
     [

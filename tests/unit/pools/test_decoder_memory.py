@@ -163,7 +163,7 @@ class Decoding:
         forwards: list[Forward] = []
         units = [to_wire(latents) for latents in self._latents[video].split(1, dim=1)]
         earlier = tuple(units[:unit]) if with_earlier else None
-        job = DecodeJob(str(video), unit, units[unit], earlier=earlier, is_last=is_last)
+        job = DecodeJob(str(video), unit, units[unit], 0.0, earlier=earlier, is_last=is_last)
         steps = decode_steps(job, self.memories, self._part, in_order=True)
         frames = await self._engine.run(steps, submitted_at=unit, on_step=forwards.append)
         return frames, len(forwards)
@@ -237,13 +237,13 @@ def test_latents_of_another_shape_are_refused(part: DecodePart, shape: tuple[int
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        (DecodeJob("a", -1, to_wire(torch.zeros(16, 1, 8, 8))), "unit=-1"),
+        (DecodeJob("a", -1, to_wire(torch.zeros(16, 1, 8, 8)), 0.0), "unit=-1"),
         (
-            DecodeJob("a", 2, to_wire(torch.zeros(16, 1, 8, 8)), (to_wire(torch.zeros(16, 1, 8, 8)),)),
+            DecodeJob("a", 2, to_wire(torch.zeros(16, 1, 8, 8)), 0.0, (to_wire(torch.zeros(16, 1, 8, 8)),)),
             "earlier: 1 units, must be 2 for unit 2",
         ),
         (
-            DecodeJob("a", 1, to_wire(torch.zeros(16, 1, 8, 8)), (to_wire(torch.zeros(16, 1, 8, 4)),)),
+            DecodeJob("a", 1, to_wire(torch.zeros(16, 1, 8, 8)), 0.0, (to_wire(torch.zeros(16, 1, 8, 4)),)),
             r"earlier: shape \(16, 1, 8, 4\), must be \(16, 1, 8, 8\)",
         ),
     ],
