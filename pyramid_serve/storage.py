@@ -3,30 +3,32 @@
 ::
 
     ROOT/videos/ID/video.json               the record, the only truth: no record, no video
+    ROOT/videos/ID/over.json                the record as the video ended; it is written once, and outlasts late writers
     ROOT/videos/ID/input.png                the picture it is made from
     ROOT/videos/ID/latents/000.safetensors  each unit's latents, float32
     ROOT/videos/ID/stream/000.m4s           each unit's frames; one after the other they are a fragmented MP4
     ROOT/videos/ID/video.mp4                the whole video, when it is done
     ROOT/videos/ID/thumbnail.webp, spritesheet.webp
-    ROOT/unfinished/ID                      empty; its name tells a restarted server which records to look at
+    ROOT/unfinished/, ROOT/holders/         which claims deployment looks after which video; see ``video_holds``
     ROOT/keys/HASH                          the id of the video that an idempotency key made
-    ROOT/epoch                              which claims deployment writes the records
+    ROOT/epoch                              the claims deployment that started last
     ROOT/aside/HASH                         a file that is being written (local storage only)
     ROOT/probe/HASH                         written and deleted to see whether the storage takes anything
 
 No reader ever sees half a file (see ``stored_files``). A file is only added to a folder whose record is there, so that
-nothing brings a deleted video back.
+nothing brings a deleted video back; only the picture comes before the record.
 
 The methods block; callers with an event loop use threads. Ids are checked here again (``api.is_video_id``), since they
 become paths. Every method raises ``StorageError`` when the storage cannot be read or written.
 """
 
-import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
+from typing import Any
 
 from pyramid_serve.api import VideoRecord, created_at_of, is_video_id
 from pyramid_serve.errors import VideoNotFoundError
@@ -34,6 +36,8 @@ from pyramid_serve.families import record_fields
 from pyramid_serve.reasons import first_line
 from pyramid_serve.stored_files import StorageError, StoredFiles, check_root, mask_credentials, shown_root
 from pyramid_serve.video_files import RECORD, VideoFile, VideoFiles, folder_of
+from pyramid_serve.video_holds import VideoHolds
+from pyramid_serve.video_keys import VideoKeys
 
 __all__ = [
     "StorageError",
@@ -48,8 +52,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_MAX_KEY_CHARACTERS = 1000
 _EPOCH = "epoch"
+_OVER = "over.json"
+_ABANDONED_S = 3600.0
+"""A folder or marker without a record is removed when it is this old: whoever was to write the record is gone."""
 
 
 class VideoExistsError(ValueError):
@@ -57,7 +63,11 @@ class VideoExistsError(ValueError):
 
 
 class VideoStore:
-    """The records of all videos under one root, and their keys. ``files`` are the other files of the videos."""
+    """The records of all videos under one root.
+
+    ``files`` are the other files of the videos, ``holds`` says who looks after the unfinished ones, and ``keys`` are
+    the idempotency keys that made them.
+    """
 
     def __init__(self, root: str) -> None:
         """``root``: a local path, or an fsspec URL such as ``s3://bucket/folder``.
@@ -67,6 +77,9 @@ class VideoStore:
         self.root = root
         self._stored = StoredFiles(root)
         self.files = VideoFiles(self._stored)
+        self.holds = VideoHolds(self._stored)
+        self.keys = VideoKeys(self._stored)
+        self._unreadable: dict[str, str] = {}
 
     def check(self) -> None:
         """Write a small file, read it back and delete it. Raises ``StorageError`` where any of that fails."""
@@ -74,29 +87,26 @@ class VideoStore:
 
     # --- records ----------------------------------------------------------------------------------------------------
 
-    def create(self, record: VideoRecord, *, picture: bytes | None = None) -> None:
-        """Accept a video: when this returns, it outlives the process and a crash. ``picture``: its ``input.png``.
+    def create(self, record: VideoRecord, *, holder: str = "") -> None:
+        """Accept a video: when this returns, it outlives the process and a crash. ``holder``: who looks after it.
 
         Raises ``VideoExistsError`` where its id is taken.
         """
-        folder = folder_of(record.id)
         if self.exists(record.id):
             raise VideoExistsError(f"{record.id}: there already")
         try:
-            if picture is not None:
-                self._stored.put(f"{folder}/{VideoFile.PICTURE}", picture)
-            self._stored.put(self._unfinished(record.id), b"")
-            self._stored.put(f"{folder}/{RECORD}", _to_json(record))
+            self.holds.accept(record.id, holder)
+            self._stored.put(f"{folder_of(record.id)}/{RECORD}", _to_json(record))
         except OSError:
-            self._withdraw(record.id)
+            self.withdraw(record.id)
             raise
 
-    def _withdraw(self, video_id: str) -> None:
+    def withdraw(self, video_id: str) -> None:
         """Remove the files of a video that was not accepted, the record first. What cannot be removed is logged."""
         folder = folder_of(video_id)
         removals = (
             (self._stored.remove, f"{folder}/{RECORD}"),
-            (self._stored.remove, self._unfinished(video_id)),
+            (self._stored.remove, f"unfinished/{video_id}"),
             (self._stored.remove_folder, folder),
         )
         for remove, path in removals:
@@ -107,20 +117,54 @@ class VideoStore:
                 logger.warning("not accepted, and not all of it is removed: %s", error, extra={"video_id": video_id})
 
     def update(self, record: VideoRecord) -> None:
-        """Replace the record of a video. Raises ``VideoNotFoundError`` for one that was deleted."""
+        """Replace the record of an unfinished video. Raises ``VideoNotFoundError`` for one that was deleted."""
         if not self.exists(record.id):
             raise VideoNotFoundError(f"{record.id}: no such video")
         self._stored.put(f"{folder_of(record.id)}/{RECORD}", _to_json(record))
-        if record.is_over:
-            self._stored.remove(self._unfinished(record.id))
+
+    def end(self, record: VideoRecord, *, term: int = 0) -> VideoRecord:
+        """Write the last record of a video, and return it; or that with which another ended the video before.
+
+        term: the highest one of the video, whose markers are removed. Raises ``VideoNotFoundError`` for a video that
+        was deleted. After a ``StorageError`` the video may be over all the same; ``settle`` does what is left.
+        """
+        if not self.exists(record.id):
+            raise VideoNotFoundError(f"{record.id}: no such video")
+        try:
+            self._stored.create(f"{folder_of(record.id)}/{_OVER}", _to_json(record))
+        except FileExistsError:
+            record = self._read_over(record.id) or record
+        self.settle(record, term=term)
+        return record
+
+    def settle(self, record: VideoRecord, *, term: int = 0) -> None:
+        """Do what is left where an end was interrupted. ``record``: the last of the video; ``term``: as in ``end``."""
+        if self.exists(record.id):
+            self._stored.put(f"{folder_of(record.id)}/{RECORD}", _to_json(record))
+        else:  # deleted meanwhile, so that the last record came to a folder that was gone
+            self._stored.remove_folder(folder_of(record.id))
+        self.holds.remove(record.id, term=term)
 
     def read(self, video_id: str) -> VideoRecord:
-        """The record as last written. Raises ``VideoNotFoundError``."""
+        """The record as last written. Raises ``VideoNotFoundError``, and ``ValueError`` for what is no record."""
+        record = self._read(video_id, RECORD)
+        if record is None:
+            raise VideoNotFoundError(f"{video_id}: no such video")
+        # One who did not know of the end may have written after it.
+        return record if record.is_over else self._read_over(video_id) or record
+
+    def _read_over(self, video_id: str) -> VideoRecord | None:
+        return self._read(video_id, _OVER)
+
+    def _read(self, video_id: str, name: str) -> VideoRecord | None:
         try:
-            stored = self._stored.cat(f"{folder_of(video_id)}/{RECORD}")
+            stored = self._stored.cat(f"{folder_of(video_id)}/{name}")
         except FileNotFoundError:
-            raise VideoNotFoundError(f"{video_id}: no such video") from None
-        return _from_json(stored)
+            return None
+        record = _from_json(stored)
+        if record.id != video_id:
+            raise ValueError(f"{video_id}: the record in its folder is of {record.id[:60]!r}")
+        return record
 
     def exists(self, video_id: str) -> bool:
         return self.files.has_record(video_id)
@@ -148,90 +192,93 @@ class VideoStore:
 
     def unfinished(self, *, but: Container[str] = ()) -> list[VideoRecord]:
         """The records that are queued or in progress, oldest first, without those whose ids are in ``but``."""
-        ids = sorted(filter(is_video_id, self._stored.names("unfinished")))
+        ids = sorted(self.holds.terms())
         return [record for record in self._records(name for name in ids if name not in but) if not record.is_over]
 
+    @property
+    def num_unreadable(self) -> int:
+        """How many of the videos that were looked at last have a record that cannot be read."""
+        return len(self._unreadable)
+
     def delete(self, video_id: str) -> None:
-        """Remove a video with all its files. Raises ``VideoNotFoundError`` where there is none.
+        """Remove a video with all its files, also one whose record cannot be read.
 
-        Where the storage refuses, ``StorageError`` is raised and the record is kept.
+        Raises ``VideoNotFoundError`` where there is none. Where the storage refuses, ``StorageError`` is raised and the
+        record is kept.
         """
-        self._delete(video_id, self._key_of(video_id))
-
-    def _delete(self, video_id: str, key: str | None) -> None:
+        key = self._key_of(video_id)
         folder = folder_of(video_id)
         try:
-            record = self._stored.cat(f"{folder}/{RECORD}")
             # The record first: whoever adds a file now sees that the record is gone, and removes the file again.
-            self._stored.remove_existing(f"{folder}/{RECORD}")
+            kept = self._take_out(f"{folder}/{RECORD}")
         except FileNotFoundError:
             raise VideoNotFoundError(f"{video_id}: no such video") from None
         try:
             self._stored.remove_folder(folder)
         except OSError:
             # Nobody would find files without a record. With it, the video can be deleted later.
-            self._stored.put(f"{folder}/{RECORD}", record)
+            if kept is not None:
+                self._stored.put(f"{folder}/{RECORD}", kept)
             raise
+        self._unreadable.pop(video_id, None)
         try:
-            self._stored.remove(self._unfinished(video_id))
+            self.holds.remove(video_id, term=self.holds.terms().get(video_id, 0))
             if key is not None:
-                self.release_key(key, video_id)
+                self.keys.release(key, video_id)
         except StorageError as error:
             # Neither stands for a video any more. The sweep removes the marker; the key is taken as unused.
             logger.warning("deleted, but not its marker or key: %s", error, extra={"video_id": video_id})
+
+    def _take_out(self, path: str) -> bytes | None:
+        """Remove a file, and return its content; None where that cannot be read. Raises ``FileNotFoundError``."""
+        try:
+            content = self._stored.cat(path)
+        except StorageError:
+            if not self._stored.is_odd(path):
+                raise  # then it could not be put back either
+            self._stored.remove_odd(path)
+            return None
+        self._stored.remove_existing(path)
+        return content
 
     def sweep(self, *, retention_s: float, now: float | None = None) -> list[str]:
         """Delete every video that has expired, and what was left by deletions and writers that were interrupted.
 
         Returns the ids of the videos. ``retention_s``: no video expires earlier than this after its creation, so
-        younger ones are not looked at.
+        the records of younger ones are not read.
         """
         self._stored.sweep_aside()
         now = time.time() if now is None else now
-        for name in self._stored.names("unfinished"):
-            if is_video_id(name) and created_at_of(name) <= now - retention_s and not self.exists(name):
-                self._stored.remove(self._unfinished(name))
+        for video_id, term in self.holds.terms().items():
+            if created_at_of(video_id) <= now - _ABANDONED_S and self._is_gone(video_id):
+                self.holds.remove(video_id, term=term)
         swept = []
         for video_id in self.ids(newest_first=False):
-            if created_at_of(video_id) > now - retention_s:
+            if created_at_of(video_id) > now - min(retention_s, _ABANDONED_S):
                 break
-            try:
-                record = self.read(video_id)
-            except VideoNotFoundError:
+            if self._is_gone(video_id):
                 self._stored.remove_folder(folder_of(video_id))
-                continue
-            except ValueError:
-                logger.exception("%s: its record cannot be read", video_id)
-                continue
-            if record.expires_at is not None and record.expires_at <= now:
-                with suppress(VideoNotFoundError):  # someone else was faster
-                    self._delete(video_id, record.idempotency_key)
-                    swept.append(video_id)
+            elif created_at_of(video_id) <= now - retention_s:
+                for record in self._records([video_id]):
+                    if record.expires_at is not None and record.expires_at <= now:
+                        with suppress(VideoNotFoundError):  # someone else was faster
+                            self.delete(video_id)
+                            swept.append(video_id)
+        self.keys.sweep(lambda video_id: not self._is_gone(video_id), now=now)
         return swept
 
-    # --- idempotency keys -------------------------------------------------------------------------------------------
-
-    def id_of_key(self, key: str) -> str | None:
-        """The id of the video that an idempotency key stands for; None where it stands for none."""
+    def _is_gone(self, video_id: str) -> bool:
+        """Whether there is surely no record."""
         try:
-            video_id = self._stored.cat(self._key(key)).decode(errors="replace")
-        except FileNotFoundError:
-            return None
-        return video_id if is_video_id(video_id) else None
+            return not self.exists(video_id)
+        except StorageError as error:
+            self._set_aside(video_id, error)
+            return False
 
-    def bind_key(self, key: str, video_id: str) -> None:
-        """Let a key stand for this id from now on. Only claims may call this, one call at a time."""
-        self._stored.put(self._key(key), video_id.encode())
-
-    def release_key(self, key: str, video_id: str) -> None:
-        """Let a key stand for nothing, unless it stands for another video by now."""
-        if self.id_of_key(key) == video_id:
-            self._stored.remove(self._key(key))
-
-    # --- which claims writes -------------------------------------------------------------------------------------
+    # --- the claims deployment that started last ---------------------------------------------------------------------
 
     def read_epoch(self) -> str | None:
-        """The name under which a claims deployment last took over all writing of records."""
+        """The name of the claims deployment that started last."""
         try:
             epoch = self._stored.cat(_EPOCH)
         except FileNotFoundError:
@@ -239,45 +286,59 @@ class VideoStore:
         return epoch.decode()
 
     def write_epoch(self, epoch: str) -> None:
-        """Take over all writing of records, under a name that no other has."""
+        """Tell which claims deployment started last. One of an earlier release writes no records after that."""
         self._stored.put(_EPOCH, epoch.encode())
-
-    # --- files -------------------------------------------------------------------------------------------------------
-
-    def _unfinished(self, video_id: str) -> str:
-        return f"unfinished/{video_id}"
-
-    def _key(self, key: str) -> str:
-        if not 0 < len(key) <= _MAX_KEY_CHARACTERS:
-            raise ValueError(f"idempotency_key: {len(key)} characters, must be 1 to {_MAX_KEY_CHARACTERS}")
-        return f"keys/{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()}"
 
     def _key_of(self, video_id: str) -> str | None:
         """The idempotency key that made a video, where its record can be read."""
         try:
             return self.read(video_id).idempotency_key
-        except (VideoNotFoundError, ValueError):
+        except (ValueError, OSError):
             return None
 
     def _records(self, ids: Iterable[str]) -> Iterator[VideoRecord]:
+        """The records that can be read. Raises ``StorageError`` where not one record but the storage cannot be."""
         for video_id in ids:
             try:
-                yield self.read(video_id)
+                record = self.read(video_id)
             except VideoNotFoundError:
                 continue  # deleted since it was listed, or never accepted
-            except ValueError:
-                logger.exception("%s: its record cannot be read", video_id)  # the others can
+            except (ValueError, StorageError) as error:
+                self._set_aside(video_id, error)
+            else:
+                self._unreadable.pop(video_id, None)
+                yield record
+
+    def _set_aside(self, video_id: str, error: Exception) -> None:
+        """Count a record that cannot be read, and log it once. The others can be, unless the storage is away."""
+        if isinstance(error, StorageError):
+            self._stored.names("holders")  # raises where it is
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if self._unreadable.get(video_id) != reason:
+            self._unreadable[video_id] = reason
+            logger.error("its record cannot be read: %s", reason, extra={"video_id": video_id})
 
 
 def _from_json(stored: bytes) -> VideoRecord:
     """A record of any layout. Raises ``ValueError`` for anything else."""
     try:
-        fields = json.loads(stored)
+        fields = json.loads(stored, parse_constant=_refuse_constant, parse_float=_finite)
         if not isinstance(fields, dict):
             raise ValueError(f"a record must be a JSON object, not {type(fields).__name__}")
         return VideoRecord.model_validate(record_fields(fields))
     except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"not a record: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is no number")
+    return number
 
 
 def _to_json(record: VideoRecord) -> bytes:

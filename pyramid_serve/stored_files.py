@@ -8,6 +8,8 @@ Paths are relative to the root, with ``/`` between their parts. The methods bloc
 import errno
 import os
 import re
+import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pyramid_serve.reasons import first_line
-from pyramid_serve.whole_files import make_folder, written_whole
+from pyramid_serve.whole_files import create_whole, make_folder, written_whole
 
 _MAX_REMOVALS = 5
 _MAX_ASIDE_S = 3600.0
@@ -33,6 +35,8 @@ _EXTRAS = {
     **dict.fromkeys(("abfs", "abfss", "adl", "az"), "azure"),
 }
 """The extra of this package that installs the filesystem of a protocol."""
+_EXCLUSIVE = frozenset(("file", "local", "memory", *_EXTRAS))
+"""The protocols whose filesystems create a file only if it is absent, however many try at once."""
 
 
 def mask_credentials(text: str) -> str:
@@ -71,11 +75,12 @@ class StoredFiles:
         except ValueError as error:
             raise ValueError(f"storage {shown_root(root)}: {error}") from None
         self._root = str(path).rstrip("/")
+        self._is_local = isinstance(self._fs, LocalFileSystem)
         self._probe = f"probe/{uuid4().hex}"
 
     def check(self) -> None:
         """Write a small file, read it back and delete it. Raises ``StorageError`` where any of that fails."""
-        if isinstance(self._fs, LocalFileSystem) and os.path.lexists(self._root) and not os.path.isdir(self._root):
+        if self._is_local and os.path.lexists(self._root) and not os.path.isdir(self._root):
             kind = "a symbolic link to nothing" if os.path.islink(self._root) else "not a folder"
             raise self._error(errno.ENOTDIR, f"is {kind}")
         content = os.urandom(_PROBE_BYTES)
@@ -93,12 +98,14 @@ class StoredFiles:
     def cat(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of a file from ``start`` up to ``end``. Raises ``FileNotFoundError``."""
         with self._accessing("cannot be read"):
+            self._check_regular(path)
             content: bytes = self._fs.cat_file(self._at(path), start=start, end=end)
         return content
 
     def size(self, path: str) -> int:
         """Bytes of a file. Raises ``FileNotFoundError``."""
         with self._accessing("cannot be read"):
+            self._check_regular(path)
             return int(self._fs.info(self._at(path))["size"])
 
     def exists(self, path: str) -> bool:
@@ -135,12 +142,55 @@ class StoredFiles:
         """Write a file, in place of one that is there; on a local disk it survives a crash when this returns."""
         try:
             with self._accessing("cannot be written"):
-                if isinstance(self._fs, LocalFileSystem):
+                if self._is_local:
                     self._put_locally(Path(self._at(path)), content)
                 else:
                     self._fs.pipe_file(self._at(path), content)
         except FileNotFoundError as error:
             raise self._error(errno.ENOENT, f"cannot be written: {first_line(error)}") from error
+
+    def create(self, path: str, content: bytes) -> None:
+        """Write a file that is not there yet. Of several who try at once, one succeeds, if ``is_exclusive``.
+
+        Raises ``FileExistsError`` where there is a file with another content; one with this content is the caller's
+        own, from a try whose answer was lost.
+        """
+        try:
+            with self._accessing("cannot be written"):
+                if self._is_local:
+                    self._create_locally(Path(self._at(path)), content)
+                else:
+                    self._fs.pipe_file(self._at(path), content, mode="create")
+        except FileNotFoundError as error:
+            raise self._error(errno.ENOENT, f"cannot be written: {first_line(error)}") from error
+        except StorageError:  # filesystems do not agree on the error for a file that is there
+            try:
+                found = self.cat(path)
+            except FileNotFoundError:
+                found = None
+            if found is None:
+                raise
+            if found != content:
+                raise FileExistsError(errno.EEXIST, f"storage {shown_root(self.root)}: {path}: there already") from None
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether ``create`` lets one of several succeed, as far as that is known of the filesystem.
+
+        Creates and removes a small file. Raises ``StorageError``.
+        """
+        protocols = self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
+        if not _EXCLUSIVE.intersection(protocols):
+            return False
+        probe = f"probe/{uuid4().hex}"
+        self.create(probe, b"first")
+        try:
+            self.create(probe, b"second")
+        except FileExistsError:
+            return True
+        finally:
+            self.remove(probe)
+        return False
 
     def remove(self, path: str) -> None:
         """Remove a file; one that is gone already is no error."""
@@ -151,6 +201,20 @@ class StoredFiles:
         """Remove a file. Raises ``FileNotFoundError`` where someone else was faster."""
         with self._accessing("cannot be written"):
             self._fs.rm_file(self._at(path))
+
+    def is_odd(self, path: str) -> bool:
+        """Whether something that is no file is in its place: a folder, a pipe, a link. Only of a local storage."""
+        at = self._at(path)
+        return self._is_local and os.path.lexists(at) and (os.path.islink(at) or not os.path.isfile(at))
+
+    def remove_odd(self, path: str) -> None:
+        """Remove what is in the place of a file but is none; of a link only the link. Raises ``StorageError``."""
+        at = self._at(path)
+        with self._accessing("cannot be written"):
+            if os.path.isdir(at) and not os.path.islink(at):
+                shutil.rmtree(at)
+            else:
+                os.unlink(at)
 
     def remove_folder(self, folder: str) -> None:
         """Remove a folder with all that is in it; one that is gone already is no error."""
@@ -169,7 +233,7 @@ class StoredFiles:
 
     def sweep_aside(self) -> None:
         """Remove what was left by writers that were killed before they could move it to its place."""
-        if not isinstance(self._fs, LocalFileSystem):
+        if not self._is_local:
             return
         for path in Path(self._at("aside")).glob("*"):
             with suppress(FileNotFoundError), self._accessing("cannot be written"):
@@ -182,6 +246,26 @@ class StoredFiles:
             make_folder(folder)
         with written_whole(path, aside=aside) as opened:
             opened.write(content)
+
+    def _create_locally(self, path: Path, content: bytes) -> None:
+        aside = Path(self._at(f"aside/{uuid4().hex}"))
+        for folder in (aside.parent, path.parent):
+            make_folder(folder)
+        create_whole(path, content, aside=aside)
+
+    def _check_regular(self, path: str) -> None:
+        """Raise ``StorageError`` for a local path that is no regular file in its own folder; a pipe would never end.
+
+        The folders at the root may be links, so that an administrator can spread them over disks.
+        """
+        if not self._is_local:
+            return
+        at = self._at(path)
+        if not stat.S_ISREG(os.stat(at).st_mode):
+            raise self._error(errno.EINVAL, "cannot be read: not a regular file")
+        top, _, rest = path.partition("/")
+        if os.path.realpath(at) != os.path.join(os.path.realpath(self._at(top)), rest).rstrip("/"):
+            raise self._error(errno.EINVAL, "cannot be read: a link to another place")
 
     # --- paths and errors -------------------------------------------------------------------------------------------
 

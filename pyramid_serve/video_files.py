@@ -81,6 +81,10 @@ class VideoFiles:
             raise VideoNotFoundError(f"{video_id}: no unit {unit}") from None
         return fragment
 
+    def put_picture(self, video_id: str, picture: bytes) -> None:
+        """Write the picture of a video that is to be accepted next. Without a record it is swept away later."""
+        self._stored.put(f"{folder_of(video_id)}/{VideoFile.PICTURE}", picture)
+
     # --- whole files ------------------------------------------------------------------------------------------------
 
     def attach(self, video_id: str, file: VideoFile, content: bytes | Path) -> None:

@@ -14,6 +14,8 @@ from uuid import uuid4
 
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """The errors of filesystems that have no such operation for a folder; they keep its entries in some other way."""
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+"""The errors of filesystems that have no hard links."""
 
 
 def aside_of(path: Path) -> Path:
@@ -26,6 +28,30 @@ def written_whole(path: Path, *, aside: Path | None = None) -> Iterator[BinaryIO
     """A new file, open for writing and reading, that takes the place of ``path`` as in ``replaced_whole``."""
     with replaced_whole(path, aside=aside) as beside, beside.open("x+b") as opened:
         yield opened
+
+
+def create_whole(path: Path, content: bytes, *, aside: Path | None = None) -> None:
+    """Write a file that is not there yet; of several who try at once, one succeeds.
+
+    aside: as in ``replaced_whole``. Raises ``FileExistsError`` where it is there, and ``OSError``.
+    """
+    aside = aside_of(path) if aside is None else aside
+    try:
+        with aside.open("xb") as opened:
+            opened.write(content)
+        _sync(aside)
+        try:
+            os.link(aside, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with path.open("xb") as opened:  # a reader may see it half written, but only one writer succeeds
+                opened.write(content)
+            _sync(path)
+        _sync(path.absolute().parent)
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager

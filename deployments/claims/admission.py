@@ -9,10 +9,14 @@ from contextlib import contextmanager, suppress
 from deployments.claims.ledger import Ledger
 from deployments.claims.queue import StepRate, retry_after_s, waiting
 from deployments.errors import QueueFullError
-from pyramid_serve.api import VideoRecord
+from pyramid_serve.api import VideoRecord, created_at_of
 from pyramid_serve.storage import VideoExistsError, VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
+
+_ACCEPTING_S = 5.0
+"""How long after its creation a video may still be in the hands of another app that is about to accept it."""
+_LOOK_S = 0.2
 
 
 class Admission:
@@ -24,39 +28,55 @@ class Admission:
         self._rate = rate
         self._max_queued = max_queued
         self._accepting: set[str] = set()
-        self._keys = asyncio.Lock()
 
-    async def admit(self, record: VideoRecord, picture: bytes | None) -> VideoRecord:
+    async def admit(self, record: VideoRecord) -> VideoRecord:
         """Accept a video and return its record, or that of another video which has the same idempotency key.
 
         Raises ``QueueFullError``, and ``StorageError`` where the storage takes nothing: then the video does not exist,
         and its key is free.
         """
-        if record.idempotency_key is None:
-            return await self._accept(record, picture)
-        async with self._keys:
-            known = await asyncio.to_thread(self._store.id_of_key, record.idempotency_key)
+        key = record.idempotency_key
+        if key is None:
+            return await self._accept(record)
+        async with self._ledger.hold(f"key {key}"):
+            known = await asyncio.to_thread(self._store.keys.id_of, key)
             if known is not None:
-                try:
-                    return await self._ledger.get(known)
-                except VideoNotFoundError:
-                    logger.info("the key's video is gone", extra={"video_id": known})
+                made = await self._accepted_by_now(known)
+                if made is not None:
+                    return made
+                logger.info("the key's video is gone", extra={"video_id": known})
+                await asyncio.to_thread(self._store.keys.release, key, known)
             with self._place_for(record.id):
                 try:
-                    await asyncio.to_thread(self._store.bind_key, record.idempotency_key, record.id)
-                    return await self._accept(record, picture)
+                    bound = await asyncio.to_thread(self._store.keys.bind, key, record.id)
+                    if bound != record.id:  # another app was faster
+                        made = await self._accepted_by_now(bound)
+                        if made is not None:
+                            return made
+                    return await self._accept(record)
                 except OSError:
                     with suppress(OSError):  # a key whose video does not exist is taken as unused anyway
-                        await asyncio.to_thread(self._store.release_key, record.idempotency_key, record.id)
+                        await asyncio.to_thread(self._store.keys.release, key, record.id)
                     raise
 
-    async def _accept(self, record: VideoRecord, picture: bytes | None) -> VideoRecord:
+    async def _accepted_by_now(self, video_id: str) -> VideoRecord | None:
+        """The record of a video, once another app has accepted it; None where that does not happen in a few seconds."""
+        until = created_at_of(video_id) + _ACCEPTING_S
+        while True:
+            try:
+                return await self._ledger.get(video_id)
+            except VideoNotFoundError:
+                if not time.time() < until < time.time() + 2 * _ACCEPTING_S:
+                    return None
+            await asyncio.sleep(_LOOK_S)
+
+    async def _accept(self, record: VideoRecord) -> VideoRecord:
         async with self._ledger.hold(record.id):
             if record.id in self._ledger.records:
                 return self._ledger.records[record.id]
             with self._place_for(record.id):
                 try:
-                    await self._ledger.create(record, picture)
+                    await self._ledger.create(record)
                 except VideoExistsError:
                     return await self._ledger.get(record.id)
         return record

@@ -12,18 +12,22 @@ class ClaimsConfig(BaseModel):
 
     lease_s: Annotated[float, Field(gt=0)] = 5.0
     """A video is given to another owner when its own has not been heard from for this long."""
+    app_lease_s: Annotated[float, Field(gt=0)] = 10.0
+    """Where several apps share a storage, one takes the videos of another that has said nothing for this long. It says
+    four times in that time that it is there, which takes some four accesses to the storage."""
     sweep_interval_s: Annotated[float, Field(gt=0)] = 1.0
     rescan_interval_s: Annotated[float, Field(gt=0)] = 10.0
-    """How often the storage is searched for unfinished videos that are not known here."""
+    """How often the storage is searched for unfinished videos that are not known here. At every sweep while another app
+    shares the storage."""
     max_running: Annotated[int, Field(ge=1)] = 32
     """Videos given to orchestrators at once; the others wait here, oldest first."""
     max_queued: Annotated[int, Field(ge=1)] = 1000
     """Videos that may wait; further ones are refused."""
     max_attempts: Annotated[int, Field(ge=1)] = 4
     """A video fails after this many errors in a row without a finished unit."""
-    max_losses: Annotated[int, Field(ge=1)] = 20
+    max_losses: Annotated[int, Field(ge=1)] = 12
     """A video fails after this many lost orchestrators in a row without a finished unit: it may be what kills them."""
     backoff_s: Annotated[float, Field(gt=0)] = 0.5
-    """The pause before the second attempt. It doubles with each further attempt, up to a minute."""
+    """The pause after an error, or after the second lost orchestrator. It doubles with each further one, to 60 s."""
     retention_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
     """A video is deleted this long after it ended."""

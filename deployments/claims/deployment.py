@@ -1,23 +1,30 @@
-"""The Claims deployment: one small replica that knows who works on which video, and alone writes the records.
+"""The Claims deployment: one small replica that knows who works on which video, and alone writes the app's records.
 
 Because all changes of a record go through here, two orchestrators never make the same video, a late writer is told
 apart from the owner, and nothing brings a deleted video back. Its own state is a view of the storage: after a restart
-it reads the unfinished records again, gives their owners one lease in which to report, and goes on. It imports no
-torch, so that it is back soon.
+it reads the unfinished records again, gives their owners one lease in which to report, and goes on. Of several apps on
+one storage each holds some of the videos (see ``holder``), and any of them answers for all. It imports no torch, so
+that it is back soon.
 """
 
+import asyncio
 import logging
 import time
+from contextlib import suppress
 
+import ray
+from cachetools import TTLCache
 from ray import serve
 from ray.serve import metrics
 
 from deployments.claims.admission import Admission
 from deployments.claims.config import ClaimsConfig
+from deployments.claims.holder import Holder
 from deployments.claims.ledger import Ledger
-from deployments.claims.messages import QueuePlace, QueueState, RunUpdate
+from deployments.claims.messages import News, QueuePlace, QueueState, RunUpdate
 from deployments.claims.orchestrators import OrchestratorHandles, Orchestrators
-from deployments.claims.queue import StepRate, num_steps_of, place_of, state_of
+from deployments.claims.places import Places
+from deployments.claims.queue import StepRate, num_steps_of, state_of
 from deployments.claims.sweep import Sweep
 from deployments.errors import SupersededError
 from deployments.rpc.tasks import to_its_end
@@ -26,6 +33,10 @@ from pyramid_serve.api import VideoError, VideoRecord
 from pyramid_serve.storage import VideoStore, shown_root
 
 logger = logging.getLogger(__name__)
+
+_MAX_REMEMBERED = 10_000
+_REMEMBERED_S = 300.0
+"""How long the answers to calls are remembered that are made again where an answer was lost."""
 
 
 class Claims:
@@ -36,10 +47,13 @@ class Claims:
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, storage: str, config: ClaimsConfig, *, orchestrators: Orchestrators | None = None
+        self, storage: str, config: ClaimsConfig, *, orchestrators: Orchestrators | None = None, app: str | None = None
     ) -> None:
-        """``storage``: the root of the ``VideoStore``; ``orchestrators``: those of the same app, unless given."""
-        if orchestrators is None:
+        """storage: the root of the ``VideoStore``. orchestrators: those of the same app, unless given. app: what tells
+        this app from others on the same storage; its name and its cluster unless given.
+        """
+        self._is_served = orchestrators is None
+        if self._is_served:
             configure_logging(serve.get_replica_context().replica_tag)
         self._config = config
         outcomes = metrics.Counter(
@@ -47,36 +61,51 @@ class Claims:
         )
         queued = metrics.Gauge("pyramid_serve_videos_queued", description="Videos that wait for a denoiser.")
         running = metrics.Gauge("pyramid_serve_videos_in_progress", description="Videos that are being made.")
+        unreadable = metrics.Gauge("pyramid_serve_records_unreadable", description="Records that cannot be read.")
 
         def gauge(state: QueueState) -> None:
             queued.set(state.num_queued)
             running.set(state.num_in_progress)
 
+            unreadable.set(store.num_unreadable)
+
         store = VideoStore(storage)
         self._rate = StepRate()
-        self._ledger = Ledger(store, config, on_outcome=lambda outcome: outcomes.inc(tags={"outcome": outcome}))
+        self._holder = Holder(store, app=_app_here() if app is None else app, lease_s=config.app_lease_s)
+        self._ledger = Ledger(
+            store, self._holder, config, on_outcome=lambda outcome: outcomes.inc(tags={"outcome": outcome})
+        )
+        self._places = Places(self._ledger.records, self._rate)
         self._admission = Admission(self._ledger, store, self._rate, max_queued=config.max_queued)
         self._sweep = Sweep(
-            self._ledger, store, config, orchestrators or OrchestratorHandles("Orchestrator"), on_queue=gauge
+            self._ledger,
+            store,
+            self._holder,
+            config,
+            orchestrators or OrchestratorHandles("Orchestrator"),
+            on_queue=gauge,
         )
-        await self._ledger.open()
+        self._granted: TTLCache[str, str] = TTLCache(_MAX_REMEMBERED, _REMEMBERED_S)
+        self._deleted: TTLCache[str, str] = TTLCache(_MAX_REMEMBERED, _REMEMBERED_S)
+        await self._sweep.open()
         logger.info("claims: %d unfinished videos in %s", len(self._ledger.records), shown_root(storage))
-        self._sweep.start()
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica is stopped in order."""
+        if self._is_served:
+            self._holder.leave()
 
     # --- for clients ------------------------------------------------------------------------------------------------
 
     @to_its_end
-    async def submit(self, record: VideoRecord, picture: bytes | None = None, owner: str | None = None) -> VideoRecord:
+    async def submit(self, record: VideoRecord) -> VideoRecord:
         """Accept a video and return its record, or that of another video which has the same idempotency key.
 
-        owner: the orchestrator that begins to work on it at once, so that claims hands it to no other. Asking again
-        with the same record is harmless. Raises ``QueueFullError``, and ``StorageError`` where the storage takes
-        nothing: then the video does not exist, and its key is free.
+        Its picture must be in the storage already. Asking again with the same record is harmless. Raises
+        ``QueueFullError``, and ``StorageError`` where the storage takes nothing: then the video does not exist, and its
+        key is free.
         """
-        if owner is not None:
-            lease_expires_at = time.time() + self._config.lease_s
-            record = record.changed(owner=owner, attempts=1, lease_expires_at=lease_expires_at)
-        return await self._admission.admit(record, picture)
+        return await self._admission.admit(record)
 
     async def get(self, video_id: str) -> VideoRecord:
         """The record as it is now. Raises ``VideoNotFoundError``."""
@@ -88,9 +117,8 @@ class Claims:
         return None if record is None else (record, await self.place(video_id))
 
     async def place(self, video_id: str) -> QueuePlace:
-        """Where an unfinished video stands."""
-        rate = self._rate.per_second(now=time.monotonic())
-        return place_of(self._ledger.records, video_id, rate=rate, now=time.time())
+        """Where an unfinished video stands, as it was at most a second ago."""
+        return self._places.of(video_id)
 
     async def queue(self) -> QueueState:
         """How many videos wait and are in progress.
@@ -100,12 +128,34 @@ class Claims:
         await self.check_health()
         return state_of(self._ledger.records)
 
-    async def watch(self, video_id: str, after_revision: int, timeout_s: float) -> VideoRecord | None:
-        """The record once its revision is later than this one, which may be at once; None if that takes too long.
+    async def watch(self, video_id: str, seen_revision: int, timeout_s: float) -> VideoRecord | None:
+        """The record once its revision is not this one, or the video is over; None if that takes too long.
 
         Raises ``VideoNotFoundError``, also when the video is deleted while this waits.
         """
-        return await self._ledger.watch(video_id, after_revision, timeout_s)
+        return await self._ledger.watch(video_id, seen_revision, timeout_s)
+
+    async def news(self, source: str, number: int, timeout_s: float) -> News:
+        """What has changed since the change of this number, as soon as something has, or after so many seconds.
+
+        source: who told of that number. Everything is told to those who know nothing or too little.
+        """
+        changes = self._ledger.changes
+        is_whole = source != self._holder.name or not changes.is_known(number)
+        if not is_whole and changes.number == number:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await changes.wait()
+        records = self._ledger.records
+        changed = list(records) if is_whole else changes.changed_since(number)
+        return News(
+            source=self._holder.name,
+            number=changes.number,
+            is_whole=is_whole,
+            records=tuple(records[video_id] for video_id in changed if video_id in records),
+            gone=() if is_whole else tuple(changes.gone_since(number)),
+            places={video_id: (position, eta_s) for video_id, (position, eta_s) in self._places.all().items()},
+        )
 
     @to_its_end
     async def cancel(self, video_id: str) -> VideoRecord:
@@ -120,33 +170,46 @@ class Claims:
         return record
 
     @to_its_end
-    async def delete(self, video_id: str) -> None:
-        """Remove a video, and end it if it is unfinished. Raises ``VideoNotFoundError``."""
+    async def delete(self, video_id: str, token: str) -> None:
+        """Remove a video, and end it if it is unfinished; asking again with the same token is harmless.
+
+        Raises ``VideoNotFoundError``.
+        """
+        if self._deleted.get(video_id) == token:
+            return
         async with self._ledger.hold(video_id):
-            record = await self._ledger.get(video_id)
-            await self._ledger.delete(record)
-        if not record.is_over:
-            await self._sweep.stop(video_id)
+            await self._ledger.delete(video_id)
+        self._deleted[video_id] = token
+        await self._sweep.stop(video_id)
 
     async def check_health(self) -> None:
         """Raises ``SupersededError`` once another replica has taken over.
 
         Serve then replaces this one. The other may be gone by now, and of several the one that is started last wins.
         """
-        if self._ledger.is_superseded:
+        if self._holder.is_superseded:
             raise SupersededError("another replica of the claims deployment has taken over")
 
     # --- for orchestrators ------------------------------------------------------------------------------------------
 
     @to_its_end
-    async def claim(self, video_id: str, owner: str) -> VideoRecord | None:
-        """The record, whose ``attempts`` is the number to name in every update; None if it has an owner or is over."""
+    async def claim(self, video_id: str, owner: str, token: str) -> VideoRecord | None:
+        """The record, whose ``attempts`` is the number to name in every update; None if it has an owner or is over.
+
+        Asking again with the same token is harmless: the answer is the same.
+        """
         async with self._ledger.hold(video_id):
-            await self._ledger.check_epoch()
+            await self._holder.check(closely=True)
             record = self._ledger.records.get(video_id)
-            if record is None or (record.owner is not None and self._ledger.is_leased(video_id)):
+            if record is None:
                 return None
-            return await self._ledger.grant(record, owner)
+            if record.owner == owner and self._granted.get(video_id) == token:
+                return record
+            if (record.owner is not None and self._ledger.is_leased(video_id)) or self._holder.is_yielding:
+                return None
+            record = await self._ledger.grant(record, owner)
+            self._granted[video_id] = token
+            return record
 
     @to_its_end
     async def update(self, video_id: str, attempt: int, update: RunUpdate) -> bool:
@@ -185,8 +248,8 @@ class Claims:
             return True
 
     @to_its_end
-    async def release(self, video_id: str, attempt: int) -> bool:
-        """Give a video back, for another to go on with at once; this does not count as a failure.
+    async def release(self, video_id: str, attempt: int, pause_s: float = 0.0) -> bool:
+        """Give a video back, for another to go on with after so many seconds; this does not count as a failure.
 
         False: the video is no longer the caller's.
         """
@@ -194,5 +257,10 @@ class Claims:
             record = self._ledger.owned(video_id, attempt)
             if record is None:
                 return False
-            await self._ledger.release(record)
+            await self._ledger.release(record, not_before=time.time() + pause_s)
             return True
+
+
+def _app_here() -> str:
+    """What the replicas of an app have in common that follow each other in one cluster."""
+    return f"{ray.get_runtime_context().get_session_name()}/{serve.get_replica_context().app_name}"

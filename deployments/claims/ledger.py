@@ -7,67 +7,54 @@ record to its last change.
 import asyncio
 import logging
 import time
-from collections import defaultdict
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
-from uuid import uuid4
 
 from deployments.claims.config import ClaimsConfig
+from deployments.claims.holder import Holder
 from deployments.claims.messages import RunUpdate
-from deployments.claims.watchers import Watchers
-from deployments.errors import SupersededError
+from deployments.claims.queue import backoff_s, is_suspect
+from deployments.claims.watchers import Changes, Watchers
 from pyramid_serve.api import Status, VideoError, VideoRecord
 from pyramid_serve.storage import VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
 
 _PERSIST_PROGRESS_S = 2.0
-_MAX_BACKOFF_S = 60.0
+_ELSEWHERE_S = 1.0
+_MAX_BLAMED = 1000
 
 
 class Ledger:
-    """Every unfinished record with its lock, lease and watchers. For one event loop."""
+    """Every unfinished record that is held here, with its lock, lease and watchers. For one event loop."""
 
-    def __init__(self, store: VideoStore, config: ClaimsConfig, *, on_outcome: Callable[[str], None]) -> None:
+    def __init__(
+        self, store: VideoStore, holder: Holder, config: ClaimsConfig, *, on_outcome: Callable[[str], None]
+    ) -> None:
         """``on_outcome`` is called with ``completed``, ``cancelled`` or an error's code when a video has ended."""
         self._store = store
+        self._holder = holder
         self._config = config
         self._on_outcome = on_outcome
-        self._epoch = uuid4().hex
         self._records: dict[str, VideoRecord] = {}
+        self._terms: dict[str, int] = {}
         self._leases: dict[str, float] = {}
         self._saved_at: dict[str, float] = {}
-        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: dict[str, _CountedLock] = {}
         self._watchers = Watchers()
+        self.changes = Changes()
+        """Of the records, in their order."""
+        self._blamed: deque[str] = deque(maxlen=_MAX_BLAMED)
         self.records: Mapping[str, VideoRecord] = MappingProxyType(self._records)
         """The unfinished records by id, as they are now."""
+        self.terms: Mapping[str, int] = MappingProxyType(self._terms)
+        """Of each of these videos the term in which it is held here."""
         self.has_news = asyncio.Event()
         """Set when a video has come, ended or lost its owner, so that another may be handed out."""
-        self.is_superseded = False
-        """Another replica has opened the same storage since."""
-
-    async def open(self) -> None:
-        """Take over all writing of records from any other replica, and read the unfinished ones."""
-        await asyncio.to_thread(self._store.write_epoch, self._epoch)
-        await self.scan()
-
-    async def scan(self) -> None:
-        """Adopt the storage's unfinished records, including those that a predecessor accepted in its last moments."""
-        known = set(self._records)
-        for record in await asyncio.to_thread(self._store.unfinished, but=known):
-            async with self.hold(record.id):
-                # Read again, for it may have been accepted, ended or deleted here in between.
-                is_settled = record.id in self._records or not await asyncio.to_thread(self._store.exists, record.id)
-                if not is_settled and not (await self.get(record.id)).is_over:
-                    self._adopt(record)
-
-    async def check_epoch(self) -> None:
-        """Raises ``SupersededError`` where another replica has taken over: this one must grant or end nothing more."""
-        if await asyncio.to_thread(self._store.read_epoch) != self._epoch:
-            self.is_superseded = True
-            raise SupersededError("another replica of the claims deployment has taken over")
 
     # --- looking at a record ----------------------------------------------------------------------------------------
 
@@ -76,41 +63,45 @@ class Ledger:
         record = self._records.get(video_id)
         return record if record is not None else await asyncio.to_thread(self._store.read, video_id)
 
-    async def watch(self, video_id: str, after_revision: int, timeout_s: float) -> VideoRecord | None:
-        """The record once its revision is later than this one, which may be at once; None if that takes too long.
+    async def watch(self, video_id: str, seen_revision: int, timeout_s: float) -> VideoRecord | None:
+        """The record once its revision is another one, or it is over; None if that takes too long.
 
-        Raises ``VideoNotFoundError``, also when the video is deleted while this waits.
+        Revisions may go back a little when claims is replaced, for not every step is saved. A video that another app
+        holds is looked up in the storage once a second. Raises ``VideoNotFoundError``, also when the video is deleted
+        while this waits.
         """
         deadline = time.monotonic() + timeout_s
         while True:
             # Before the look at the record: a change that comes in between must not be missed.
-            change = self._watchers.next_change(video_id) if video_id in self._records else asyncio.Event()
+            is_here = video_id in self._records
+            change = self._watchers.next_change(video_id) if is_here else asyncio.Event()
             record = await self.get(video_id)
-            if record.revision > after_revision:
+            if record.revision != seen_revision or record.is_over:
                 return record
-            if record.is_over:
-                return None
+            left_s = deadline - time.monotonic()
             try:
-                async with asyncio.timeout(deadline - time.monotonic()):
+                async with asyncio.timeout(left_s if is_here else min(left_s, _ELSEWHERE_S)):
                     await change.wait()
             except TimeoutError:
-                return None
+                if time.monotonic() >= deadline:
+                    return None
 
     @asynccontextmanager
     async def hold(self, video_id: str) -> AsyncIterator[None]:
         """Hold the lock of a record, whether there is one or not."""
-        lock = self._locks[video_id]
+        lock = self._locks.setdefault(video_id, _CountedLock())
+        lock.num_users += 1
         try:
-            async with lock:
+            async with lock.lock:
                 yield
         finally:
-            if video_id not in self._records and not lock.locked():
-                self._locks.pop(video_id, None)
+            lock.num_users -= 1
+            if not lock.num_users:
+                del self._locks[video_id]
 
     def is_held(self, video_id: str) -> bool:
         """Whether a call holds the lock of a record just now."""
-        lock = self._locks.get(video_id)
-        return lock is not None and lock.locked()
+        return video_id in self._locks
 
     def owned(self, video_id: str, attempt: int) -> VideoRecord | None:
         """The unfinished record, if it is still this attempt that owns it."""
@@ -123,16 +114,18 @@ class Ledger:
 
     # --- changing a record; the caller must hold its lock -------------------------------------------------------------
 
-    async def create(self, record: VideoRecord, picture: bytes | None) -> None:
+    async def create(self, record: VideoRecord) -> None:
         """Write a new video and look after it. Raises ``VideoExistsError`` and ``StorageError``."""
-        await self.check_epoch()
-        await asyncio.to_thread(self._store.create, record, picture=picture)
-        self._adopt(record)
-        self.has_news.set()
+        await self._holder.check(closely=True)
+        is_held = not self._holder.stands_by
+        await asyncio.to_thread(self._store.create, record, holder=self._holder.name if is_held else "")
         logger.info("accepted", extra={"video_id": record.id})
+        if is_held:
+            self.adopt(record, term=0)
 
     async def grant(self, record: VideoRecord, owner: str) -> VideoRecord:
         """Give a video to an owner, as a further attempt."""
+        await self._holder.check(closely=True)
         return await self._change_and_renew(record, attempts=record.attempts + 1, owner=owner)
 
     async def note(self, record: VideoRecord, update: RunUpdate) -> None:
@@ -164,22 +157,36 @@ class Ledger:
             await self._give_up(record, f"{num_failures} attempts failed, the last with {error.message}")
         else:
             logger.warning("attempt failed: %s", error.message, extra={"video_id": record.id})
-            delay_s = min(self._config.backoff_s * 2 ** (num_failures - 1), _MAX_BACKOFF_S)
+            delay_s = backoff_s(num_failures, first_s=self._config.backoff_s)
             await self.release(record, num_failures=num_failures, not_before=time.time() + delay_s)
 
     async def lose(self, record: VideoRecord, reason: str) -> None:
-        """The owner is gone. The video waits for another one, unless it lost too many of them in a row."""
+        """The owner is gone. The video waits for another one, unless it lost too many of them in a row.
+
+        Where one of the owner's videos is suspected of being what ends its owners, the loss counts against that alone.
+        """
         logger.warning("owner lost: %s", reason, extra={"video_id": record.id})
+        if is_suspect(record) and record.owner is not None:
+            self._blamed.append(record.owner)
+        elif record.owner in self._blamed or any(
+            is_suspect(other) and other.owner == record.owner for other in self._records.values()
+        ):
+            await self.release(record)
+            return
         num_losses = record.num_losses + 1
         if num_losses >= self._config.max_losses:
             await self._give_up(record, f"{num_losses} orchestrators were lost, the last: {reason}")
         else:
-            await self.release(record, num_losses=num_losses)
+            delay_s = backoff_s(num_losses - 1, first_s=self._config.backoff_s) if num_losses > 1 else 0.0
+            await self.release(record, num_losses=num_losses, not_before=time.time() + delay_s)
 
     async def end(self, record: VideoRecord, *, error: VideoError | None = None, **fields: Any) -> VideoRecord:
-        """End a video, as completed or with an error, and set other fields; return its last record."""
+        """End a video, as completed or with an error, and set other fields; return its last record.
+
+        That is another one where the video was over already. Raises ``VideoNotFoundError``.
+        """
         now = time.time()
-        await self.check_epoch()
+        await self._holder.check(closely=True)
         fields |= {
             "owner": None,
             "lease_expires_at": None,
@@ -188,20 +195,30 @@ class Ledger:
             "status": Status.COMPLETED if error is None else Status.FAILED,
             "error": error,
         }
-        record = await self._change(record, **fields)
-        self._drop(record.id)
-        self._ended(record.id, "completed" if error is None else error.code)
-        return record
+        last = record.changed(**fields)
+        try:
+            ended = await asyncio.to_thread(self._store.end, last, term=await self._term_of(record.id))
+        except VideoNotFoundError:
+            self.drop(record.id)
+            raise
+        self.drop(record.id)
+        if ended == last:
+            self._ended(record.id, "completed" if error is None else error.code)
+        return ended
 
-    async def delete(self, record: VideoRecord) -> None:
+    async def delete(self, video_id: str) -> None:
         """Remove a video from the storage; an unfinished one counts as cancelled. Raises ``VideoNotFoundError``."""
-        if not record.is_over:
-            await self.check_epoch()
-        await asyncio.to_thread(self._store.delete, record.id)
-        self._drop(record.id)
-        if not record.is_over:
-            logger.info("deleted while unfinished", extra={"video_id": record.id})
-            self._ended(record.id, "cancelled")
+        await self._holder.check(closely=True)
+        await asyncio.to_thread(self._store.delete, video_id)
+        if video_id in self._records:
+            logger.info("deleted while unfinished", extra={"video_id": video_id})
+            self._ended(video_id, "cancelled")
+        self.drop(video_id)
+
+    async def _term_of(self, video_id: str) -> int:
+        """The highest term of a video, also of one that another app holds."""
+        term = self._terms.get(video_id)
+        return term if term is not None else (await asyncio.to_thread(self._store.holds.terms)).get(video_id, 0)
 
     async def _give_up(self, record: VideoRecord, message: str) -> None:
         await self.end(record, error=VideoError(code="too_many_attempts", message=message))
@@ -216,26 +233,48 @@ class Ledger:
         """Set fields of a record, in the storage too where ``save``, and wake its watchers."""
         record = record.changed(**fields)
         if save:
+            await self._holder.check()
             try:
                 await asyncio.to_thread(self._store.update, record)
             except VideoNotFoundError:
-                self._drop(record.id)  # someone removed its folder
+                self.drop(record.id)  # someone removed its folder
                 raise
             self._saved_at[record.id] = time.monotonic()
         self._records[record.id] = record
-        self._watchers.tell(record.id)
+        self._tell(record.id)
         return record
 
-    def _adopt(self, record: VideoRecord) -> None:
+    # --- what is held here; the caller must hold the record's lock ----------------------------------------------------
+
+    def adopt(self, record: VideoRecord, *, term: int) -> None:
         """Begin to look after an unfinished record. An owner that it names has one lease in which to report."""
         self._records[record.id] = record
+        self._terms[record.id] = term
         if record.owner is not None:
             self._renew(record.id)
+        self._tell(record.id)
+        self.has_news.set()
 
-    def _drop(self, video_id: str) -> None:
-        """Stop looking after a video."""
-        for of_video in (self._records, self._leases, self._saved_at):
+    def hold_in(self, video_id: str, *, term: int) -> None:
+        """A video that is held here is so in another term."""
+        self._terms[video_id] = term
+
+    def drop(self, video_id: str) -> None:
+        """Stop looking after a video, if it is looked after here."""
+        for of_video in (self._records, self._terms, self._leases, self._saved_at):
             of_video.pop(video_id, None)
+        self._tell(video_id)
+
+    def end_lease(self, video_id: str) -> None:
+        """The owner of a video is known to be gone."""
+        self._leases.pop(video_id, None)
+
+    def _tell(self, video_id: str) -> None:
+        """A record changed, came or went: tell all who wait."""
+        if video_id in self._records:
+            self.changes.change(video_id)
+        else:
+            self.changes.go(video_id)
         self._watchers.tell(video_id)
 
     def _ended(self, video_id: str, outcome: str) -> None:
@@ -247,3 +286,11 @@ class Ledger:
         """Begin a new lease; return its end in unix seconds."""
         self._leases[video_id] = time.monotonic() + self._config.lease_s
         return time.time() + self._config.lease_s
+
+
+@dataclass
+class _CountedLock:
+    """A lock, and how many hold it or wait for it: it must not be replaced while there is one."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    num_users: int = 0

@@ -1,5 +1,6 @@
 """What owners tell claims, and what claims tells of its queue."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,6 +62,21 @@ class QueuePlace(NamedTuple):
 
     position: int | None
     eta_seconds: float | None
+
+
+class News(NamedTuple):
+    """What has changed among the unfinished videos, for those who keep a copy of all."""
+
+    source: str
+    """The replica that tells; numbers of another one mean nothing."""
+    number: int
+    """Of the last change that this tells."""
+    is_whole: bool
+    """Whether ``records`` are all that there are, and not only those that changed."""
+    records: tuple[VideoRecord, ...]
+    gone: tuple[str, ...]
+    places: Mapping[str, tuple[int | None, float | None]]
+    """Position and seconds of every video; see ``QueuePlace``. Plain tuples, for there are many."""
 
 
 class QueueState(NamedTuple):

@@ -1,10 +1,12 @@
 """The orchestrators, as claims sees them."""
 
+import asyncio
 import logging
 from typing import Any, Protocol
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,9 @@ class Orchestrators(Protocol):
     async def stop(self, video_id: str) -> None:
         """Stop working on a video, on whichever replica it is."""
 
+    async def are_ready(self) -> bool:
+        """Whether the whole app is up, so that videos can be made."""
+
 
 class OrchestratorHandles:
     """The orchestrators of the same app. Their handle is made when it is first used: they are deployed after claims."""
@@ -39,6 +44,11 @@ class OrchestratorHandles:
 
     async def run(self, video_id: str) -> None:
         await self.handle.run.remote(video_id)
+
+    async def are_ready(self) -> bool:
+        app = serve.get_replica_context().app_name
+        status = (await asyncio.to_thread(serve.status)).applications.get(app)
+        return status is not None and status.status == ApplicationStatus.RUNNING
 
     async def stop(self, video_id: str) -> None:
         responses = self.handle.broadcast("stop", video_id)

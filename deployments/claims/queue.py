@@ -14,6 +14,8 @@ from pyramid_serve.api import Status, VideoRecord
 Records = Mapping[str, VideoRecord]
 
 _RATE_WINDOW_S = 60.0
+_MAX_BACKOFF_S = 60.0
+_MIN_SUSPECT_LOSSES = 2
 _RETRY_AFTER_S = 5
 _MAX_RETRY_AFTER_S = 120
 
@@ -57,29 +59,56 @@ def state_of(records: Records) -> QueueState:
     return QueueState(num_queued, len(records) - num_queued)
 
 
+def backoff_s(num_times: int, *, first_s: float) -> float:
+    """The pause after so many failures in a row, in seconds: ``first_s`` after one, doubled by each further one."""
+    return min(first_s * 2.0 ** min(num_times - 1, 60), _MAX_BACKOFF_S)
+
+
+def is_suspect(record: VideoRecord) -> bool:
+    """Whether a video lost its owner so often, without a finished unit, that it may be what ends its owners."""
+    return record.num_losses >= _MIN_SUSPECT_LOSSES
+
+
 def next_up(records: Records, *, running: Container[str], max_running: int, now: float) -> list[str]:
-    """The ids of the videos to hand out now, oldest first.
+    """The ids of the videos to hand out now, oldest first; of suspects one at a time.
 
     running: the videos that were handed out and not returned; those with an owner count as running, too.
     """
-    num_running = sum(record.owner is not None or record.id in running for record in records.values())
-    ready = sorted(
-        record.id
-        for record in records.values()
-        if record.owner is None and record.id not in running and record.not_before <= now
-    )
-    return ready[: max(max_running - num_running, 0)]
+    num_running = 0
+    has_suspect = False
+    ready = []
+    for record in records.values():
+        if record.owner is not None or record.id in running:
+            num_running += 1
+            has_suspect |= is_suspect(record)
+        elif record.not_before <= now or record.not_before > now + _MAX_BACKOFF_S:  # the latter: a clock was set back
+            ready.append(record)
+    chosen: list[str] = []
+    for record in sorted(ready, key=lambda record: record.id):
+        if num_running + len(chosen) >= max_running:
+            break
+        if not (is_suspect(record) and has_suspect):
+            chosen.append(record.id)
+            has_suspect |= is_suspect(record)
+    return chosen
 
 
-def place_of(records: Records, video_id: str, *, rate: float | None, now: float) -> QueuePlace:
-    """Where a video stands; one that is not among the records has no place."""
-    record = records.get(video_id)
-    if record is None:
-        return QueuePlace(None, None)
-    if record.status is Status.IN_PROGRESS:
-        return QueuePlace(None, _seconds_left(records, record, rate=rate, now=now))
-    num_ahead = sum(other.id < video_id for other in waiting(records))
-    return QueuePlace(num_ahead, _seconds_until_done(records, video_id, rate=rate))
+def places_of(records: Records, *, rate: float | None, now: float) -> dict[str, QueuePlace]:
+    """Where each video stands."""
+    places: dict[str, QueuePlace] = {}
+    num_ahead = 0
+    num_steps = 0
+    for video_id in sorted(records):
+        record = records[video_id]
+        num_steps += _num_steps_left(record)
+        seconds = None if rate is None else num_steps / rate
+        if record.status is Status.QUEUED:
+            places[video_id] = QueuePlace(num_ahead, seconds)
+            num_ahead += 1
+        else:
+            own = _seconds_left(record, now=now)
+            places[video_id] = QueuePlace(None, seconds if own is None else own)
+    return places
 
 
 def retry_after_s(records: Records, *, rate: float | None) -> int:
@@ -90,20 +119,13 @@ def retry_after_s(records: Records, *, rate: float | None) -> int:
     return min(max(round(_num_steps_left(queued[0]) / rate), 1), _MAX_RETRY_AFTER_S)
 
 
-def _seconds_left(records: Records, record: VideoRecord, *, rate: float | None, now: float) -> float | None:
+def _seconds_left(record: VideoRecord, *, now: float) -> float | None:
     """For a video in progress, by its own speed: denoising is half of the work, all the rest the other half."""
     if record.started_at is None or not record.num_steps_done:
-        return _seconds_until_done(records, record.id, rate=rate)
+        return None
     denoised = record.num_steps_done / num_steps_of(record)
     done = (denoised + record.num_units_done / _num_units_of(record)) / 2
     return (now - record.started_at) * (1 - done) / done
-
-
-def _seconds_until_done(records: Records, video_id: str, *, rate: float | None) -> float | None:
-    """By the speed of all videos together, if every older one is made first."""
-    if rate is None:
-        return None
-    return sum(_num_steps_left(record) for record in records.values() if record.id <= video_id) / rate
 
 
 def _num_units_of(record: VideoRecord) -> int:

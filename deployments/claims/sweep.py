@@ -9,17 +9,20 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 from deployments.claims.config import ClaimsConfig
+from deployments.claims.holder import Holder
 from deployments.claims.ledger import Ledger
 from deployments.claims.messages import QueueState
 from deployments.claims.orchestrators import Orchestrators
 from deployments.claims.queue import next_up, state_of
+from deployments.claims.takeover import Takeover
 from deployments.errors import SupersededError
-from pyramid_serve.api import VideoRecord
-from pyramid_serve.storage import VideoNotFoundError, VideoStore
+from deployments.rpc.retry import RETRIED
+from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
 
 _EXPIRY_SWEEP_S = 60.0
+_MAX_JUMP_S = 60.0
 
 
 class Sweep:
@@ -29,6 +32,7 @@ class Sweep:
         self,
         ledger: Ledger,
         store: VideoStore,
+        holder: Holder,
         config: ClaimsConfig,
         orchestrators: Orchestrators,
         *,
@@ -37,17 +41,25 @@ class Sweep:
         """``on_queue`` is called after each sweep."""
         self._ledger = ledger
         self._store = store
+        self._holder = holder
         self._config = config
         self._orchestrators = orchestrators
         self._on_queue = on_queue
+        self._takeover = Takeover(ledger, store, holder, on_lost=self._forget_run)
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
-        self._scanned_at = 0.0
+        self._clock = SteadyClock()
 
-    def start(self) -> None:
-        """Begin the loops. The ledger must be open."""
-        self._scanned_at = time.monotonic()
-        loops: tuple[Coroutine[Any, Any, None], ...] = (self._sweep_forever(), self._expire_forever())
+    async def open(self) -> None:
+        """Be a holder, take up the unfinished videos, and begin the loops."""
+        await self._holder.open()
+        await self._takeover.scan()
+        loops: tuple[Coroutine[Any, Any, None], ...] = (
+            self._sweep_forever(),
+            self._scan_forever(),
+            self._beat_forever(),
+            self._expire_forever(),
+        )
         self._loops = [asyncio.create_task(loop) for loop in loops]
 
     async def stop(self, video_id: str) -> None:
@@ -57,8 +69,35 @@ class Sweep:
         """
         try:
             await self._orchestrators.stop(video_id)
-        except (RayActorError, TimeoutError):
+        except RETRIED:
             logger.warning("could not tell the orchestrators to stop", extra={"video_id": video_id}, exc_info=True)
+
+    async def _forget_run(self, video_id: str) -> None:
+        """A video is not held here any more."""
+        run = self._runs.pop(video_id, None)
+        if run is not None:
+            run.cancel()  # which cancels the orchestrator's work, too
+        else:
+            await self.stop(video_id)
+
+    # --- the standing among other apps --------------------------------------------------------------------------------
+
+    async def _beat_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._holder.lease_s / 4)
+            try:
+                if not self._holder.is_ready:
+                    self._holder.is_ready = await self._orchestrators.are_ready()
+                if not await self._holder.beat():
+                    logger.warning("claims: the storage was away for long, looking at all videos again")
+                    await self._takeover.scan()
+                    await self._holder.stand_again()
+                    self._ledger.has_news.set()
+            except SupersededError:
+                logger.warning("claims: superseded, no more videos are handed out")
+                return
+            except Exception:
+                logger.exception("claims: could not say that it is there, trying again")
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -71,35 +110,52 @@ class Sweep:
             try:
                 await self._sweep()
             except SupersededError:
-                logger.warning("claims: superseded, no more videos are handed out")
                 return
-            except Exception:  # of any storage, or of one video: the others must not wait for ever
+            except StorageError as error:
+                logger.warning("claims: no sweep: %s", error)
+            except Exception:  # of one video: the others must not wait for ever
                 logger.exception("claims: a sweep failed, trying again")
 
+    async def _scan_forever(self) -> None:
+        scanned_at = time.monotonic()
+        while not self._holder.is_superseded:
+            await asyncio.sleep(self._config.sweep_interval_s)
+            # Where other apps are, videos come and go without being told of here.
+            is_due = time.monotonic() - scanned_at > self._config.rescan_interval_s
+            if not is_due and not self._holder.has_others:
+                continue
+            scanned_at = time.monotonic()
+            try:
+                await self._takeover.scan()
+            except StorageError as error:
+                logger.warning("claims: the storage is not searched: %s", error)
+            except Exception:
+                logger.exception("claims: a search of the storage failed, trying again")
+
     async def _sweep(self) -> None:
-        await self._ledger.check_epoch()
-        if time.monotonic() - self._scanned_at > self._config.rescan_interval_s:
-            await self._ledger.scan()
-            self._scanned_at = time.monotonic()
+        await self._holder.check()
         for record in [record for record in self._ledger.records.values() if record.owner is not None]:
             # While a call about a video is being answered, its owner may be the caller.
             if not self._ledger.is_held(record.id) and not self._ledger.is_leased(record.id):
-                try:
-                    await self._lose_if_silent(record)
-                except VideoNotFoundError:
-                    pass  # deleted meanwhile
-                except OSError as error:  # the next sweep tries again, and the other videos need not wait for it
-                    logger.warning("not taken from its owner: %s", error, extra={"video_id": record.id})
+                await self._lose_quietly(record.id, record.attempts, f"its owner {record.owner} was not heard of")
         self._hand_out()
         self._on_queue(state_of(self._ledger.records))
 
     # --- taking videos from owners that are gone ----------------------------------------------------------------------
 
-    async def _lose_if_silent(self, record: VideoRecord) -> None:
-        """Take a video from its owner, unless that was heard from while this waited for the record."""
-        async with self._ledger.hold(record.id):
-            if not self._ledger.is_leased(record.id):
-                await self._lose(record.id, record.attempts, f"its owner {record.owner} was not heard of")
+    async def _lose_quietly(self, video_id: str, attempt: int, reason: str) -> None:
+        """Take a video from its owner, unless that was heard from while this waited for the record.
+
+        What the storage refuses is tried again by the next sweep.
+        """
+        try:
+            async with self._ledger.hold(video_id):
+                if not self._ledger.is_leased(video_id):
+                    await self._lose(video_id, attempt, reason)
+        except VideoNotFoundError:
+            pass  # deleted meanwhile
+        except StorageError as error:
+            logger.warning("not taken from its owner: %s", error, extra={"video_id": video_id})
 
     async def _lose(self, video_id: str, attempt: int, reason: str) -> None:
         """Take a video from an owner that is gone. The caller must hold the record's lock."""
@@ -115,6 +171,8 @@ class Sweep:
     # --- handing out ------------------------------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
+        if self._holder.is_yielding or self._holder.stands_by:
+            return
         ready = next_up(self._ledger.records, running=self._runs, max_running=self._config.max_running, now=time.time())
         for video_id in ready:
             self._runs[video_id] = asyncio.create_task(self._follow(video_id))
@@ -126,8 +184,8 @@ class Sweep:
         except RayActorError as error:
             record = self._ledger.records.get(video_id)
             if record is not None and record.owner is not None:
-                async with self._ledger.hold(video_id):
-                    await self._lose(video_id, record.attempts, f"{record.owner}: {type(error).__name__}")
+                self._ledger.end_lease(video_id)
+                await self._lose_quietly(video_id, record.attempts, f"{record.owner}: {type(error).__name__}")
         except Exception:
             logger.exception("run failed", extra={"video_id": video_id})
             await asyncio.sleep(self._config.sweep_interval_s)
@@ -142,7 +200,26 @@ class Sweep:
         while True:
             await asyncio.sleep(min(_EXPIRY_SWEEP_S, self._config.retention_s))
             try:
-                for video_id in await asyncio.to_thread(self._store.sweep, retention_s=self._config.retention_s):
+                now = self._clock.time()
+                for video_id in await asyncio.to_thread(
+                    self._store.sweep, retention_s=self._config.retention_s, now=now
+                ):
                     logger.info("expired", extra={"video_id": video_id})
             except Exception:
                 logger.exception("claims: sweeping away what has expired failed, trying again")
+
+
+class SteadyClock:
+    """Unix time that runs no faster than this process: a clock that jumps ahead must not make everything expire."""
+
+    def __init__(self) -> None:
+        self._offset_s = time.time() - time.monotonic()
+
+    def time(self) -> float:
+        """Unix seconds. After a jump of the system's clock to a later time, the time before goes on."""
+        offset_s = time.time() - time.monotonic()
+        if offset_s > self._offset_s + _MAX_JUMP_S:
+            logger.warning("the clock jumped %.0f s ahead; videos expire by the time before", offset_s - self._offset_s)
+        else:
+            self._offset_s = offset_s
+        return time.monotonic() + self._offset_s

@@ -9,9 +9,10 @@ import builtins
 import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import numpy
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 Frames = NDArray[numpy.uint8]
 
 _SERVER_ERROR = "server_error"
+_STORAGE_PAUSE_S = 5.0
 
 
 class Orchestrator:
@@ -77,7 +79,8 @@ class Orchestrator:
 
         When the caller cancels, the video is given back.
         """
-        record = await ask_claims(lambda: self._claims.claim.remote(video_id, self._replica))
+        token = uuid4().hex
+        record = await ask_claims(lambda: self._claims.claim.remote(video_id, self._replica, token))
         if record is not None:
             await self._make(record)
 
@@ -138,6 +141,12 @@ class Orchestrator:
             cause = _cause_of(error)
             if isinstance(cause, LeaseLostError | VideoNotFoundError):
                 logger.info("left: %s", cause, extra={"video_id": record.id})
+                return
+            if isinstance(cause, StorageError):
+                # No fault of the video. Where claims cannot write either, it takes the video when the lease is over.
+                logger.warning("given back: %s", cause, extra={"video_id": record.id})
+                with suppress(StorageError):
+                    await lease.release(pause_s=_STORAGE_PAUSE_S)
                 return
             logger.error("attempt failed", extra={"video_id": record.id}, exc_info=error)
             told = VideoError(code=_code_of(cause), message=_describe(cause))
@@ -282,6 +291,4 @@ def _describe(error: Exception) -> str:
     """What the user is told. The text of any other error may name paths and hosts: it is in the log only."""
     if isinstance(error, InputError | NonFiniteError):
         return first_line(error)[:500]
-    if isinstance(error, StorageError):
-        return "the storage of this server could not be read or written"
     return f"an error of this server ({type(error).__name__}), which its log tells"

@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.claims.asking import UNREACHABLE, ask_claims
 from deployments.claims.messages import RunUpdate
 from pyramid_serve.api import Computed, Stage, TimelineEntry, VideoError, VideoRecord
+from pyramid_serve.storage import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Lease:
             try:
                 async with asyncio.timeout(_GIVE_UP_S):
                     is_ours = await self._claims.update.remote(self.video_id, self._attempt, update)
-            except UNREACHABLE:
+            except (*UNREACHABLE, StorageError):  # a storage that takes nothing for a while loses no video
                 if time.monotonic() - answered_at > _GIVE_UP_S:
                     raise LeaseLostError("claims does not answer") from None
                 await asyncio.sleep(self._heartbeat_s)
@@ -86,8 +87,9 @@ class Lease:
     async def fail(self, error: VideoError, *, is_final: bool) -> None:
         await ask_claims(lambda: self._claims.fail.remote(self.video_id, self._attempt, error, is_final=is_final))
 
-    async def release(self) -> None:
-        await ask_claims(lambda: self._claims.release.remote(self.video_id, self._attempt))
+    async def release(self, *, pause_s: float = 0.0) -> None:
+        """Give the video back, to be taken up again after so many seconds."""
+        await ask_claims(lambda: self._claims.release.remote(self.video_id, self._attempt, pause_s))
 
     def _forget_sent(self, sent: RunUpdate) -> None:
         unsent = self._update.timeline[len(sent.timeline) :]

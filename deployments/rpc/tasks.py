@@ -3,8 +3,11 @@
 import asyncio
 import contextvars
 import functools
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -25,8 +28,21 @@ def begin_apart(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
 
 
 async def apart(work: Coroutine[Any, Any, Result]) -> Result:
-    """Do work that does not belong to the current request, and wait for it. Cancelling the wait does not cancel it."""
-    return await asyncio.shield(begin_apart(work))
+    """Do work that does not belong to the current request, and wait for it.
+
+    Cancelling the wait does not cancel the work. An error of it that nobody waits for any more is logged.
+    """
+    task = begin_apart(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_log_error)  # asyncio does not, for a task that was shielded
+        raise
+
+
+def _log_error(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.warning("failed after its caller had left", exc_info=task.exception())
 
 
 def to_its_end(method: Callable[P, Coroutine[Any, Any, Result]]) -> Callable[P, Awaitable[Result]]:

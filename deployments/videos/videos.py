@@ -9,18 +9,21 @@ import io
 import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, NamedTuple
+from uuid import uuid4
 
+from PIL import Image
 from ray.serve.handle import DeploymentHandle
 
 from deployments.claims.asking import UNREACHABLE, ask_claims
 from deployments.claims.messages import QueuePlace, QueueState
-from deployments.pools.wire import Latents
-from deployments.rpc.tasks import begin_apart
-from deployments.videos.view import NOWHERE, VideoView
+from deployments.claims.places import NOWHERE
+from deployments.rpc.tasks import apart, begin_apart
+from deployments.videos.mirror import Mirror
+from deployments.videos.view import VideoView
 from pyramid_serve.api import Plan, RequestError, VideoRecord, VideoRequest, new_record
-from pyramid_serve.media.pictures import covering_size, read_picture
+from pyramid_serve.media.pictures import fitted, read_picture
 from pyramid_serve.served_model import ServedModels
-from pyramid_serve.storage import VideoNotFoundError, VideoStore
+from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
 
@@ -42,34 +45,30 @@ class Videos:
         self.store = store
         self.models = models
         self._claims = claims
+        self.mirror = Mirror(claims)
+        """The unfinished videos."""
 
-    async def submit(
-        self, request: VideoRequest, *, idempotency_key: str | None = None, owner: str | None = None
-    ) -> VideoRecord:
+    async def submit(self, request: VideoRequest, *, idempotency_key: str | None = None) -> VideoRecord:
         """The record of ``accept``."""
-        return (await self.accept(request, idempotency_key=idempotency_key, owner=owner)).record
+        return (await self.accept(request, idempotency_key=idempotency_key)).record
 
-    async def accept(
-        self, request: VideoRequest, *, idempotency_key: str | None = None, owner: str | None = None
-    ) -> Accepted:
+    async def accept(self, request: VideoRequest, *, idempotency_key: str | None = None) -> Accepted:
         """Accept a video. It will be made, whatever happens to this process.
 
-        With a key that was used before, the record is that of the video accepted then. owner: the orchestrator that
-        makes it, where that is known. Raises ``RequestError`` for what cannot be made, and ``QueueFullError``.
+        With a key that was used before, the record is that of the video accepted then. Raises ``RequestError`` for what
+        cannot be made, and ``QueueFullError``.
         """
         asked, picture = await self._prepare(request, idempotency_key)
-        return await self._submit(asked, picture, owner)
+        return await self._submit(asked, picture)
 
-    async def accept_while_wanted(
-        self, request: VideoRequest, *, idempotency_key: str | None = None, owner: str | None = None
-    ) -> Accepted:
+    async def accept_while_wanted(self, request: VideoRequest, *, idempotency_key: str | None = None) -> Accepted:
         """``accept`` for a caller who waits until the video is over.
 
         If the caller leaves before the video is accepted, the video is cancelled as soon as it is.
         """
         asked, picture = await self._prepare(request, idempotency_key)
         # Claims accepts it even if nobody waits for that, so only the answer tells whether there is a video to cancel.
-        submitting = begin_apart(self._submit(asked, picture, owner))
+        submitting = begin_apart(self._submit(asked, picture))
         try:
             return await asyncio.shield(submitting)
         except asyncio.CancelledError:
@@ -87,9 +86,26 @@ class Videos:
             )
         return new_record(plan, idempotency_key=key, user=request.user, metadata=request.metadata), picture
 
-    async def _submit(self, asked: VideoRecord, picture: bytes | None, owner: str | None) -> Accepted:
-        record: VideoRecord = await ask_claims(lambda: self._claims.submit.remote(asked, picture, owner))
-        return Accepted(record, is_new=record.id == asked.id)
+    async def _submit(self, asked: VideoRecord, picture: bytes | None) -> Accepted:
+        """The picture is written here, so that claims passes on records only."""
+        is_new = False
+        try:
+            if picture is not None:
+                await asyncio.to_thread(self.store.files.put_picture, asked.id, picture)
+            record: VideoRecord = await ask_claims(lambda: self._claims.submit.remote(asked))
+            is_new = record.id == asked.id
+        finally:
+            if picture is not None and not is_new:
+                await apart(self._remove_picture(asked.id))
+        return Accepted(record, is_new=is_new)
+
+    async def _remove_picture(self, video_id: str) -> None:
+        """Remove the picture of a video that was not accepted, unless it was, though no answer came."""
+        try:
+            if not await asyncio.to_thread(self.store.exists, video_id):
+                await asyncio.to_thread(self.store.withdraw, video_id)
+        except StorageError as error:
+            logger.warning("a picture without a video is not removed: %s", error, extra={"video_id": video_id})
 
     async def _give_up(self, submitting: asyncio.Task[Accepted]) -> None:
         await asyncio.wait([submitting])
@@ -120,7 +136,9 @@ class Videos:
 
     async def cancel(self, video_id: str) -> VideoRecord:
         """End a video now; one that is over stays as it is. Raises ``VideoNotFoundError``."""
-        return await ask_claims(lambda: self._claims.cancel.remote(video_id))
+        record: VideoRecord = await ask_claims(lambda: self._claims.cancel.remote(video_id))
+        self.mirror.hear(record)
+        return record
 
     async def cancel_unwanted(self, video_id: str) -> None:
         """``cancel`` a video whose caller has left. It is no error if the video was deleted meanwhile."""
@@ -132,7 +150,8 @@ class Videos:
 
     async def delete(self, video_id: str) -> None:
         """Cancel a video if it is unfinished, and remove it. Raises ``VideoNotFoundError``."""
-        await ask_claims(lambda: self._claims.delete.remote(video_id))
+        token = uuid4().hex
+        await ask_claims(lambda: self._claims.delete.remote(video_id, token))
 
     async def queue(self) -> QueueState:
         """How many videos wait and how many are in progress. Raises one of ``UNREACHABLE`` while claims is replaced."""
@@ -164,11 +183,6 @@ class Videos:
         async for unit in self._units(video_id, lambda record: record.num_units_done):
             yield await asyncio.to_thread(self.store.files.load_fragment, video_id, unit)
 
-    async def latents(self, video_id: str) -> AsyncGenerator[Latents, None]:
-        """The latents of each unit, as soon as they exist. Ends and raises as ``fragments`` does."""
-        async for unit in self._units(video_id, lambda record: record.num_units_denoised):
-            yield await asyncio.to_thread(self.store.files.load_unit_latents, video_id, unit)
-
     async def _units(self, video_id: str, num_ready: Callable[[VideoRecord], int]) -> AsyncGenerator[int, None]:
         """The index of each unit of a video in turn, once it is among the first ``num_ready(record)``."""
         record = await asyncio.to_thread(self.store.read, video_id)
@@ -183,15 +197,17 @@ class Videos:
                 record = await self._next_change(record) or record
 
     async def _next_change(self, record: VideoRecord) -> VideoRecord | None:
-        """The record once it has a later revision; None if it does not change for some seconds."""
+        """The record once it has another revision or is over; None if it does not change for some seconds."""
         try:
             async with asyncio.timeout(2 * _WATCH_S):
                 changed: VideoRecord | None = await self._claims.watch.remote(record.id, record.revision, _WATCH_S)
+                if changed is not None:
+                    self.mirror.hear(changed)
                 return changed
         except UNREACHABLE:
             await asyncio.sleep(0.5)
             saved = await asyncio.to_thread(self.store.read, record.id)
-            return saved if saved.revision > record.revision else None
+            return saved if saved.revision != record.revision or saved.is_over else None
 
     async def _place(self, video_id: str) -> QueuePlace:
         try:
@@ -202,13 +218,19 @@ class Videos:
             return NOWHERE
 
 
-def _to_png(picture: bytes, plan: Plan, *, max_pixels: int) -> bytes:
-    """A picture file of any accepted format as a PNG file. Raises ``RequestError`` where no video can be made of it."""
+def picture_of(picture: bytes, plan: Plan, *, max_pixels: int | None) -> Image.Image:
+    """A picture file of any accepted format at the size of the video that is made from it.
+
+    Raises ``RequestError`` where none can be made of it.
+    """
     try:
         image = read_picture(picture, max_pixels=max_pixels, name="input_reference")
-        covering_size(image, height=plan.height, width=plan.width, name="input_reference")
+        return fitted(image, height=plan.height, width=plan.width, name="input_reference")
     except ValueError as error:
         raise RequestError(str(error), param="input_reference") from None
+
+
+def _to_png(picture: bytes, plan: Plan, *, max_pixels: int) -> bytes:
     content = io.BytesIO()
-    image.save(content, format="PNG")
+    picture_of(picture, plan, max_pixels=max_pixels).save(content, format="PNG")
     return content.getvalue()

@@ -3,9 +3,8 @@
 from typing import Any, NamedTuple
 
 from deployments.claims.messages import QueuePlace
+from deployments.claims.places import NOWHERE
 from pyramid_serve.api import VideoRecord
-
-NOWHERE = QueuePlace(None, None)
 
 
 class VideoView(NamedTuple):

@@ -31,6 +31,9 @@ class Views:
 
     async def get(self, video_id: str) -> VideoView:
         """A video as it was at most moments ago. Raises ``VideoNotFoundError``."""
+        unfinished = self._videos.mirror.get(video_id)
+        if unfinished is not None:
+            return unfinished
         look = self._looks.get(video_id)
         if look is None or not _is_fresh(look):
             # In a context of its own: with the first caller's, Serve would cancel it when that caller leaves.
@@ -41,6 +44,7 @@ class Views:
 
     def forget(self, video_id: str) -> None:
         """Forget the answer about a video that was just changed, so that the next caller sees the change."""
+        self._videos.mirror.forget(video_id)
         self._looks.pop(video_id, None)
 
 

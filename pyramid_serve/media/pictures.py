@@ -82,7 +82,7 @@ def read_picture(
 
 
 def covering_size(image: Image.Image, *, height: int, width: int, name: str = "picture") -> tuple[int, int]:
-    """(width, height) to which ``tensors.fit_picture`` scales a picture before it crops it to ``height`` x ``width``.
+    """(width, height) to which ``fitted`` scales a picture before it crops it to ``height`` x ``width``.
 
     Raises ``InputError``, whose message begins with ``name``, for a picture so narrow that the scaled one would fill
     the memory.
@@ -92,6 +92,18 @@ def covering_size(image: Image.Image, *, height: int, width: int, name: str = "p
     if size[0] * size[1] > MAX_PICTURE_PIXELS:
         raise InputError(f"{name}: {image.width}x{image.height} is too long and narrow for {width}x{height}")
     return size
+
+
+def fitted(image: Image.Image, *, height: int, width: int, name: str = "picture") -> Image.Image:
+    """A picture in RGB, brought to ``height`` x ``width`` pixels as the published demo does.
+
+    It is scaled (Lanczos), keeping its aspect, until it just covers the size, and then cropped around its centre. A
+    picture that has the size already is not changed. Raises ``ValueError`` as ``covering_size`` does.
+    """
+    size = covering_size(image, height=height, width=width, name=name)
+    covering = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    left, top = round((covering.width - width) / 2), round((covering.height - height) / 2)
+    return covering.crop((left, top, left + width, top + height))
 
 
 def _read_file(path: Path) -> bytes:

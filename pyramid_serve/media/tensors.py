@@ -6,21 +6,13 @@ from PIL import Image
 from torch import Tensor
 
 from pyramid_serve.media.picture_errors import RefusedError
-from pyramid_serve.media.pictures import covering_size
+from pyramid_serve.media.pictures import fitted
 
 
 def fit_picture(image: Image.Image, *, height: int, width: int, name: str = "picture") -> Tensor:
-    """A picture as float32 (3, H, W) in [-1, 1], brought to ``height`` x ``width`` pixels as the published demo does.
-
-    It is scaled (Lanczos), keeping its aspect, until it just covers the size, and then cropped around its centre. A
-    picture that has the size already is not changed. Raises ``InputError``, whose message begins with ``name``, for a
-    picture so narrow that the scaled one would fill the memory.
-    """
-    size = covering_size(image, height=height, width=width, name=name)
-    covering = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    left, top = round((covering.width - width) / 2), round((covering.height - height) / 2)
-    cropped = covering.crop((left, top, left + width, top + height))
-    pixels = torch.from_numpy(numpy.array(cropped)).permute(2, 0, 1)
+    """A picture as float32 (3, H, W) in [-1, 1], brought to ``height`` x ``width`` pixels by ``pictures.fitted``."""
+    fit = fitted(image, height=height, width=width, name=name)
+    pixels = torch.from_numpy(numpy.array(fit)).permute(2, 0, 1)
     return (pixels.float() / 127.5 - 1).contiguous()
 
 

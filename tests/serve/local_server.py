@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import imageio_ffmpeg
@@ -106,11 +107,14 @@ class InventedVideos:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self, video_id: str) -> None:
-        record = await self.claims.claim(video_id, "local")
+        record = await self.claims.claim(video_id, "local", uuid4().hex)
         if record is not None:
             self._tasks[video_id] = asyncio.create_task(self._make(record))
             await asyncio.wait([self._tasks[video_id]])
             self._tasks.pop(video_id)
+
+    async def are_ready(self) -> bool:
+        return True
 
     async def stop(self, video_id: str) -> None:
         if video_id in self._tasks:
@@ -166,7 +170,7 @@ async def local_app(
     store = VideoStore(root)
     invented = InventedVideos(store, unit_seconds=unit_seconds)
     deployment = Claims.__new__(Claims)
-    await Claims.__init__(deployment, root, claims or ClaimsConfig(), orchestrators=invented)
+    await Claims.__init__(deployment, root, claims or ClaimsConfig(), orchestrators=invented, app="local")
     invented.claims = deployment
     return create_app(Videos(store, LocalHandle(deployment), ServedModels(tuple(models))), http)  # type: ignore[arg-type]
 

@@ -1,7 +1,7 @@
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -123,7 +123,7 @@ def test_pages_follow_the_order_of_creation(store: VideoStore) -> None:
 
 def test_unfinished_videos_are_found_without_the_others(store: VideoStore) -> None:
     queued, done = accepted(store), accepted(store)
-    store.update(done.changed(status=Status.COMPLETED))
+    store.end(done.changed(status=Status.COMPLETED))
     assert store.unfinished() == [queued]
 
 
@@ -144,7 +144,8 @@ def test_latents_and_fragments_come_back_up_to_the_first_that_is_missing(store: 
 
 def test_files_are_attached_and_read_in_parts(store: VideoStore, tmp_path: Path) -> None:
     record = new_record(PLAN)
-    store.create(record, picture=b"picture")
+    store.files.put_picture(record.id, b"picture")
+    store.create(record)
     assert store.files.fetch(record.id, VideoFile.PICTURE) == b"picture"
     (tmp_path / "made.mp4").write_bytes(b"0123456789")
     store.files.attach(record.id, VideoFile.VIDEO, tmp_path / "made.mp4")
@@ -207,31 +208,34 @@ def test_a_sweep_takes_what_has_expired_and_nothing_else(store: VideoStore) -> N
     young = record_at(5000.0)
     for record in (expired, kept, running, young):
         store.create(record)
-    store.update(expired.changed(status=Status.COMPLETED, expires_at=3000.0))
-    store.update(kept.changed(status=Status.COMPLETED, expires_at=9000.0))
+    store.end(expired.changed(status=Status.COMPLETED, expires_at=3000.0))
+    store.end(kept.changed(status=Status.COMPLETED, expires_at=9000.0))
     assert store.sweep(retention_s=1000.0, now=4000.0) == [expired.id]
     assert store.ids(newest_first=False) == [kept.id, running.id, young.id]
 
 
 def test_a_key_stands_for_one_id(store: VideoStore) -> None:
-    assert store.id_of_key("../../key") is None
+    assert store.keys.id_of("../../key") is None
     video_id = new_video_id()
-    store.bind_key("../../key", video_id)
-    assert store.id_of_key("../../key") == video_id
-    assert VideoStore(store.root).id_of_key("../../key") == video_id
+    store.keys.bind("../../key", video_id)
+    assert store.keys.id_of("../../key") == video_id
+    assert VideoStore(store.root).keys.id_of("../../key") == video_id
     with pytest.raises(ValueError, match="idempotency_key"):
-        store.bind_key("", video_id)
+        store.keys.bind("", video_id)
 
 
 def test_a_key_goes_with_its_video_but_not_with_another(store: VideoStore) -> None:
     first, second = record_at(1.0).changed(idempotency_key="a"), record_at(2.0).changed(idempotency_key="a")
     for record in (first, second):
         store.create(record)
-        store.bind_key("a", record.id)
+    assert store.keys.bind("a", first.id) == first.id
+    assert store.keys.bind("a", second.id) == first.id
+    store.keys.release("a", first.id)
+    assert store.keys.bind("a", second.id) == second.id
     store.delete(first.id)
-    assert store.id_of_key("a") == second.id
+    assert store.keys.id_of("a") == second.id
     store.delete(second.id)
-    assert store.id_of_key("a") is None
+    assert store.keys.id_of("a") is None
 
 
 def test_a_record_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
@@ -276,18 +280,162 @@ def test_no_reader_ever_sees_half_a_record(tmp_path: Path) -> None:
     assert list((tmp_path / "aside").iterdir()) == []
 
 
+# --- entries that are broken ----------------------------------------------------------------------------------------
+
+
+def break_with_a_folder(path: Path) -> None:
+    path.unlink()
+    (path / "in it").mkdir(parents=True)
+
+
+def break_with_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def break_with_a_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def break_with_a_link(path: Path) -> None:
+    elsewhere = path.parent.parent.parent / "elsewhere.json"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def break_with_the_id_of_another(path: Path) -> None:
+    path.write_text(path.read_text().replace(path.parent.name, new_video_id()))
+
+
+def break_with(old: str, new: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    return write
+
+
+BROKEN = {
+    "a folder": break_with_a_folder,
+    "a pipe": break_with_a_pipe,
+    "a link to itself": break_with_a_loop,
+    "a link to another place": break_with_a_link,
+    "the id of another": break_with_the_id_of_another,
+    "NaN": break_with('"not_before": 0.0', '"not_before": NaN'),
+    "Infinity": break_with('"not_before": 0.0', '"not_before": -Infinity'),
+    "a number too large": break_with('"not_before": 0.0', '"not_before": 1e999'),
+    "half of it": lambda path: path.write_bytes(path.read_bytes()[:100]),
+    "no UTF-8": lambda path: path.write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_entry_stops_nothing_is_told_once_and_can_be_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    store = VideoStore(str(tmp_path))
+    broken, whole, expired = record_at(1.0), record_at(2.0), record_at(3.0)
+    for record in (broken, whole, expired):
+        store.create(record)
+    store.end(expired.changed(status=Status.COMPLETED, expires_at=4.0))
+    BROKEN[how](tmp_path / "videos" / broken.id / "video.json")
+    for _ in range(2):
+        assert [record.id for record in store.page(newest_first=False)[0]] == [whole.id, expired.id]
+        assert [record.id for record in store.unfinished()] == [whole.id]
+    assert store.num_unreadable == 1
+    assert [record.getMessage()[:25] for record in caplog.records] == ["its record cannot be read"]
+    assert store.sweep(retention_s=1.0, now=1e6) == [expired.id]
+    with pytest.raises((ValueError, StorageError)):
+        store.read(broken.id)
+    store.delete(broken.id)
+    assert store.ids() == [whole.id] and store.num_unreadable == 0
+    assert not (tmp_path / "videos" / broken.id).exists()
+
+
+def test_one_entry_that_the_disk_cannot_read_hides_no_other_but_a_disk_that_reads_nothing_is_told(
+    switched: VideoStore,
+) -> None:
+    broken, whole = accepted(switched), accepted(switched)
+    with refusing(errno.EIO, operations=("cat_file",), containing=broken.id):
+        assert [record.id for record in switched.page()[0]] == [whole.id]
+    with refusing(errno.EIO, operations=READS), pytest.raises(StorageError):
+        switched.page()
+    assert len(switched.page()[0]) == 2 and switched.num_unreadable == 0
+
+
+def test_only_files_of_its_own_folder_are_sent_of_a_video(tmp_path: Path) -> None:
+    store = VideoStore(str(tmp_path / "root"))
+    record = accepted(store)
+    (tmp_path / "secret").write_bytes(b"secret")
+    folder = tmp_path / "root" / "videos" / record.id
+    (folder / "video.mp4").symlink_to(tmp_path / "secret")
+    os.mkfifo(folder / "thumbnail.webp")
+    for file in (VideoFile.VIDEO, VideoFile.THUMBNAIL):
+        for read in (store.files.fetch, store.files.size_of):
+            with pytest.raises(StorageError):
+                read(record.id, file)
+        with pytest.raises(StorageError):
+            store.files.read_range(record.id, file, 0, 1)
+
+
+def test_the_folders_of_a_root_may_be_links(tmp_path: Path) -> None:
+    for name in ("root", "disk", "other disk"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "root" / "videos").symlink_to(tmp_path / "disk")
+    (tmp_path / "link").symlink_to(tmp_path / "root")
+    store = VideoStore(str(tmp_path / "link"))
+    record = accepted(store)
+    assert store.read(record.id) == record
+
+
+# --- the end of a video ---------------------------------------------------------------------------------------------
+
+
+def test_a_video_ends_once_and_late_writers_do_not_undo_it(store: VideoStore) -> None:
+    record = accepted(store)
+    ended = store.end(record.changed(status=Status.COMPLETED))
+    assert store.end(record.changed(status=Status.FAILED)) == ended
+    store.update(record.changed(status=Status.IN_PROGRESS))
+    assert store.read(record.id) == ended
+    assert store.page()[0] == [ended] and store.unfinished() == []
+
+
+def test_an_end_that_was_interrupted_is_the_end(switched: VideoStore, tmp_path: Path) -> None:
+    record = accepted(switched)
+    with refusing(errno.ENOSPC, operations=("pipe_file",), containing="video.json"), pytest.raises(StorageError):
+        switched.end(record.changed(status=Status.COMPLETED))
+    ended = switched.read(record.id)
+    assert ended.status is Status.COMPLETED
+    assert switched.holds.terms() == {record.id: 0}
+    switched.settle(ended)
+    assert switched.holds.terms() == {} and switched.read(record.id) == ended
+
+
+def test_what_was_left_without_a_record_is_swept_away_after_a_while(store: VideoStore) -> None:
+    young, old = record_at(10_000.0), record_at(1.0)
+    for record in (young, old):
+        store.files.put_picture(record.id, b"picture")
+        store.holds.accept(record.id, "gone")
+        store.keys.bind(record.id, record.id)
+    store.sweep(retention_s=1e6, now=10_001.0)
+    assert store.ids() == [young.id] and list(store.holds.terms()) == [young.id]
+    assert store.keys.id_of(old.id) is None and store.keys.id_of(young.id) == young.id
+
+
 # --- a storage that refuses -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", FULL + READ_ONLY)
-@pytest.mark.parametrize("what", ["video.json", "input.png", "unfinished"])
+@pytest.mark.parametrize("what", ["video.json", "unfinished"])
 def test_of_a_video_that_is_not_accepted_nothing_is_left(
     switched: VideoStore, tmp_path: Path, what: str, number: int
 ) -> None:
     kept = accepted(switched)
     before = files_of(tmp_path)
     with refusing(number, operations=("pipe_file",), containing=what), pytest.raises(StorageError) as raised:
-        switched.create(new_record(PLAN), picture=b"picture")
+        switched.create(new_record(PLAN))
     assert raised.value.errno == number
     assert f"cannot be written: {os.strerror(number)}" in str(raised.value)
     assert files_of(tmp_path) == before
@@ -298,7 +446,7 @@ def test_where_nothing_was_written_nothing_is_said_to_be_left(
     switched: VideoStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     with refusing(errno.EROFS), pytest.raises(StorageError):
-        switched.create(new_record(PLAN), picture=b"picture")
+        switched.create(new_record(PLAN))
     assert caplog.messages == []
 
 
@@ -309,8 +457,8 @@ def test_a_full_local_disk_leaves_nothing_aside(tmp_path: Path, monkeypatch: pyt
     store = VideoStore(str(tmp_path))
     monkeypatch.setattr(os, "fsync", full)
     for write in (
-        lambda: store.create(new_record(PLAN), picture=b"picture"),
-        lambda: store.bind_key("key", new_video_id()),
+        lambda: store.create(new_record(PLAN)),
+        lambda: store.keys.bind("key", new_video_id()),
         lambda: store.write_epoch("epoch"),
         store.check,
     ):
@@ -333,7 +481,7 @@ def test_an_error_of_an_object_store_is_one_of_the_storage(switched: VideoStore)
             lambda: switched.files.size_of(record.id, VideoFile.VIDEO),
             lambda: switched.page(),
             lambda: switched.read_epoch(),
-            lambda: switched.id_of_key("key"),
+            lambda: switched.keys.id_of("key"),
             lambda: switched.files.num_fragments(record.id),
         ):
             with pytest.raises(StorageError, match=r"cannot be read: 403 Forbidden$"):
@@ -370,5 +518,5 @@ def test_a_marker_that_was_not_removed_is_swept_away(switched: VideoStore, tmp_p
     with refusing(errno.EACCES, operations=("rm_file",), containing="unfinished"):
         switched.delete(record.id)
     assert not switched.exists(record.id) and switched.unfinished() == []
-    switched.sweep(retention_s=10.0, now=2000.0)
+    switched.sweep(retention_s=10.0, now=1000.0 + 3601.0)
     assert files_of(tmp_path) == []

@@ -24,10 +24,9 @@ from deployments.http.guard import POLL_HEADER, VIDEO_ID_HEADER
 from deployments.http.head import answer_head
 from deployments.http.request_schema import IDEMPOTENCY_KEY, MAX_KEY_CHARACTERS
 from deployments.rpc.tasks import begin_apart
-from deployments.videos.videos import Accepted
+from deployments.videos.videos import Accepted, picture_of
 from deployments.videos.view import VideoView
 from pyramid_serve.api import VideoRecord, VideoRequest, is_video_id, parse_request
-from pyramid_serve.media.pictures import read_picture
 from pyramid_serve.storage import VideoFile, VideoNotFoundError
 
 _FAILED_STATUSES = {"cancelled": 422, "invalid_input": 422}
@@ -160,7 +159,7 @@ async def _check_same(door: Door, request: VideoRequest, record: VideoRecord) ->
     is_same = is_same and (request.user, request.metadata) == (record.user, record.metadata)
     if is_same and request.input_reference is not None:
         max_pixels = model.limits.max_picture_pixels
-        is_same = await asyncio.to_thread(_is_same_picture, door, request.input_reference, record.id, max_pixels)
+        is_same = await asyncio.to_thread(_is_same_picture, door, request.input_reference, record, max_pixels)
     if not is_same:
         raise ApiError(
             400,
@@ -170,13 +169,14 @@ async def _check_same(door: Door, request: VideoRequest, record: VideoRecord) ->
         )
 
 
-def _is_same_picture(door: Door, picture: bytes, video_id: str, max_pixels: int) -> bool:
+def _is_same_picture(door: Door, picture: bytes, record: VideoRecord, max_pixels: int) -> bool:
+    """Whether the same video would be made of both pictures."""
     try:
-        stored = door.videos.store.files.fetch(video_id, VideoFile.PICTURE)
+        stored = door.videos.store.files.fetch(record.id, VideoFile.PICTURE)
     except VideoNotFoundError:
         return False
-    given = read_picture(picture, max_pixels=max_pixels)
-    return given == read_picture(stored, max_pixels=None)
+    given = picture_of(picture, record.plan, max_pixels=max_pixels)
+    return given == picture_of(stored, record.plan, max_pixels=None)
 
 
 async def _view(door: Door, record: VideoRecord) -> VideoView:

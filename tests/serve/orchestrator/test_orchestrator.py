@@ -361,7 +361,8 @@ async def test_a_video_that_cannot_be_made_is_tried_once_and_says_why(handle: Ha
     first, others = whole.plan.units
     units = (first.model_copy(update={"is_picture": True}), others)
     record = new_record(whole.plan.model_copy(update={"has_picture": True, "units": units}))
-    await asyncio.to_thread(store.create, record, picture=b"no picture")  # as if accepted by a claims that died
+    await asyncio.to_thread(store.files.put_picture, record.id, b"no picture")
+    await asyncio.to_thread(store.create, record)  # as if accepted by a claims that died
     failed = await asyncio.wait_for(handle.wait.remote(record.id), 60)
     assert (failed.status, failed.attempts) == (Status.FAILED, 1)
     assert failed.error is not None and failed.error.code == "invalid_input"

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from deployments.claims.config import ClaimsConfig
 from deployments.claims.deployment import Claims
@@ -32,21 +33,32 @@ class FakeOrchestrators:
     async def stop(self, video_id: str) -> None:
         self.stopped.append(video_id)
 
+    async def are_ready(self) -> bool:
+        return True
+
 
 @asynccontextmanager
-async def claims_of(root: Path, orchestrators: FakeOrchestrators, **settings: Any) -> AsyncIterator[Claims]:
+async def claims_of(
+    root: Path | str, orchestrators: FakeOrchestrators, *, app: str = "app", **settings: Any
+) -> AsyncIterator[Claims]:
+    """Claims, which is killed at the end of the block."""
     claims = Claims.__new__(Claims)
     config = ClaimsConfig(**{**QUICK, **settings})
-    await claims.__init__(str(root), config, orchestrators=orchestrators)  # type: ignore[misc]
+    await claims.__init__(str(root), config, orchestrators=orchestrators, app=app)  # type: ignore[misc]
     try:
         yield claims
     finally:
-        for task in (*claims._sweep._loops, *claims._sweep._runs.values()):
-            task.cancel()
+        kill(claims)
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+def kill(claims: Claims) -> None:
+    """As if the process had been killed."""
+    for task in (*claims._sweep._loops, *claims._sweep._runs.values()):
+        task.cancel()
+
+
+async def eventually(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
+    async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -56,7 +68,7 @@ async def submitted(claims: Claims, **fields: Any) -> VideoRecord:
 
 
 async def claimed(claims: Claims, video_id: str, owner: str = "a") -> VideoRecord:
-    record = await claims.claim(video_id, owner)
+    record = await claims.claim(video_id, owner, uuid4().hex)
     assert record is not None
     return record
 

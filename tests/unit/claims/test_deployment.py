@@ -31,15 +31,19 @@ async def test_cancelling_ends_the_video_for_good_and_tells_every_orchestrator(
 async def test_a_deleted_video_does_not_come_back(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
     async with claims_of(tmp_path, orchestrators) as claims:
         record = await claimed(claims, (await submitted(claims)).id)
-        await claims.delete(record.id)
+        await claims.delete(record.id, "token")
         assert not await claims.update(record.id, 1, RunUpdate(num_units_done=1))
         assert VideoStore(str(tmp_path)).ids() == []
-        for ask in (claims.get, claims.cancel, claims.delete):
+        await claims.delete(record.id, "token")  # the same call, made again
+        for ask in (claims.get(record.id), claims.cancel(record.id), claims.delete(record.id, "another")):
             with pytest.raises(VideoNotFoundError):
-                await ask(record.id)
+                await ask
 
 
-async def test_place_and_eta_follow_the_queue(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
+async def test_place_and_eta_follow_the_queue(
+    tmp_path: Path, orchestrators: FakeOrchestrators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.claims.places._KEPT_S", 0.0)
     async with claims_of(tmp_path, orchestrators) as claims:
         running = await claimed(claims, (await submitted(claims)).id)
         # Ids of one millisecond are in no order.
@@ -61,14 +65,14 @@ async def test_a_caller_who_goes_away_leaves_no_record_half_changed(
 ) -> None:
     async with claims_of(tmp_path, orchestrators) as claims:
         record = await claimed(claims, (await submitted(claims)).id)
-        is_writing, may_write, update = threading.Event(), threading.Event(), VideoStore.update
+        is_writing, may_write, end = threading.Event(), threading.Event(), VideoStore.end
 
-        def slow_update(self: VideoStore, changed: VideoRecord) -> None:
+        def slow_end(self: VideoStore, changed: VideoRecord, *, term: int) -> VideoRecord:
             is_writing.set()
             may_write.wait(5)
-            update(self, changed)
+            return end(self, changed, term=term)
 
-        monkeypatch.setattr(VideoStore, "update", slow_update)
+        monkeypatch.setattr(VideoStore, "end", slow_end)
         leaving = asyncio.create_task(claims.cancel(record.id))
         await asyncio.to_thread(is_writing.wait, 5)
         leaving.cancel()

@@ -57,7 +57,7 @@ async def test_the_time_that_a_slow_storage_takes_is_not_the_owners_silence(
             return await writing
 
         monkeypatch.setattr(VideoStore, "update", slow_update)
-        granted = await write_slowly(claims.claim(record.id, "a"))  # type: ignore[arg-type]
+        granted = await write_slowly(claims.claim(record.id, "a", "token"))  # type: ignore[arg-type]
         assert claims._ledger.is_leased(record.id)
         news = RunUpdate(has_started=True)
         assert await write_slowly(claims.update(record.id, granted.attempts, news))  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ async def test_a_video_that_fails_again_and_again_is_given_up(tmp_path: Path, or
         record = await claims.get(video_id)
         assert record.status is Status.FAILED and record.error is not None
         assert record.error.code == "too_many_attempts" and "ValueError: broken" in record.error.message
-        assert await claims.claim(video_id, "b") is None
+        assert await claims.claim(video_id, "b", "token") is None
 
 
 async def test_a_finished_unit_makes_failures_forgotten(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
@@ -117,7 +117,7 @@ async def test_a_replica_that_has_a_successor_grants_nothing(tmp_path: Path, orc
         record = await submitted(old)
         async with claims_of(tmp_path, orchestrators):
             with pytest.raises(SupersededError):
-                await old.claim(record.id, "a")
+                await old.claim(record.id, "a", "token")
             with pytest.raises(SupersededError):
                 await old.cancel(record.id)
 
@@ -147,7 +147,7 @@ async def test_those_who_watch_a_video_hear_that_it_was_deleted(
     async with claims_of(tmp_path, orchestrators) as claims:
         record = await submitted(claims)
         await claims.cancel(record.id)
-        await claims.delete(record.id)
+        await claims.delete(record.id, "token")
         with pytest.raises(VideoNotFoundError):
             await claims.watch(record.id, 10, 5.0)
 

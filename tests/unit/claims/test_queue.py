@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.claims.queue import StepRate, next_up, num_steps_of, place_of, retry_after_s, state_of
+from deployments.claims.queue import StepRate, next_up, num_steps_of, places_of, retry_after_s, state_of
 from pyramid_serve.api import Status, VideoRecord, new_record, new_video_id
 from tests.unit.claims.claims_at_hand import PLAN
 
@@ -43,33 +43,32 @@ def test_a_video_that_has_failed_waits_for_its_time() -> None:
 def test_a_place_counts_the_older_ones_that_wait() -> None:
     running, first, second = in_progress(1.0), record_at(2.0), record_at(3.0)
     records = by_id(second, running, first)
-    assert [place_of(records, record.id, rate=None, now=110.0).position for record in (running, first, second)] == [
+    assert [places_of(records, rate=None, now=110.0)[record.id].position for record in (running, first, second)] == [
         None,
         0,
         1,
     ]
-    assert place_of(records, record_at(4.0).id, rate=2.0, now=110.0) == (None, None)
     assert state_of(records) == (2, 1)
 
 
 def test_a_video_that_waits_is_done_when_all_older_ones_are() -> None:
     running, first, second = in_progress(1.0, num_steps_done=NUM_STEPS - 10), record_at(2.0), record_at(3.0)
     records = by_id(running, first, second)
-    assert place_of(records, first.id, rate=2.0, now=110.0).eta_seconds == (10 + NUM_STEPS) / 2
-    assert place_of(records, second.id, rate=2.0, now=110.0).eta_seconds == (10 + 2 * NUM_STEPS) / 2
-    assert place_of(records, second.id, rate=None, now=110.0).eta_seconds is None
+    assert places_of(records, rate=2.0, now=110.0)[first.id].eta_seconds == (10 + NUM_STEPS) / 2
+    assert places_of(records, rate=2.0, now=110.0)[second.id].eta_seconds == (10 + 2 * NUM_STEPS) / 2
+    assert places_of(records, rate=None, now=110.0)[second.id].eta_seconds is None
 
 
 def test_a_video_in_progress_goes_on_at_its_own_speed() -> None:
     half = in_progress(1.0, num_steps_done=NUM_STEPS // 2, num_units_done=PLAN.num_units // 2)
     done = (half.num_steps_done / NUM_STEPS + half.num_units_done / PLAN.num_units) / 2
-    eta_seconds = place_of(by_id(half), half.id, rate=None, now=130.0).eta_seconds
+    eta_seconds = places_of(by_id(half), rate=None, now=130.0)[half.id].eta_seconds
     assert eta_seconds == pytest.approx(30.0 * (1 - done) / done)
 
 
 def test_a_video_that_has_just_begun_goes_by_the_speed_of_all() -> None:
     begun = in_progress(1.0)
-    assert place_of(by_id(begun), begun.id, rate=2.0, now=130.0).eta_seconds == NUM_STEPS / 2
+    assert places_of(by_id(begun), rate=2.0, now=130.0)[begun.id].eta_seconds == NUM_STEPS / 2
 
 
 @pytest.mark.parametrize(("rate", "seconds"), [(None, 5), (NUM_STEPS / 30.0, 30), (1e9, 1), (1e-9, 120)])

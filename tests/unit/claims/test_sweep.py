@@ -29,7 +29,7 @@ async def test_a_video_is_given_out_at_once_and_granted_once(tmp_path: Path, orc
         await eventually(lambda: orchestrators.given == [record.id])
         granted = await claimed(claims, record.id)
         assert (granted.owner, granted.attempts) == ("a", 1)
-        assert await claims.claim(record.id, "b") is None
+        assert await claims.claim(record.id, "b", "token") is None
 
 
 async def test_videos_are_given_out_oldest_first_as_many_as_may_run(
@@ -110,7 +110,7 @@ async def test_after_a_restart_work_goes_on_once_the_owners_lease_is_over(
     after = FakeOrchestrators()
     async with claims_of(tmp_path, after) as claims:
         await eventually(lambda: after.given == [queued.id])
-        assert await claims.claim(owned.id, "b") is None
+        assert await claims.claim(owned.id, "b", "token") is None
         # An owner that is still there is heard, one that is not loses the video.
         assert await claims.update(owned.id, owned.attempts, RunUpdate())
         end_lease(claims, owned.id)

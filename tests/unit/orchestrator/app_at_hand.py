@@ -156,8 +156,8 @@ class App(NamedTuple):
 
 
 @asynccontextmanager
-async def app_of(root: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> AsyncIterator[App]:
-    """The app over a storage in a folder; ``settings`` are those of claims."""
+async def app_of(root: Path | str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> AsyncIterator[App]:
+    """The app over a storage; ``settings`` are those of claims."""
     monkeypatch.setattr("deployments.orchestrator.deployment.replica_name", lambda: "orchestrator")
     monkeypatch.setattr("deployments.orchestrator.deployment.configure_logging", lambda _: None)
     for name in ("_FIRST_PAUSE_S", "_MAX_PAUSE_S"):

@@ -1,7 +1,9 @@
 """One attempt at one video, with pools that go wrong."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from deployments.errors import DeviceFailedError
 from deployments.pools.wire import DecodeJob, UnitJob
 from pyramid_serve.api import Status, VideoRecord
 from pyramid_serve.errors import InputError
+from tests.switched_storage import refusing
 from tests.unit.claims.claims_at_hand import eventually
 from tests.unit.orchestrator.app_at_hand import App, app_of, request_of
 
@@ -135,3 +138,36 @@ async def test_only_an_error_of_the_user_ends_a_video_at_once(
     assert record.error is not None and record.error.code == code
     assert (record.status, record.attempts) == (Status.FAILED, num_attempts)
     assert "/srv" not in record.error.message
+
+
+async def test_a_storage_that_refuses_for_a_while_fails_no_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.orchestrator.deployment._STORAGE_PAUSE_S", 0.1)
+    async with app_of(f"switched://{tmp_path}/storage", monkeypatch, max_attempts=2, lease_s=0.5) as app:
+        with refusing(errno.ENOSPC, containing="latents"):
+            record = await app.orchestrator.submit(request_of())
+            await eventually(lambda: len([job for job in app.denoiser.jobs if job.unit == 0]) > 3)
+        record = await asyncio.wait_for(app.orchestrator.wait(record.id), 20)
+        assert record.status is Status.COMPLETED, record.error
+        assert record.attempts > 3 and record.num_failures == 0
+
+
+async def test_a_storage_that_takes_no_record_for_a_while_fails_no_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with app_of(f"switched://{tmp_path}/storage", monkeypatch, max_attempts=2, lease_s=0.5) as app:
+
+        async def fill_the_disk(job: UnitJob) -> None:
+            if job.unit == 1:
+                app.denoiser.before = None
+                refused.enter_context(refusing(errno.ENOSPC))
+
+        app.denoiser.before = fill_the_disk
+        with ExitStack() as refused:
+            record = await app.orchestrator.submit(request_of())
+            await eventually(lambda: app.denoiser.before is None)
+            await asyncio.sleep(1.5)
+        record = await asyncio.wait_for(app.orchestrator.wait(record.id), 20)
+        assert record.status is Status.COMPLETED, record.error
+        assert record.num_failures == 0

@@ -1,19 +1,10 @@
 """What a failed video tells its client."""
 
-import errno
-
 import pytest
 
 from deployments.orchestrator.deployment import _code_of, _describe
 from pyramid_serve.api import RequestError
 from pyramid_serve.errors import InputError, NonFiniteError
-from pyramid_serve.storage import StorageError
-
-
-def test_an_error_of_the_storage_names_no_path() -> None:
-    error = StorageError(errno.ENOSPC, "storage /srv/videos: cannot be written: No space left on device")
-    assert "/srv" not in _describe(error)
-    assert "storage" in _describe(error)
 
 
 def test_what_the_user_can_change_is_told_by_its_first_line() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import contextvars
 import io
 from dataclasses import replace
@@ -6,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from deployments.errors import QueueFullError
 from deployments.rpc import tasks
 from deployments.videos.videos import Videos
 from pyramid_serve.api import VideoRecord, VideoRequest, new_record
 from pyramid_serve.media.pictures import read_picture
+from pyramid_serve.media.tensors import fit_picture
 from pyramid_serve.pyramid_flow.pipeline import VideoInput
 from pyramid_serve.served_model import ServedModels
-from pyramid_serve.storage import VideoNotFoundError, VideoStore
+from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
 from tests.serve.local_server import MODEL, LocalHandle
 from tests.unit.media.pictures_at_hand import (
     DISPLAY_P3_COLORANTS,
@@ -54,7 +58,7 @@ class SlowClaims:
         self.cancelled: list[str] = []
         self._known = known
 
-    async def submit(self, record: VideoRecord, picture: bytes | None, owner: str | None) -> VideoRecord:
+    async def submit(self, record: VideoRecord) -> VideoRecord:
         assert len(contextvars.copy_context()) == 0  # or Serve would cancel this call with its caller's request
         self.is_asked.set()
         await self.may_accept.wait()
@@ -66,14 +70,25 @@ class SlowClaims:
         self.cancelled.append(video_id)
 
 
-class KeepingClaims:
-    """Accepts, and keeps the picture that came."""
+class TakingClaims:
+    """Accepts."""
 
-    picture: bytes | None = None
-
-    async def submit(self, record: VideoRecord, picture: bytes | None, owner: str | None) -> VideoRecord:
-        self.picture = picture
+    async def submit(self, record: VideoRecord) -> VideoRecord:
         return record
+
+
+class RefusingClaims:
+    """Accepts nothing."""
+
+    async def submit(self, record: VideoRecord) -> VideoRecord:
+        raise QueueFullError(1, 1)
+
+
+class KnowingClaims:
+    """Knows the video of the key."""
+
+    async def submit(self, record: VideoRecord) -> VideoRecord:
+        return new_record(record.plan)
 
 
 _request = contextvars.ContextVar[str]("request")
@@ -119,23 +134,35 @@ async def test_a_video_that_was_deleted_before_its_caller_left_is_no_error(tmp_p
 
 @pytest.mark.parametrize("name", PICTURES)
 async def test_the_picture_of_a_video_has_the_pixels_that_the_library_sees(tmp_path: Path, name: str) -> None:
-    claims, content = KeepingClaims(), PICTURES[name]
-    videos = Videos(VideoStore(str(tmp_path)), LocalHandle(claims), MODELS)  # type: ignore[arg-type]
-    await videos.accept(VideoRequest(prompt="a ball", input_reference=content))
-    assert claims.picture is not None
-    kept = Image.open(io.BytesIO(claims.picture))
+    content = PICTURES[name]
+    videos = Videos(VideoStore(str(tmp_path)), LocalHandle(TakingClaims()), MODELS)  # type: ignore[arg-type]
+    record = (await videos.accept(VideoRequest(prompt="a ball", input_reference=content))).record
+    stored = videos.store.files.fetch(record.id, VideoFile.PICTURE)
+    kept = Image.open(io.BytesIO(stored))
     assert kept.format == "PNG"
     assert kept.info == {}
-    assert read_picture(claims.picture, max_pixels=None) == VideoInput("a ball", image=content).image
+    seen = VideoInput("a ball", image=content).image
+    assert seen is not None
+    size = {"height": record.plan.height, "width": record.plan.width}
+    assert torch.equal(fit_picture(read_picture(stored, max_pixels=None), **size), fit_picture(seen, **size))
 
 
-async def test_a_picture_of_more_pixels_than_the_library_takes_is_read_again_where_the_server_takes_it(
+@pytest.mark.parametrize("claims", [RefusingClaims(), KnowingClaims()])
+async def test_of_a_video_that_is_not_made_no_picture_is_left(tmp_path: Path, claims: object) -> None:
+    videos = Videos(VideoStore(str(tmp_path)), LocalHandle(claims), MODELS)  # type: ignore[arg-type]
+    with contextlib.suppress(QueueFullError):
+        await videos.accept(VideoRequest(prompt="a ball", input_reference=PICTURES["a GIF"]))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+async def test_a_picture_of_more_pixels_than_the_library_takes_is_made_small_where_the_server_takes_it(
     tmp_path: Path,
 ) -> None:
-    claims = KeepingClaims()
     limits = MODEL.limits.model_copy(update={"max_picture_pixels": 10**9})
-    videos = Videos(VideoStore(str(tmp_path)), LocalHandle(claims), ServedModels((replace(MODEL, limits=limits),)))  # type: ignore[arg-type]
+    videos = Videos(
+        VideoStore(str(tmp_path)), LocalHandle(TakingClaims()), ServedModels((replace(MODEL, limits=limits),))
+    )  # type: ignore[arg-type]
     huge = file_of(Image.new("1", (12_000, 6_000)), "PNG")
-    await videos.accept(VideoRequest(prompt="a ball", input_reference=huge))
-    assert claims.picture is not None
-    assert read_picture(claims.picture, max_pixels=None).size == (12_000, 6_000)
+    record = (await videos.accept(VideoRequest(prompt="a ball", input_reference=huge))).record
+    stored = videos.store.files.fetch(record.id, VideoFile.PICTURE)
+    assert read_picture(stored, max_pixels=None).size == (record.plan.width, record.plan.height)

@@ -4,11 +4,13 @@ from typing import Any, cast
 import pytest
 
 from deployments.videos import views as http_views
+from deployments.videos.mirror import Mirror
 from deployments.videos.videos import Videos
 from deployments.videos.view import VideoView
 from deployments.videos.views import Views
 from pyramid_serve.api import Status, VideoRecord
 from pyramid_serve.storage import VideoNotFoundError
+from tests.serve.local_server import LocalHandle
 from tests.unit.api.plans_at_hand import record_of as planned_record
 
 pytestmark = pytest.mark.asyncio
@@ -24,6 +26,7 @@ class CountedVideos:
     def __init__(self, record: VideoRecord) -> None:
         self.record: VideoRecord | None = record
         self.num_asked = 0
+        self.mirror = Mirror(LocalHandle(AwayClaims()))  # type: ignore[arg-type]
 
     async def get(self, video_id: str) -> VideoView:
         self.num_asked += 1
@@ -32,6 +35,13 @@ class CountedVideos:
         if record is None:
             raise VideoNotFoundError(video_id)
         return VideoView(record)
+
+
+class AwayClaims:
+    """Tells no news."""
+
+    async def news(self, *arguments: Any) -> Any:
+        raise TimeoutError
 
 
 def views_of(videos: CountedVideos) -> Views:
