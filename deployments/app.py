@@ -60,7 +60,7 @@ def build(args: AppConfig) -> Application:
     )
     ingress: Application = args.ingress.apply(
         Ingress,
-        max_ongoing_requests=1000,
+        max_ongoing_requests=100_000,  # requests past a limit of Serve's would wait, the probes too; see HttpConfig's
         graceful_shutdown_timeout_s=30.0,
         ray_actor_options={"num_cpus": 0.1},
     ).bind(args.storage_root, args.ingress.settings, models, claims=claims, orchestrator=orchestrator)

@@ -7,6 +7,7 @@ from deployments.http.config import HttpConfig
 from deployments.http.door import Door, check_key
 from deployments.http.errors import add_error_handlers
 from deployments.http.guard import add_guards
+from deployments.http.places import Places, Uploads
 from deployments.http.readiness import Readiness
 from deployments.http.routes.content import router as content_routes
 from deployments.http.routes.events import router as event_routes
@@ -23,7 +24,16 @@ def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
     config = config or HttpConfig()
     app = docs.new_app()
     readiness = Readiness(videos.store, interval_s=config.storage_check_interval_s)
-    app.state.door = Door(videos, Views(videos), config, readiness)
+    app.state.door = Door(
+        videos,
+        Views(videos),
+        config,
+        readiness,
+        uploads=Uploads(max_uploads=config.body.max_uploads, max_bytes=config.body.max_total_bytes),
+        streams=Places(config.max_streams, kind="streams"),
+        waits=Places(config.max_waits, kind="waits"),
+        downloads=Places(config.max_downloads, kind="downloads"),
+    )
     app.include_router(probe_routes)
     for routes in (model_routes, video_routes, content_routes, stream_routes, event_routes):
         app.include_router(routes, dependencies=[Depends(check_key)])

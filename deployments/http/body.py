@@ -3,21 +3,23 @@
 import asyncio
 import time
 from collections.abc import Container
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from deployments.http.errors import ApiError, repeated_field
 from deployments.http.forms import FORM_TYPE, fields_of_form
 from deployments.http.picture_field import PICTURE_FIELD, picture_of_object
+from deployments.http.places import Upload
 from deployments.http.strict_json import RepeatedNameError, load_json
 
 JSON_TYPE = "application/json"
 
 
 class BodyLimits(BaseModel):
-    """How large a body may be, and how long it may take to arrive."""
+    """How large a body may be, how long it may take to arrive, and what all bodies of a replica may take together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,52 +27,81 @@ class BodyLimits(BaseModel):
     """Should exceed ``max_picture_bytes`` by a third, because a picture may be sent in base64."""
     max_field_bytes: PositiveInt = 1024 * 1024
     """The limit for each form field except the picture."""
+    max_uploads: PositiveInt = 500
+    """How many bodies are read at once."""
+    max_total_bytes: PositiveInt = 256 * 1024 * 1024
+    """How many bytes all bodies together may hold until their videos are accepted."""
     idle_timeout_s: PositiveFloat = 15.0
     """How long the client may send nothing."""
+    min_bytes_per_s: PositiveFloat = 1024.0
+    """The slowest a body may arrive on the whole, after the first ``idle_timeout_s``."""
     timeout_s: PositiveFloat = 300.0
     """How long the whole body may take."""
-    discard_timeout_s: PositiveFloat = Field(default=10.0)
-    """How long the rest of a body that is too large is read and discarded, as clients only read after sending."""
+    discard_timeout_s: PositiveFloat = 10.0
+    """How long a body whose declared length is too large is read and discarded, as many clients only read the answer
+    after sending. A body of unknown length is not discarded: the answer comes at once, and the connection is closed."""
+
+    @model_validator(mode="after")
+    def _check_total(self) -> Self:
+        if self.max_total_bytes < self.max_bytes:
+            raise ValueError(
+                f"max_total_bytes={self.max_total_bytes}: must be at least max_bytes, which is {self.max_bytes}"
+            )
+        return self
 
 
-async def read_body(request: Request, limits: BodyLimits) -> bytes:
-    """The whole body. Never more than ``limits.max_bytes`` are kept in memory.
+async def read_body(request: Request, limits: BodyLimits, upload: Upload) -> bytes:
+    """The whole body, whose bytes ``upload`` holds. Never more than ``limits.max_bytes`` are kept in memory.
 
-    Raises ``ApiError`` 413 for a body that is too large, 408 for one that stops arriving, and 400 for one that breaks
-    off.
+    Raises ``ApiError`` 413 for a body that is too large, 408 for one that stops arriving or arrives too slowly, 429 for
+    one that does not fit beside the others, and 400 for one that breaks off.
     """
     declared = request.headers.get("content-length", "")
-    is_too_large = declared.isdecimal() and int(declared[:20]) > limits.max_bytes
+    if declared.isdecimal() and int(declared[:20]) > limits.max_bytes:
+        await _discard(request, int(declared[:20]), limits, upload)
+        raise _too_large(limits)
     body = bytearray()
-    deadline = time.monotonic() + (limits.discard_timeout_s if is_too_large else limits.timeout_s)
+    started = time.monotonic()
     chunks = request.stream()
     while True:
+        slowest_s = min(limits.timeout_s, limits.idle_timeout_s + len(body) / limits.min_bytes_per_s)
         try:
-            async with asyncio.timeout(min(limits.idle_timeout_s, deadline - time.monotonic())):
+            async with asyncio.timeout(min(limits.idle_timeout_s, started + slowest_s - time.monotonic())):
                 chunk = await anext(chunks, None)
         except TimeoutError:
-            if is_too_large:
-                raise _too_large(limits) from None
             raise ApiError(
                 408,
                 f"body: {len(body)} bytes came and then nothing for {limits.idle_timeout_s:g} s, "
-                f"or not all within {limits.timeout_s:g} s",
+                f"or less than {limits.min_bytes_per_s:g} bytes a second, or not all within {limits.timeout_s:g} s",
                 headers={"Connection": "close"},
             ) from None
         except ClientDisconnect:
             raise ApiError(400, f"body: broke off after {len(body)} bytes", code="broken_body") from None
         if chunk is None:
-            break
-        if not is_too_large and len(body) + len(chunk) > limits.max_bytes:
-            is_too_large = True
-            deadline = time.monotonic() + limits.discard_timeout_s
-        if is_too_large:
-            body.clear()
-        else:
-            body += chunk
-    if is_too_large:
-        raise _too_large(limits)
-    return bytes(body)
+            return bytes(body)
+        if len(body) + len(chunk) > limits.max_bytes:
+            raise _too_large(limits)
+        upload.hold(len(chunk))
+        body += chunk
+
+
+async def _discard(request: Request, declared: int, limits: BodyLimits, upload: Upload) -> None:
+    """Read a body that is too large and keep nothing of it, for as long as the limits allow.
+
+    Its bytes count all the same, because what is in front of this process reads ahead of it.
+    """
+    if not upload.has_room(declared):
+        return
+    upload.hold(declared)
+    deadline = time.monotonic() + limits.discard_timeout_s
+    chunks = request.stream()
+    try:
+        while True:
+            async with asyncio.timeout(min(limits.idle_timeout_s, deadline - time.monotonic())):
+                if await anext(chunks, None) is None:
+                    return
+    except (TimeoutError, ClientDisconnect):
+        return
 
 
 def _too_large(limits: BodyLimits) -> ApiError:

@@ -1,6 +1,6 @@
 """The settings of the HTTP server, ``ingress.settings`` in the configuration file."""
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from deployments.http.body import BodyLimits
 from deployments.http.guard import CorsConfig, HostPattern
@@ -19,6 +19,12 @@ class HttpConfig(BaseModel):
     ``pyramid-serve up`` sets it to ``<local>``, names without a dot, if it listens on this machine only and the
     configuration does not set it."""
     cors: CorsConfig = CorsConfig()
+    max_streams: PositiveInt = 500
+    """How many streams and events one replica sends at once."""
+    max_waits: PositiveInt = 500
+    """How many requests of one replica may wait at once until their videos are over (``wait=true`` and ``/sync``)."""
+    max_downloads: PositiveInt = 200
+    """How many files of finished videos, or their previews, one replica sends at once."""
     events_keep_alive_s: PositiveFloat = 15.0
     """A comment is sent on a stream of events that has been silent for this long."""
     ready_timeout_s: PositiveFloat = 5.0

@@ -2,6 +2,7 @@
 
 import hmac
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from fastapi import Depends, Path, Request
 from deployments.http.answer_schema import VIDEO_EXAMPLE
 from deployments.http.config import HttpConfig
 from deployments.http.errors import ApiError, not_found
+from deployments.http.places import Places, Uploads
 from deployments.http.readiness import Readiness
 from deployments.videos.videos import Videos
 from deployments.videos.views import Views
@@ -28,6 +30,10 @@ class Door:
     views: Views
     config: HttpConfig
     readiness: Readiness
+    uploads: Uploads
+    streams: Places
+    waits: Places
+    downloads: Places
     started_at: float = field(default_factory=time.time)
 
 
@@ -37,6 +43,31 @@ async def _door(request: Request) -> Door:
 
 
 DoorOf = Annotated[Door, Depends(_door)]
+
+
+async def _stream_place(door: DoorOf) -> AsyncIterator[None]:
+    with door.streams.take():
+        yield
+
+
+async def _wait_place(door: DoorOf) -> AsyncIterator[None]:
+    with door.waits.take():
+        yield
+
+
+async def _download_place(door: DoorOf) -> AsyncIterator[None]:
+    with door.downloads.take():
+        yield
+
+
+# FastAPI leaves a dependency when the answer has been sent or the client has left, also where nothing was sent.
+STREAM_PLACE = Depends(_stream_place)
+"""A dependency: the request has a place among the streams until its answer is sent. ``ApiError`` 429 if there is none
+left."""
+WAIT_PLACE = Depends(_wait_place)
+"""The same among the requests that wait for a video."""
+DOWNLOAD_PLACE = Depends(_download_place)
+"""The same among the downloads."""
 
 
 async def check_key(request: Request, door: DoorOf) -> None:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.http.answer_schema import error_answers, file_answer
 from deployments.http.content import Variant, open_content, respond
-from deployments.http.door import DoorOf, VideoId, only_query
+from deployments.http.door import DOWNLOAD_PLACE, DoorOf, VideoId, only_query
 from deployments.http.head import answer_head
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
@@ -19,9 +19,9 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
     responses={
         200: file_answer("video/mp4", "image/webp"),
         206: file_answer("video/mp4", "image/webp"),
-        **error_answers(400, 401, 404, 409, 416),
+        **error_answers(400, 401, 404, 409, 416, 429),
     },
-    dependencies=[only_query("variant")],
+    dependencies=[DOWNLOAD_PLACE, only_query("variant")],
 )
 async def get_content(request: Request, video_id: VideoId, door: DoorOf, variant: Variant = "video") -> Response:
     record = await asyncio.to_thread(door.videos.store.read, video_id)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from deployments.http.answer_schema import error_answers
-from deployments.http.door import Door, DoorOf, VideoId, only_query
+from deployments.http.door import STREAM_PLACE, Door, DoorOf, VideoId, only_query
 from deployments.http.head import answer_head, empty_body
 from deployments.videos.view import VideoView
 from pyramid_serve.storage import VideoNotFoundError
@@ -24,9 +24,9 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
     responses={
         200: {"content": {"text/event-stream": {}}},
         204: {"description": "The video is over and the client, by its Last-Event-ID, knows it."},
-        **error_answers(400, 401, 404),
+        **error_answers(400, 401, 404, 429),
     },
-    dependencies=[only_query()],
+    dependencies=[STREAM_PLACE, only_query()],
 )
 async def get_events(request: Request, video_id: VideoId, door: DoorOf) -> Response:
     record = (await door.views.get(video_id)).record

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from deployments.http.answer_schema import error_answers, file_answer
 from deployments.http.content import open_stream, padding, respond
-from deployments.http.door import Door, DoorOf, VideoId, only_query
+from deployments.http.door import STREAM_PLACE, Door, DoorOf, VideoId, only_query
 from deployments.http.errors import ApiError
 from deployments.http.head import answer_head, empty_body
 from pyramid_serve.api import Status
@@ -28,8 +28,12 @@ class StreamBrokenError(RuntimeError):
     description="Fragmented MP4, a fragment for each unit as it is decoded; at any time, also after the end, when "
     "ranges can be had too.",
     response_class=Response,
-    responses={200: file_answer("video/mp4"), 206: file_answer("video/mp4"), **error_answers(400, 401, 404, 409, 416)},
-    dependencies=[only_query()],
+    responses={
+        200: file_answer("video/mp4"),
+        206: file_answer("video/mp4"),
+        **error_answers(400, 401, 404, 409, 416, 429),
+    },
+    dependencies=[STREAM_PLACE, only_query()],
 )
 async def stream_video(request: Request, video_id: VideoId, door: DoorOf) -> Response:
     record = (await door.views.get(video_id)).record

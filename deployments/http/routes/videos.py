@@ -1,6 +1,7 @@
 """Videos: ask for one, list them, get, delete and cancel one."""
 
 import asyncio
+from contextlib import nullcontext
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -18,10 +19,11 @@ from deployments.http.answer_schema import (
 )
 from deployments.http.body import parse_body, read_body
 from deployments.http.content import open_content, respond_whole
-from deployments.http.door import CLIENT_LEFT, ID_PATTERN, Door, DoorOf, VideoId, only_query
+from deployments.http.door import CLIENT_LEFT, ID_PATTERN, WAIT_PLACE, Door, DoorOf, VideoId, only_query
 from deployments.http.errors import ApiError, being_replaced, not_found
 from deployments.http.guard import POLL_HEADER, VIDEO_ID_HEADER
 from deployments.http.head import answer_head
+from deployments.http.places import Upload
 from deployments.http.request_schema import IDEMPOTENCY_KEY, MAX_KEY_CHARACTERS
 from deployments.rpc.tasks import begin_apart
 from deployments.videos.videos import Accepted, picture_of
@@ -54,11 +56,12 @@ async def create_video(
         ),
     ] = False,
 ) -> Response:
-    accepted = await _accept(request, door, while_wanted=wait)
-    record = accepted.record
-    if wait and not record.is_over:
-        finished = await _until_over(request, door, accepted)
-        return Response(status_code=CLIENT_LEFT) if finished is None else _video_response(VideoView(finished))
+    with door.waits.take() if wait else nullcontext():
+        accepted = await _accept(request, door, while_wanted=wait)
+        record = accepted.record
+        if wait and not record.is_over:
+            finished = await _until_over(request, door, accepted)
+            return Response(status_code=CLIENT_LEFT) if finished is None else _video_response(VideoView(finished))
     return _video_response(VideoView(record) if record.is_over else await _view(door, record))
 
 
@@ -73,7 +76,7 @@ async def create_video(
         200: synchronous_answer(),
         **error_answers(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503),
     },
-    dependencies=[only_query()],
+    dependencies=[WAIT_PLACE, only_query()],
 )
 async def create_video_file(request: Request, door: DoorOf) -> Response:
     accepted = await _accept(request, door, while_wanted=True)
@@ -102,22 +105,23 @@ async def _accept(request: Request, door: Door, *, while_wanted: bool) -> Accept
     while_wanted: the client waits until the video is over, and the video is cancelled if it leaves before. A client
     with an idempotency key may send its request again after a broken connection, so its video is made in any case.
     """
-    video_request = await _read_request(request, door)
-    key = _idempotency_key(request)
-    try:
-        accept = door.videos.accept_while_wanted if while_wanted and key is None else door.videos.accept
-        accepted = await accept(video_request, idempotency_key=key)
-    except QueueFullError as error:
-        raise ApiError(429, str(error), headers={"Retry-After": str(error.retry_after_s)}) from None
-    except UNREACHABLE:
-        raise being_replaced() from None
-    if not accepted.is_new:
-        await _check_same(door, video_request, accepted.record)
-    return accepted
+    with door.uploads.begin() as upload:
+        video_request = await _read_request(request, door, upload)
+        key = _idempotency_key(request)
+        try:
+            accept = door.videos.accept_while_wanted if while_wanted and key is None else door.videos.accept
+            accepted = await accept(video_request, idempotency_key=key)
+        except QueueFullError as error:
+            raise ApiError(429, str(error), headers={"Retry-After": str(error.retry_after_s)}) from None
+        except UNREACHABLE:
+            raise being_replaced() from None
+        if not accepted.is_new:
+            await _check_same(door, video_request, accepted.record)
+        return accepted
 
 
-async def _read_request(request: Request, door: Door) -> VideoRequest:
-    body = await read_body(request, door.config.body)
+async def _read_request(request: Request, door: Door, upload: Upload) -> VideoRequest:
+    body = await read_body(request, door.config.body, upload)
     fields = await asyncio.to_thread(
         parse_body,
         body,

@@ -105,6 +105,37 @@ def test_a_body_that_does_not_go_on_is_timed_out(tmp_path: Path, request_bytes: 
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"].startswith("body: ")
 
 
+def test_a_body_of_unknown_length_is_refused_as_soon_as_it_is_too_large(server: LocalServer) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"20000\r\n" + b" " * 0x20000 + b"\r\n")
+        connection.sendall(b"80000\r\n" + b" " * 0x80000)  # the end is not sent
+        started = time.monotonic()
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+        assert time.monotonic() - started < server.app.state.door.config.body.discard_timeout_s / 2
+
+
+def test_a_body_that_arrives_too_slowly_is_timed_out(tmp_path: Path) -> None:
+    limits = BodyLimits(idle_timeout_s=0.5, min_bytes_per_s=1000.0)
+    with serve_locally(str(tmp_path), http=HttpConfig(body=limits)) as impatient:
+        host, port = impatient.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=0.1) as connection:
+            connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n")
+            answer = b""
+            for _ in range(30):  # 3 s of a byte each 0.1 s, of which none is idle
+                connection.sendall(b" ")
+                with contextlib.suppress(TimeoutError):
+                    answer += connection.recv(65536)
+                if answer:
+                    break
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+
+
+def test_the_total_of_all_bodies_must_allow_one() -> None:
+    with pytest.raises(ValueError, match="max_total_bytes=1: must be at least max_bytes, which is 2"):
+        BodyLimits(max_bytes=2, max_total_bytes=1)
+
+
 def test_a_declared_length_that_is_too_large_is_refused_without_the_body(server: LocalServer) -> None:
     assert send(server, HEAD + b"Content-Length: 99999999999\r\n\r\n{").startswith(b"HTTP/1.1 413 ")
 
