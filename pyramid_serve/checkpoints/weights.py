@@ -53,7 +53,8 @@ def load_module(
     that no second copy of the weights exists. On the CPU, weights that keep the dtype of the file stay mapped from it.
     Returns the module in eval mode, without gradients.
 
-    Raises ``CheckpointError`` naming the keys that are missing or misshapen; those left over are logged as a warning.
+    Raises ``CheckpointError`` naming the keys that are missing or misshapen, or left over although they belong to a
+    child of the module: then the config describes another model. Others that are left over are logged as a warning.
     """
     config = read_config(folder)
     try:
@@ -84,14 +85,18 @@ def _check_keys(folder: Source, expected: Mapping[str, Tensor], stored: Mapping[
         for name, tensor in expected.items()
         if name in stored and stored[name].shape != tensor.shape
     ]
+    children = {name.partition(".")[0] for name in expected}
+    unexpected = [name for name in stored if name not in expected]
+    surplus = [name for name in unexpected if name.partition(".")[0] in children]
     problems = []
     if missing:
         problems.append(f"{len(missing)} missing: {name_some(missing)}")
     if misshapen:
         problems.append(f"{len(misshapen)} misshapen: {name_some(misshapen)}")
+    if surplus:
+        problems.append(f"{len(surplus)} left over: {name_some(surplus)}")
     if problems:
         raise CheckpointError(f"{folder}: weights do not fit the config: {'; '.join(problems)}")
-    unexpected = [name for name in stored if name not in expected]
     if unexpected:
         logger.warning("%s: %d unexpected keys are left out: %s", folder, len(unexpected), name_some(unexpected))
 

@@ -9,55 +9,63 @@ before it is its ``DecoderMemory``, which the caller holds. Source: the publishe
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from pyramid_serve.checkpoints.configs import Count, Features, Flag, Layers, parse_config
 from pyramid_serve.checks import whole_multiple
 from pyramid_serve.pyramid_flow.causal_conv import Carry, CausalConv3d, LayerFrames
 from pyramid_serve.pyramid_flow.shapes import SPATIAL_FACTOR, TEMPORAL_FACTOR, num_latent_frames_of
 from pyramid_serve.pyramid_flow.vae_blocks import NORM_EPS, DownBlock, FrameGroupNorm, MidBlock, UpBlock
 
+_Sizes = Annotated[tuple[Features, ...], Field(min_length=1, max_length=16)]
+_Layers = Annotated[tuple[Layers, ...], Field(min_length=1, max_length=16)]
+_Flags = Annotated[tuple[Flag, ...], Field(min_length=1, max_length=16)]
 
-@dataclass(frozen=True)
-class VAEConfig:
+
+class VAEConfig(BaseModel):
     """The sizes in a published ``config.json`` of the VAE, all from the outermost block inwards."""
 
-    latent_channels: int
-    encoder_channels: tuple[int, ...]
-    encoder_layers: tuple[int, ...]
-    encoder_spatial: tuple[bool, ...]
-    encoder_temporal: tuple[bool, ...]
-    encoder_num_groups: int
-    decoder_channels: tuple[int, ...]
-    decoder_layers: tuple[int, ...]
-    decoder_spatial: tuple[bool, ...]
-    decoder_temporal: tuple[bool, ...]
-    decoder_num_groups: int
+    model_config = ConfigDict(frozen=True)
+
+    latent_channels: Features = Field(validation_alias="encoder_out_channels")
+    encoder_channels: _Sizes = Field(validation_alias="encoder_block_out_channels")
+    encoder_layers: _Layers = Field(validation_alias="encoder_layers_per_block")
+    encoder_spatial: _Flags = Field(validation_alias="encoder_spatial_down_sample")
+    encoder_temporal: _Flags = Field(validation_alias="encoder_temporal_down_sample")
+    encoder_num_groups: Count = Field(validation_alias="encoder_norm_num_groups")
+    decoder_channels: _Sizes = Field(validation_alias="decoder_block_out_channels")
+    decoder_layers: _Layers = Field(validation_alias="decoder_layers_per_block")
+    decoder_spatial: _Flags = Field(validation_alias="decoder_spatial_up_sample")
+    decoder_temporal: _Flags = Field(validation_alias="decoder_temporal_up_sample")
+    decoder_num_groups: Count = Field(validation_alias="decoder_norm_num_groups")
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "VAEConfig":
         """Raises ``ValueError`` unless the compression is 8 x 8 x 8, which the rest of the model relies on."""
-        parsed = cls(
-            latent_channels=config["encoder_out_channels"],
-            encoder_channels=tuple(config["encoder_block_out_channels"]),
-            encoder_layers=tuple(config["encoder_layers_per_block"]),
-            encoder_spatial=tuple(config["encoder_spatial_down_sample"]),
-            encoder_temporal=tuple(config["encoder_temporal_down_sample"]),
-            encoder_num_groups=config["encoder_norm_num_groups"],
-            decoder_channels=tuple(config["decoder_block_out_channels"]),
-            decoder_layers=tuple(config["decoder_layers_per_block"]),
-            decoder_spatial=tuple(config["decoder_spatial_up_sample"]),
-            decoder_temporal=tuple(config["decoder_temporal_up_sample"]),
-            decoder_num_groups=config["decoder_norm_num_groups"],
-        )
-        for name in ("encoder_spatial", "encoder_temporal", "decoder_spatial", "decoder_temporal"):
-            factor = 2 ** sum(getattr(parsed, name))
-            if factor != (SPATIAL_FACTOR if "spatial" in name else TEMPORAL_FACTOR):
-                raise ValueError(f"{name}: compresses {factor} times, must be 8 times")
+        parsed = parse_config(cls, config)
+        parsed._check_half("encoder", "down", parsed.encoder_channels, parsed.encoder_num_groups)
+        parsed._check_half("decoder", "up", parsed.decoder_channels, parsed.decoder_num_groups)
         return parsed
+
+    def _check_half(self, half: str, direction: str, channels: Sequence[int], num_groups: int) -> None:
+        """Raise ``ValueError`` unless the sizes of the encoder or decoder fit each other."""
+        for key, name, factor in (
+            (f"{half}_spatial_{direction}_sample", f"{half}_spatial", SPATIAL_FACTOR),
+            (f"{half}_temporal_{direction}_sample", f"{half}_temporal", TEMPORAL_FACTOR),
+            (f"{half}_layers_per_block", f"{half}_layers", None),
+        ):
+            values = getattr(self, name)
+            if len(values) != len(channels):
+                raise ValueError(f"{key}: {len(values)} blocks, but {half}_block_out_channels has {len(channels)}")
+            if factor is not None and 2 ** sum(values) != factor:
+                raise ValueError(f"{key}: compresses {2 ** sum(values)} times, must be {factor} times")
+        if any(size % num_groups for size in channels):
+            raise ValueError(f"{half}_norm_num_groups={num_groups}: must divide each of {list(channels)}")
 
 
 class Moments(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from pyramid_serve.checkpoints.configs import MAX_COUNT
 from pyramid_serve.checkpoints.naming import name_some
 from pyramid_serve.checkpoints.sources import CheckpointError, Source, read_config, read_json, resolve
 from pyramid_serve.checks import whole_number
@@ -130,7 +131,12 @@ def capabilities(source: Source, variant: str | None = None) -> Capabilities:
     config = read_config(folder / name)
     is_published = any(known.items() <= _scalars(config).items() for known in _PUBLISHED_TRANSFORMERS)
     fields = dict(_PUBLISHED_CAPABILITIES.get(name, {})) if is_published else {}
-    if isinstance(table_size := config.get("pos_embed_max_size"), int):
+    if (table_size := config.get("pos_embed_max_size")) is not None:
+        if isinstance(table_size, bool) or not isinstance(table_size, int) or not 1 <= table_size <= MAX_COUNT:
+            raise CheckpointError(
+                f"{folder / name / 'config.json'}: pos_embed_max_size={table_size!r:.60}: "
+                f"must be a whole number from 1 to {MAX_COUNT}"
+            )
         fields["max_side"] = table_size * PIXELS_PER_TOKEN // SIZE_MULTIPLE * SIZE_MULTIPLE
     file = folder / CAPABILITIES_FILE
     if not file.exists():

@@ -5,14 +5,15 @@ Source: arXiv 2410.05954; the published ``diffusion_transformer_*`` folders of t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from pyramid_serve.checkpoints.configs import Count, Features, Layers, parse_config
 from pyramid_serve.pyramid_flow.attention import Attention, block_attention
 from pyramid_serve.pyramid_flow.layers import (
     FinalModulation,
@@ -28,16 +29,19 @@ from pyramid_serve.pyramid_flow.pack import ClipSequence, PackLayout, pack, patc
 QK_NORM_EPS = 1e-6
 
 
-@dataclass(frozen=True)
-class FluxConfig:
-    num_double_blocks: int
-    num_single_blocks: int
-    num_heads: int
-    head_size: int
-    axes_dims: tuple[int, ...]
-    patch_features: int
-    text_features: int
-    pooled_features: int
+class FluxConfig(BaseModel):
+    """The sizes in a published ``config.json``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_double_blocks: Layers = Field(validation_alias="num_layers")
+    num_single_blocks: Layers = Field(validation_alias="num_single_layers")
+    num_heads: Count = Field(validation_alias="num_attention_heads")
+    head_size: Features = Field(validation_alias="attention_head_dim")
+    axes_dims: tuple[Features, ...] = Field(validation_alias="axes_dims_rope", max_length=16)
+    patch_features: Features = Field(validation_alias="in_channels")
+    text_features: Features = Field(validation_alias="joint_attention_dim")
+    pooled_features: Features = Field(validation_alias="pooled_projection_dim")
 
     @property
     def width(self) -> int:
@@ -47,19 +51,12 @@ class FluxConfig:
     def from_dict(cls, config: Mapping[str, Any]) -> "FluxConfig":
         """From a published ``config.json``. Raises ``ValueError`` if it describes another model."""
         if config.get("patch_size", 1) != 1:  # the latents are split into patches before
-            raise ValueError(f"patch_size={config['patch_size']}: must be 1")
-        parsed = cls(
-            num_double_blocks=config["num_layers"],
-            num_single_blocks=config["num_single_layers"],
-            num_heads=config["num_attention_heads"],
-            head_size=config["attention_head_dim"],
-            axes_dims=tuple(config["axes_dims_rope"]),
-            patch_features=config["in_channels"],
-            text_features=config["joint_attention_dim"],
-            pooled_features=config["pooled_projection_dim"],
-        )
+            raise ValueError(f"patch_size={config['patch_size']!r:.60}: must be 1")
+        parsed = parse_config(cls, config)
         if sum(parsed.axes_dims) != parsed.head_size or len(parsed.axes_dims) != 3:
             raise ValueError(f"axes_dims_rope={list(parsed.axes_dims)}: must be three that add to {parsed.head_size}")
+        if any(size % 2 for size in parsed.axes_dims):
+            raise ValueError(f"axes_dims_rope={list(parsed.axes_dims)}: must be even numbers")
         return parsed
 
 

@@ -5,14 +5,15 @@ Source: arXiv 2410.05954 and 2403.03206; the published ``diffusion_transformer_*
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from pyramid_serve.checkpoints.configs import Count, Features, Layers, parse_config
 from pyramid_serve.pyramid_flow.attention import Attention, block_attention
 from pyramid_serve.pyramid_flow.layers import FinalModulation, JointBlock, TimeTextEmbed, pack_rope
 from pyramid_serve.pyramid_flow.pack import ClipSequence, pack, unpatchify
@@ -21,15 +22,18 @@ from pyramid_serve.pyramid_flow.shapes import PATCH_SIZE
 QK_NORM_EPS = 1e-5
 
 
-@dataclass(frozen=True)
-class MMDiTConfig:
-    num_layers: int
-    num_heads: int
-    head_size: int
-    in_channels: int
-    text_features: int
-    pooled_features: int
-    pos_embed_max_size: int
+class MMDiTConfig(BaseModel):
+    """The sizes in a published ``config.json``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_layers: Layers
+    num_heads: Count = Field(validation_alias="num_attention_heads")
+    head_size: Features = Field(validation_alias="attention_head_dim")
+    in_channels: Features
+    text_features: Features = Field(validation_alias="joint_attention_dim")
+    pooled_features: Features = Field(validation_alias="pooled_projection_dim")
+    pos_embed_max_size: Count
 
     @property
     def width(self) -> int:
@@ -38,25 +42,19 @@ class MMDiTConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "MMDiTConfig":
         """From a published ``config.json``. Raises ``ValueError`` if it describes another model."""
-        width = config["num_attention_heads"] * config["attention_head_dim"]
+        parsed = parse_config(cls, config)
         built = {
             "patch_size": PATCH_SIZE,
             "qk_norm": "rms_norm",
             "pos_embed_type": "sincos",
-            "caption_projection_dim": width,
+            "caption_projection_dim": parsed.width,
         }
         for name, value in built.items():
             if config.get(name, value) != value:
-                raise ValueError(f"{name}={config[name]!r}: must be {value!r}")
-        return cls(
-            num_layers=config["num_layers"],
-            num_heads=config["num_attention_heads"],
-            head_size=config["attention_head_dim"],
-            in_channels=config["in_channels"],
-            text_features=config["joint_attention_dim"],
-            pooled_features=config["pooled_projection_dim"],
-            pos_embed_max_size=config["pos_embed_max_size"],
-        )
+                raise ValueError(f"{name}={config[name]!r:.60}: must be {value!r}")
+        if parsed.head_size % 2:
+            raise ValueError(f"attention_head_dim={parsed.head_size}: must be an even number")
+        return parsed
 
 
 def from_config(config: Mapping[str, Any]) -> "MMDiT":

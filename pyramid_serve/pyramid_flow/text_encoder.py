@@ -5,29 +5,24 @@ Which encoders there are is read from their configs: every CLIP gives a pooled v
 of the folders; the T5 gives the sequence. That covers SD3 (CLIP-L, CLIP-G, T5) and miniFLUX (CLIP-L, T5).
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pyramid_serve.checkpoints.sources import CheckpointError, Source, read_config, resolve
+from pyramid_serve.checkpoints.sources import CheckpointError, Source, resolve
 from pyramid_serve.precision import check_finite
 from pyramid_serve.pyramid_flow.capabilities import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT_SUFFIX
 from pyramid_serve.pyramid_flow.pack import PromptEmbeds
-from pyramid_serve.reasons import first_line
+from pyramid_serve.pyramid_flow.text_encoder_files import load_encoder
 
 __all__ = ["DEFAULT_NEGATIVE_PROMPT", "DEFAULT_PROMPT_SUFFIX", "MAX_PROMPT_TOKENS", "PromptEmbeds", "TextEncoder"]
 
 MAX_PROMPT_TOKENS = 128
 MAX_CLIP_TOKENS = 77
-logger = logging.getLogger(__name__)
-
 _PARTS = ("text_encoder*", "tokenizer*")
-_ARCHITECTURES = ("CLIPTextModelWithProjection", "CLIPTextModel", "T5EncoderModel")
 
 
 class TextEncoder:
@@ -53,11 +48,11 @@ class TextEncoder:
         """
         folder = resolve(source, parts=_PARTS)
         device = torch.device(device)
-        loaded = [(part, *_load_encoder(part, dtype, device)) for part in _encoder_folders(folder)]
-        clips = [(model, tokenizer) for _, architecture, model, tokenizer in loaded if architecture.startswith("CLIP")]
-        t5s = [(model, tokenizer) for _, architecture, model, tokenizer in loaded if architecture.startswith("T5")]
+        loaded = [load_encoder(part, dtype, device) for part in _encoder_folders(folder)]
+        clips = [(each.model, each.tokenizer) for each in loaded if each.architecture.startswith("CLIP")]
+        t5s = [(each.model, each.tokenizer) for each in loaded if each.architecture.startswith("T5")]
         if not clips or len(t5s) != 1:
-            found = ", ".join(f"{part.name}: {architecture}" for part, architecture, _, _ in loaded)
+            found = ", ".join(f"{each.part.name}: {each.architecture}" for each in loaded)
             raise CheckpointError(f"{folder}: text encoders must be one or more CLIP and one T5; there are {found}")
         return cls(clips, t5s[0], device)
 
@@ -121,33 +116,3 @@ def _encoder_folders(folder: Path) -> list[Path]:
         return int(suffix or 1)
 
     return sorted((part for part in folder.glob("text_encoder*") if part.is_dir()), key=number)
-
-
-def _load_encoder(part: Path, dtype: torch.dtype, device: torch.device) -> tuple[str, nn.Module, Any]:
-    """The architecture, the model and the tokenizer of one ``text_encoder*`` folder."""
-    import transformers  # here, since it takes seconds to import and other processes do not need it
-
-    architecture = (read_config(part).get("architectures") or ["none"])[0]
-    if architecture not in _ARCHITECTURES:
-        raise CheckpointError(f"{part}: architecture {architecture}; known are {', '.join(_ARCHITECTURES)}")
-    tokenizer_folder = part.with_name(part.name.replace("text_encoder", "tokenizer"))
-    if not tokenizer_folder.is_dir():
-        raise CheckpointError(f"{tokenizer_folder}: no such folder, the tokenizer of {part.name}")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
-        model, report = getattr(transformers, architecture).from_pretrained(
-            part, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{part}: cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
-    problems = [
-        f"{len(keys)} {what}: {', '.join(sorted(map(str, keys))[:10])}"
-        for what, keys in (("missing", report["missing_keys"]), ("misshapen", report["mismatched_keys"]))
-        if keys
-    ]
-    if problems:
-        raise CheckpointError(f"{part}: weights do not fit the config: {'; '.join(problems)}")
-    if report["unexpected_keys"]:
-        unexpected = sorted(report["unexpected_keys"])
-        logger.warning("%s: %d unexpected keys are left out: %s", part, len(unexpected), ", ".join(unexpected[:10]))
-    return architecture, model.to(device).eval().requires_grad_(False), tokenizer

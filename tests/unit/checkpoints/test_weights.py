@@ -174,6 +174,13 @@ def test_unexpected_keys_are_one_warning(part: Path, caplog: pytest.LogCaptureFi
     ]
 
 
+def test_keys_left_over_of_a_part_of_the_module_are_an_error(part: Path) -> None:
+    name = next(iter(small_state()))
+    save_whole(small_state() | {f"{name.partition('.')[0]}.more": torch.zeros(1)}, part, ".bin")
+    with pytest.raises(CheckpointError, match=r"weights do not fit the config: 1 left over: \w+\.more"):
+        load_module(build_small, part)
+
+
 def test_a_buffer_that_no_checkpoint_fills_is_an_error(part: Path) -> None:
     class WithBuffer(Small):
         def __init__(self) -> None:

@@ -140,5 +140,5 @@ def test_memory_made_with_another_tiling_is_refused(vae: CausalVideoVAE) -> None
 
 
 def test_a_config_with_another_compression_is_refused() -> None:
-    with pytest.raises(ValueError, match="decoder_temporal: compresses 4 times"):
+    with pytest.raises(ValueError, match="decoder_temporal_up_sample: compresses 4 times"):
         from_config({**CONFIG, "decoder_temporal_up_sample": [True, True, False, False]})
