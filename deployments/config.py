@@ -33,7 +33,8 @@ IMPORT_PATH = "deployments.app:build"
 
 PoolConfig = TypeVar("PoolConfig", bound=ModelConfig)
 
-_FORBID = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+# The input is hidden because an error is printed and logged, and some of the input is secret.
+_FORBID = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
 _POOLS = ("text_encoder", "denoiser", "decoder")
 _OF_ONE_MODEL = ("model", *_POOLS)
 """The keys that earlier releases had at the top, when an app had one model."""

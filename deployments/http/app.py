@@ -7,6 +7,7 @@ from deployments.http.config import HttpConfig
 from deployments.http.door import Door, check_key
 from deployments.http.errors import add_error_handlers
 from deployments.http.guard import add_guards
+from deployments.http.keys import Keys
 from deployments.http.places import Places, Uploads
 from deployments.http.readiness import Readiness
 from deployments.http.routes.content import router as content_routes
@@ -33,11 +34,12 @@ def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
         streams=Places(config.max_streams, kind="streams"),
         waits=Places(config.max_waits, kind="waits"),
         downloads=Places(config.max_downloads, kind="downloads"),
+        keys=Keys(config.api_keys),
     )
     app.include_router(probe_routes)
     for routes in (model_routes, video_routes, content_routes, stream_routes, event_routes):
         app.include_router(routes, dependencies=[Depends(check_key)])
     add_error_handlers(app)
     add_guards(app, allowed_hosts=config.allowed_hosts, cors=config.cors)
-    docs.complete(app, videos.models)
+    docs.complete(app, videos.models, needs_key=bool(config.api_keys))
     return app

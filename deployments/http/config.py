@@ -1,26 +1,39 @@
 """The settings of the HTTP server, ``ingress.settings`` in the configuration file."""
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from deployments.http.body import BodyLimits
 from deployments.http.guard import CorsConfig, HostPattern
 
 
+def _check_key(key: str) -> str:
+    if not key or not key.isascii() or not key.isprintable() or key != key.strip():
+        # The key itself is not told: it may be right but for a space.
+        raise ValueError("must be printable ASCII characters, without spaces around them, and not empty")
+    return key
+
+
+ApiKey = Annotated[str, AfterValidator(_check_key)]
+
+
 class HttpConfig(BaseModel):
     """The settings of the HTTP server. Limits on the videos themselves are in ``RequestLimits``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     body: BodyLimits = BodyLimits()
-    api_keys: tuple[str, ...] = ()
-    """Every request to ``/v1`` must carry one of these as ``Authorization: Bearer KEY``. Empty: no key is needed."""
+    api_keys: tuple[ApiKey, ...] = ()
+    """Every request to ``/v1`` must carry one of these as ``Authorization: Bearer KEY``. Empty: no key is needed. Each
+    must be printable ASCII characters, without spaces around them."""
     allowed_hosts: tuple[HostPattern, ...] | None = None
     """The host names that this server answers to, besides IP addresses and ``localhost``. None or empty: every name.
     ``pyramid-serve up`` sets it to ``<local>``, names without a dot, if it listens on this machine only and the
     configuration does not set it."""
     cors: CorsConfig = CorsConfig()
-    max_streams: PositiveInt = 500
-    """How many streams and events one replica sends at once."""
+    max_streams: PositiveInt = 100
+    """How many streams and events one replica sends at once. Each costs it work with every change of its video."""
     max_waits: PositiveInt = 500
     """How many requests of one replica may wait at once until their videos are over (``wait=true`` and ``/sync``)."""
     max_downloads: PositiveInt = 200

@@ -59,19 +59,32 @@ def _hashes(page: str) -> str:
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
 
-def complete(app: FastAPI, models: ServedModels) -> None:
-    """Put what these models take and tell into the OpenAPI document. The app must have all its routes already."""
+def complete(app: FastAPI, models: ServedModels, *, needs_key: bool) -> None:
+    """Put what these models take and tell into the OpenAPI document. The app must have all its routes already.
+
+    needs_key: requests to ``/v1`` need a key, for which the page then has a button, "Authorize".
+    """
     document = app.openapi()
     for path in document["paths"].values():
         for operation in path.values():
             # FastAPI documents a 422 for every route with parameters; here a wrong parameter is a 400.
             if operation["responses"].get("422", {}).get("description") == "Validation Error":
                 del operation["responses"]["422"]
+    if needs_key:
+        _add_key(document)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     _add_family_fields(document["components"]["schemas"]["Video"]["properties"], models)
     for path in ("/v1/videos", "/v1/videos/sync"):
         document["paths"][path]["post"]["requestBody"] = create_body(models)
+
+
+def _add_key(document: dict[str, Any]) -> None:
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        if path.startswith("/v1/"):
+            for operation in operations.values():
+                operation["security"] = [{"key": []}]
 
 
 def _add_family_fields(fields: dict[str, Any], models: ServedModels) -> None:

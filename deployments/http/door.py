@@ -1,6 +1,5 @@
 """What the routes share: the objects they work with, and the checks that come before them."""
 
-import hmac
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from fastapi import Depends, Path, Request
 from deployments.http.answer_schema import VIDEO_EXAMPLE
 from deployments.http.config import HttpConfig
 from deployments.http.errors import ApiError, not_found
+from deployments.http.keys import Keys
 from deployments.http.places import Places, Uploads
 from deployments.http.readiness import Readiness
 from deployments.videos.videos import Videos
@@ -34,6 +34,7 @@ class Door:
     streams: Places
     waits: Places
     downloads: Places
+    keys: Keys
     started_at: float = field(default_factory=time.time)
 
 
@@ -72,17 +73,8 @@ DOWNLOAD_PLACE = Depends(_download_place)
 
 async def check_key(request: Request, door: DoorOf) -> None:
     """Raise ``ApiError`` 401 for a request without one of the server's keys, if it has any."""
-    keys = door.config.api_keys
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if keys and not (
-        scheme.lower() == "bearer" and any(hmac.compare_digest(key.encode(), given.strip().encode()) for key in keys)
-    ):
-        raise ApiError(
-            401,
-            "Authorization: must be 'Bearer KEY' with a key of this server",
-            param="Authorization",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
+    address = request.client.host if request.client else "an unknown address"
+    await door.keys.check(request.headers.get("authorization", ""), address=address)
 
 
 def only_query(*names: str) -> Any:
