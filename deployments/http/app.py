@@ -9,6 +9,7 @@ from deployments.http.errors import add_error_handlers
 from deployments.http.guard import add_guards
 from deployments.http.keys import Keys
 from deployments.http.places import Places, Uploads
+from deployments.http.previews import Previews
 from deployments.http.readiness import Readiness
 from deployments.http.routes.content import router as content_routes
 from deployments.http.routes.events import router as event_routes
@@ -35,6 +36,7 @@ def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
         waits=Places(config.max_waits, kind="waits"),
         downloads=Places(config.max_downloads, kind="downloads"),
         keys=Keys(config.api_keys),
+        previews=Previews(videos.store, timeout_s=config.preview_timeout_s),
     )
     app.include_router(probe_routes)
     for routes in (model_routes, video_routes, content_routes, stream_routes, event_routes):

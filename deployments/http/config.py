@@ -40,6 +40,8 @@ class HttpConfig(BaseModel):
     """How many files of finished videos, or their previews, one replica sends at once."""
     events_keep_alive_s: PositiveFloat = 15.0
     """A comment is sent on a stream of events that has been silent for this long."""
+    preview_timeout_s: PositiveFloat = 60.0
+    """How long a request waits for a preview that is being made."""
     ready_timeout_s: PositiveFloat = 5.0
     storage_check_interval_s: PositiveFloat = 10.0
     """``/readyz`` writes a small object to the storage at most this often, to see whether it accepts videos."""

@@ -4,7 +4,6 @@ A preview is made when it is first requested.
 """
 
 import asyncio
-import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,9 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.http.errors import ApiError
+from deployments.http.previews import Previews
 from pyramid_serve.api import Status, VideoRecord
-from pyramid_serve.media.previews import sprite_sheet, thumbnail
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
-
-logger = logging.getLogger(__name__)
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
 
@@ -53,10 +50,11 @@ class Content:
     """Reads a range of its bytes."""
 
 
-async def open_content(store: VideoStore, record: VideoRecord, variant: Variant) -> Content:
+async def open_content(store: VideoStore, previews: Previews, record: VideoRecord, variant: Variant) -> Content:
     """A file of a video.
 
-    Raises ``ApiError`` 409 for a video that is not finished and ``VideoNotFoundError`` for one that was deleted.
+    Raises ``ApiError`` 409 for a video that is not finished and ``VideoNotFoundError`` for one that was deleted; for a
+    preview that must be made also what ``Previews.get`` raises.
     """
     if record.status is not Status.COMPLETED:
         reason = f": {record.error.message}" if record.error else f", {record.progress} % done"
@@ -69,7 +67,7 @@ async def open_content(store: VideoStore, record: VideoRecord, variant: Variant)
         if file is VideoFile.VIDEO:
             raise
         # It is sent from memory, because the storage may have refused it.
-        preview = await asyncio.to_thread(_make_preview, store, record, file)
+        preview = await previews.get(record, file)
         num_bytes = len(preview)
     return Content(
         file_name=f"{record.id}.{file.rpartition('.')[2]}",
@@ -189,14 +187,3 @@ async def _read_fragments(
 
 async def _chunks_of(content: bytes, span: ByteRange) -> AsyncIterator[bytes]:
     yield content[span.start : span.end]
-
-
-def _make_preview(store: VideoStore, record: VideoRecord, file: VideoFile) -> bytes:
-    """Make a thumbnail or sprite sheet of a finished video, and save it if the storage accepts it."""
-    video = store.files.fetch(record.id, VideoFile.VIDEO)
-    preview = thumbnail(video) if file is VideoFile.THUMBNAIL else sprite_sheet(video, record.plan.num_frames)
-    try:
-        store.files.attach(record.id, file, preview)
-    except OSError as error:
-        logger.warning("%s is not kept: %s", file, error, extra={"video_id": record.id})
-    return preview

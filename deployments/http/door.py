@@ -12,6 +12,7 @@ from deployments.http.config import HttpConfig
 from deployments.http.errors import ApiError, not_found
 from deployments.http.keys import Keys
 from deployments.http.places import Places, Uploads
+from deployments.http.previews import Previews
 from deployments.http.readiness import Readiness
 from deployments.videos.videos import Videos
 from deployments.videos.views import Views
@@ -35,6 +36,7 @@ class Door:
     waits: Places
     downloads: Places
     keys: Keys
+    previews: Previews
     started_at: float = field(default_factory=time.time)
 
 

@@ -135,7 +135,9 @@ def _on_api_error(_: Request, error: Exception) -> JSONResponse:
 def _on_request_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestError)
     status = _STATUSES.get(error.code or "", 400)
-    return error_response(ApiError(status, str(error), param=error.param, code=error.code))
+    # The message of what came over a handle would be a traceback, with paths and addresses.
+    message = str(error.cause if isinstance(error, RayTaskError) else error)
+    return error_response(ApiError(status, message, param=error.param, code=error.code))
 
 
 def _on_video_not_found(request: Request, _: Exception) -> JSONResponse:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from pyramid_serve.media.ffmpeg import EncodeError, run_ffmpeg
 
-PREVIEW_TIMEOUT_S = 300.0
+PREVIEW_TIMEOUT_S = 120.0
 """A sprite sheet decodes the whole video, which takes seconds; the rest is for a machine under load."""
 
 _THUMBNAIL_WIDTH = 640

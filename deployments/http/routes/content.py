@@ -19,13 +19,13 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
     responses={
         200: file_answer("video/mp4", "image/webp"),
         206: file_answer("video/mp4", "image/webp"),
-        **error_answers(400, 401, 404, 409, 416, 429),
+        **error_answers(400, 401, 404, 409, 416, 429, 503),
     },
     dependencies=[DOWNLOAD_PLACE, only_query("variant")],
 )
 async def get_content(request: Request, video_id: VideoId, door: DoorOf, variant: Variant = "video") -> Response:
     record = await asyncio.to_thread(door.videos.store.read, video_id)
-    return respond(request, await open_content(door.videos.store, record, variant))
+    return respond(request, await open_content(door.videos.store, door.previews, record, variant))
 
 
 answer_head(router)

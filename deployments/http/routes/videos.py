@@ -93,7 +93,7 @@ async def create_video_file(request: Request, door: DoorOf) -> Response:
             headers={**headers, "X-Should-Retry": "false"},
         )
     try:
-        content = await open_content(door.videos.store, finished, "video")
+        content = await open_content(door.videos.store, door.previews, finished, "video")
     except VideoNotFoundError:
         raise not_found(finished.id) from None
     return respond_whole(content, headers=headers)
