@@ -21,6 +21,7 @@ from deployments.config import IMPORT_PATH, AppConfig, ModelOptions, app_config,
 from deployments.http.guard import DOTLESS
 from deployments.http.hosts import is_this_machine
 from deployments.local.log_tail import warnings_told
+from deployments.local.sessions import mark_session, remove_old_sessions
 from deployments.local.signals import undisturbed
 from pyramid_serve.precision import device_name
 
@@ -109,7 +110,11 @@ def running(app: LocalApp, *, show: Show, warn: Callable[[str], None] | None = N
         http_options = {**app.http_options, "host": app.host, "port": app.port}
         serve.start(proxy_location=app.proxy_location, http_options=http_options, logging_config=app.logging_config)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        logs = Path(session.address_info["session_dir"], "logs")
+        folder = Path(session.address_info["session_dir"])
+        num_removed = remove_old_sessions(folder.parent)
+        if num_removed and warn is not None:
+            warn(f"Removed {num_removed} folders of earlier runs from {folder.parent}.")
+        logs = folder / "logs"
         with nullcontext() if warn is None else warnings_told(logs, warn):
             with _watching(app.name, show):
                 try:
@@ -191,13 +196,15 @@ def start_ray(start: Callable[[], Result]) -> Result:
 
 
 def _start_local_ray() -> Any:
-    return ray.init(
+    session: Any = ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, _MIN_CPUS),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    mark_session(Path(session.address_info["session_dir"]))
+    return session
 
 
 def free_port(host: str = DEFAULT_HOST) -> int:
