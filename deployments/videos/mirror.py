@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.claims.asking import UNREACHABLE
 from deployments.claims.messages import News, QueuePlace
 from deployments.claims.places import NOWHERE
+from deployments.claims.watchers import Watchers
 from deployments.videos.view import VideoView
 from pyramid_serve.api import VideoRecord
 from pyramid_serve.storage import StorageError
@@ -38,6 +40,7 @@ class Mirror:
         self._claims = claims
         self._records: dict[str, VideoRecord] = {}
         self._places: Mapping[str, tuple[int | None, float | None]] = {}
+        self._watchers = Watchers()
         self._over: TTLCache[str, bool] = TTLCache(_MAX_OVER, _OVER_S)
         self._source = ""
         self._number = 0
@@ -56,6 +59,12 @@ class Mirror:
             return None
         place = self._places.get(video_id)
         return VideoView(record, NOWHERE if place is None else QueuePlace(*place))
+
+    async def wait(self, video_id: str, *, timeout_s: float) -> None:
+        """Wait until a video that is shown changes or is shown no more, or for so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._watchers.next_change(video_id).wait()
 
     def hear(self, record: VideoRecord) -> None:
         """Take in what this process has learned in another way, so that nobody is shown an earlier state after it."""
@@ -86,13 +95,13 @@ class Mirror:
             await asyncio.sleep(_PAUSE_S)
 
     def _take(self, news: News) -> None:
-        if news.is_whole:
-            self._records.clear()
-        for record in news.records:
-            if record.id not in self._over:
-                self._records[record.id] = record
-        for video_id in news.gone:
+        changed = {record.id: record for record in news.records if record.id not in self._over}
+        gone = set(self._records) - set(changed) if news.is_whole else set(news.gone)
+        self._records.update(changed)
+        for video_id in gone:
             self._records.pop(video_id, None)
         self._places = news.places
         self._source, self._number = news.source, news.number
         self._heard_at = time.monotonic()
+        for video_id in (*changed, *gone):
+            self._watchers.tell(video_id)

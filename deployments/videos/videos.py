@@ -166,13 +166,16 @@ class Videos:
         return record
 
     async def events(self, video_id: str) -> AsyncGenerator[VideoView, None]:
-        """The video as it is now, and again after each change, until it is over. Raises ``VideoNotFoundError``."""
+        """The video as it is now, and again after each change, until it is over. Raises ``VideoNotFoundError``.
+
+        Of changes that follow each other within a tenth of a second only the last may be told.
+        """
         view = await self.get(video_id)
         yield view
         while not view.record.is_over:
             record = await self._next_change(view.record)
             if record is not None:
-                view = VideoView(record, await self._place(video_id))
+                view = VideoView(record) if record.is_over else VideoView(record, await self._place(video_id))
                 yield view
 
     async def fragments(self, video_id: str) -> AsyncGenerator[bytes, None]:
@@ -198,6 +201,14 @@ class Videos:
 
     async def _next_change(self, record: VideoRecord) -> VideoRecord | None:
         """The record once it has another revision or is over; None if it does not change for some seconds."""
+        view = self.mirror.get(record.id)
+        if view is not None:
+            if view.record.revision <= record.revision:
+                await self.mirror.wait(record.id, timeout_s=_WATCH_S)
+                view = self.mirror.get(record.id)
+            if view is not None:
+                return view.record if view.record.revision > record.revision else None
+            return await self._saved_if_changed(record)
         try:
             async with asyncio.timeout(2 * _WATCH_S):
                 changed: VideoRecord | None = await self._claims.watch.remote(record.id, record.revision, _WATCH_S)
@@ -206,10 +217,17 @@ class Videos:
                 return changed
         except UNREACHABLE:
             await asyncio.sleep(0.5)
-            saved = await asyncio.to_thread(self.store.read, record.id)
-            return saved if saved.revision != record.revision or saved.is_over else None
+            return await self._saved_if_changed(record)
+
+    async def _saved_if_changed(self, record: VideoRecord) -> VideoRecord | None:
+        saved = await asyncio.to_thread(self.store.read, record.id)
+        self.mirror.hear(saved)
+        return saved if saved.revision != record.revision or saved.is_over else None
 
     async def _place(self, video_id: str) -> QueuePlace:
+        view = self.mirror.get(video_id)
+        if view is not None:
+            return view.place
         try:
             async with asyncio.timeout(_GET_S):
                 place: QueuePlace = await self._claims.place.remote(video_id)
