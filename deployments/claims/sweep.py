@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _EXPIRY_SWEEP_S = 60.0
 _MAX_JUMP_S = 60.0
+_TOGETHER_S = 0.02
+"""Of news that come one after another, a sweep takes up all of so long: it looks at every video."""
 
 
 class Sweep:
@@ -106,6 +108,7 @@ class Sweep:
                     await self._ledger.has_news.wait()
             except TimeoutError:
                 pass  # the regular sweep
+            await asyncio.sleep(_TOGETHER_S)
             self._ledger.has_news.clear()
             try:
                 await self._sweep()

@@ -71,7 +71,7 @@ class Mirror:
         if record.is_over:
             self._over[record.id] = True
             self._records.pop(record.id, None)
-        elif record.id in self._records:
+        elif record.id in self._records and record.revision > self._records[record.id].revision:
             self._records[record.id] = record
 
     def forget(self, video_id: str) -> None:
