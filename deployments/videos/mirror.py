@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 _ASK_S = 1.0
 _PAUSE_S = 0.1
-_CURRENT_S = 2.0
+_CURRENT_S = 10.0
+"""Longer than a busy process may be late: to ask claims for each look would keep it busy."""
 _IDLE_S = 30.0
 _MAX_OVER = 10_000
 _OVER_S = 10.0
