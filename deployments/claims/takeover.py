@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 _AT_ONCE = 16
 _LOOK_S = 10.0
 _SET_ASIDE_S = 60.0
+_ACCEPTING_S = 2.0
+"""The marker of a video comes before its record."""
 
 
 class Takeover:
@@ -111,7 +113,7 @@ class Takeover:
                 return
             if record is None:
                 # It is being accepted, or was deleted; where that was interrupted, the sweep removes the marker.
-                self._set_aside_until[video_id] = time.monotonic() + _SET_ASIDE_S
+                self._set_aside_until[video_id] = time.monotonic() + _ACCEPTING_S
             elif record.is_over:
                 await asyncio.to_thread(self._store.settle, record, term=term)
             elif name == self._holder.name:

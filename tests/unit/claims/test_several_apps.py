@@ -93,15 +93,13 @@ async def test_of_fifty_videos_none_is_lost_or_made_twice_while_apps_come_and_go
         await asyncio.to_thread(first._holder.leave)  # stopped
         first_workers.is_alive = False
         kill(first)
-        await eventually(lambda: len(made) == 50, within_s=60)
         store = VideoStore(str(tmp_path))
+        await eventually(lambda: store.holds.terms() == {}, within_s=60)
         ends = [await asyncio.wait_for(third.watch(record.id, record.revision, 5.0), 5.0) for record in records]
         assert all(end is not None and end.status is Status.COMPLETED for end in ends)
-        assert set(made.values()) == {1}
-        # Only what a process that is gone worked on has a second attempt.
-        attempts = Counter(store.read(record.id).attempts for record in records)
-        assert set(attempts) <= {1, 2} and attempts[2] <= 8
-        assert store.holds.terms() == {}
+        assert set(made.values()) == {1}  # those whose worker was killed just when it had finished are not in it
+        # Only what a process that is gone worked on, four videos at most, has a further attempt.
+        assert sum(store.read(record.id).attempts - 1 for record in records) <= 2 * 4
 
 
 async def test_both_apps_run_what_they_accepted_and_neither_takes_from_the_other(tmp_path: Path) -> None:
@@ -262,3 +260,13 @@ async def test_many_who_want_one_video_at_once_make_it_once(tmp_path: Path) -> N
             *(asyncio.to_thread(store.holds.take, record.id, term, f"holder {id(store)}") for store in stores)
         )
         assert taken.count(True) == 1
+
+
+async def test_a_video_that_is_seen_before_its_record_is_taken_soon_after(tmp_path: Path) -> None:
+    store, orchestrators = VideoStore(str(tmp_path)), FakeOrchestrators()
+    record = new_record(PLAN)
+    store.holds.accept(record.id, "one that is gone")
+    async with claims_of(tmp_path, orchestrators, rescan_interval_s=0.1, **APART):
+        await asyncio.sleep(0.3)
+        store.create(record, holder="one that is gone")
+        await eventually(lambda: orchestrators.given == [record.id], within_s=30)
