@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,56 @@ async def test_asking_for_what_is_not_there_leaves_nothing(tmp_path: Path, orche
         with pytest.raises(VideoNotFoundError):
             await claims.cancel(new_record(PLAN).id)
         assert len(claims._ledger._locks) == 0
+
+
+async def test_who_waits_hears_of_a_video_again_though_its_revision_went_back(
+    tmp_path: Path, orchestrators: FakeOrchestrators
+) -> None:
+    async with claims_of(tmp_path, orchestrators) as claims:
+        record = await claimed(claims, (await submitted(claims)).id)
+        for step in range(1, 20):  # these are not saved each time
+            await claims.update(record.id, 1, RunUpdate(has_started=True, num_steps_done=step))
+        seen = await claims.get(record.id)
+    async with claims_of(tmp_path, orchestrators) as claims:
+        saved = await asyncio.wait_for(claims.watch(record.id, seen.revision, 5.0), 1.0)
+        assert saved is not None and saved.revision < seen.revision
+        assert await claims.watch(record.id, saved.revision, 0.1) is None  # once, not again and again
+        ended = await claims.cancel(record.id)
+        assert await asyncio.wait_for(claims.watch(record.id, seen.revision, 5.0), 1.0) == ended
+        assert await asyncio.wait_for(claims.watch(record.id, ended.revision, 5.0), 1.0) == ended
+
+
+async def test_what_loses_its_owner_again_and_again_waits_longer_each_time_and_is_given_up(
+    tmp_path: Path, orchestrators: FakeOrchestrators
+) -> None:
+    async with claims_of(tmp_path, orchestrators, max_losses=4, backoff_s=10.0) as claims:
+        video_id = (await submitted(claims)).id
+        pauses = []
+        for _ in range(3):
+            record = await claimed(claims, video_id)
+            end_lease(claims, video_id)
+            await claims._sweep._lose_quietly(video_id, record.attempts, "gone")
+            pauses.append((await claims.get(video_id)).not_before - time.time())
+        assert pauses[0] <= 0 and pauses[1] == pytest.approx(10, abs=2) and pauses[2] == pytest.approx(20, abs=2)
+        record = await claimed(claims, video_id)
+        end_lease(claims, video_id)
+        await claims._sweep._lose_quietly(video_id, record.attempts, "gone")
+        record = await claims.get(video_id)
+        assert record.error is not None and record.error.code == "too_many_attempts"
+
+
+@pytest.mark.parametrize("is_suspect_first", [True, False])
+async def test_a_death_counts_against_the_video_that_is_suspected_and_not_against_its_neighbours(
+    tmp_path: Path, orchestrators: FakeOrchestrators, is_suspect_first: bool
+) -> None:
+    async with claims_of(tmp_path, orchestrators, backoff_s=0.001) as claims:
+        suspect, neighbour = (await submitted(claims)).id, (await submitted(claims)).id
+        for owner in ("first", "second"):
+            record = await claimed(claims, suspect, owner)
+            end_lease(claims, suspect)
+            await claims._sweep._lose_quietly(suspect, record.attempts, "gone")
+        records = [await claimed(claims, video_id, "third") for video_id in (suspect, neighbour)]
+        for record in records if is_suspect_first else reversed(records):
+            end_lease(claims, record.id)
+            await claims._sweep._lose_quietly(record.id, record.attempts, "gone")
+        assert [(await claims.get(video_id)).num_losses for video_id in (suspect, neighbour)] == [3, 0]

@@ -97,3 +97,17 @@ def test_there_is_no_rate_where_nothing_is_done() -> None:
     rate.count(0, now=0.0)
     rate.count(0, now=1.0)
     assert rate.per_second(now=2.0) is None
+
+
+def test_of_videos_that_are_suspected_one_is_handed_out_at_a_time() -> None:
+    suspects = [record_at(at).model_copy(update={"num_losses": 2}) for at in (1.0, 2.0)]
+    other = record_at(3.0)
+    records = by_id(*suspects, other)
+    assert next_up(records, running=(), max_running=9, now=10.0) == [suspects[0].id, other.id]
+    assert next_up(records, running={suspects[0].id}, max_running=9, now=10.0) == [other.id]
+
+
+def test_a_clock_that_is_set_back_does_not_keep_a_video_waiting() -> None:
+    record = record_at(1.0).model_copy(update={"not_before": 5000.0})
+    assert next_up(by_id(record), running=(), max_running=1, now=4990.0) == []
+    assert next_up(by_id(record), running=(), max_running=1, now=1000.0) == [record.id]

@@ -1,12 +1,16 @@
 import asyncio
+import os
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 from ray.exceptions import RayActorError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from deployments.claims.messages import RunUpdate
+from deployments.claims.sweep import SteadyClock
 from pyramid_serve.api import new_record
 from pyramid_serve.storage import VideoStore
 from tests.unit.claims.claims_at_hand import (
@@ -133,3 +137,46 @@ async def test_what_has_expired_is_swept_away(tmp_path: Path, orchestrators: Fak
         ended = await claims.cancel(record.id)
         assert ended.expires_at is not None and before <= ended.expires_at - 0.2 <= time.time()
         await eventually(lambda: VideoStore(str(tmp_path)).ids() == [])
+
+
+async def test_a_pool_without_a_replica_fails_no_cancelling_and_no_deleting(
+    tmp_path: Path, orchestrators: FakeOrchestrators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nobody(video_id: str) -> None:
+        raise DeploymentUnavailableError(DeploymentID("Orchestrator", "app"))
+
+    monkeypatch.setattr(orchestrators, "stop", nobody)
+    async with claims_of(tmp_path, orchestrators) as claims:
+        first, second = await submitted(claims), await submitted(claims)
+        assert (await claims.cancel(first.id)).is_over
+        await claims.delete(second.id, "token")
+
+
+@pytest.mark.parametrize("name", ["video.json", "over.json"])
+async def test_a_broken_entry_keeps_claims_neither_from_starting_nor_from_handing_out(
+    tmp_path: Path, orchestrators: FakeOrchestrators, name: str
+) -> None:
+    async with claims_of(tmp_path, orchestrators) as claims:
+        broken = await submitted(claims)
+    path = tmp_path / "videos" / broken.id / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    after = FakeOrchestrators()
+    async with claims_of(tmp_path, after, rescan_interval_s=0.05) as claims:
+        whole = await submitted(claims)
+        await eventually(lambda: whole.id in after.given)
+        await claims.delete(broken.id, "token")
+        assert VideoStore(str(tmp_path)).ids() == [whole.id]
+
+
+def test_a_clock_that_jumps_ahead_does_not_make_everything_expire(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, steady = 1e9, 5.0
+    monkeypatch.setattr(time, "time", lambda: wall)
+    monkeypatch.setattr(time, "monotonic", lambda: steady)
+    clock = SteadyClock()
+    wall, steady = wall + 50, steady + 49
+    assert clock.time() == 1e9 + 50
+    wall, steady = wall + 1e7, steady + 10
+    assert clock.time() == 1e9 + 60
+    wall, steady = wall - 1e7 - 100, steady + 10  # set right again, and a little back
+    assert clock.time() == wall
