@@ -69,6 +69,7 @@ async def disturbed(client: Client, cluster: Cluster, given: argparse.Namespace)
     run = Run()
     killing = asyncio.create_task(kill_some(run, cluster, random.Random(given.seed), given.kills))
     unfinished: set[asyncio.Task[VideoRecord]] = set()
+    told_at = time.monotonic()
     while len(run.ids) < given.videos or not killing.done() or unfinished:
         # Once all videos are submitted, more are made for the kills that are left.
         while len(unfinished) < given.unfinished and (len(run.ids) < given.videos or not killing.done()):
@@ -81,7 +82,8 @@ async def disturbed(client: Client, cluster: Cluster, given: argparse.Namespace)
             break
         for task in done:
             task.result()
-        if len(run.ids) % 50 == 0:
+        if time.monotonic() - told_at > 30:
+            told_at = time.monotonic()
             print(f"{len(run.ids)} videos, {len(run.kills)} kills", flush=True)
     run.is_over = True
     await killing
@@ -122,10 +124,14 @@ async def kill_some(run: Run, cluster: Cluster, generator: random.Random, num_ki
         kill.until_replaced_s = time.monotonic() - clock
 
 
-def lose_node(cluster: Cluster, generator: random.Random) -> str:
-    """Remove a node with all its processes, and add another."""
-    node = generator.choice(sorted(cluster.worker_nodes, key=lambda node: node.node_id))
-    pool = next(one["Labels"]["pool"] for one in ray.nodes() if one["NodeID"] == node.node_id)
+def lose_node(cluster: Cluster, generator: random.Random) -> str | None:
+    """Remove a node with all its processes, and add another; None if no node is up that can be removed."""
+    pools = {node["NodeID"]: node["Labels"]["pool"] for node in ray.nodes() if node["Alive"]}
+    nodes = [node for node in cluster.worker_nodes if node.node_id in pools]
+    if not nodes:
+        return None
+    node = generator.choice(sorted(nodes, key=lambda node: str(node.node_id)))
+    pool = pools[node.node_id]
     cluster.remove_node(node, allow_graceful=False)
     add_node(cluster, pool)
     return f"node of {pool}"

@@ -169,7 +169,7 @@ async def test_a_broken_entry_keeps_claims_neither_from_starting_nor_from_handin
         assert VideoStore(str(tmp_path)).ids() == [whole.id]
 
 
-def test_a_clock_that_jumps_ahead_does_not_make_everything_expire(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clock_that_jumps_ahead_does_not_make_everything_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     wall, steady = 1e9, 5.0
     monkeypatch.setattr(time, "time", lambda: wall)
     monkeypatch.setattr(time, "monotonic", lambda: steady)
