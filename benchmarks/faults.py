@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--unfinished", type=int, default=24, help="videos in work or waiting at any time")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no more kills after so long")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, cluster_of(*POOLS) as cluster:
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 async def disturbed(client: Client, cluster: Cluster, given: argparse.Namespace) -> Run:
     run = Run()
-    killing = asyncio.create_task(kill_some(run, cluster, random.Random(given.seed), given.kills))
+    killing = asyncio.create_task(kill_some(run, cluster, given))
     unfinished: set[asyncio.Task[VideoRecord]] = set()
     told_at = time.monotonic()
     while len(run.ids) < given.videos or not killing.done() or unfinished:
@@ -101,9 +102,11 @@ def request_of(index: int) -> VideoRequest:
     )
 
 
-async def kill_some(run: Run, cluster: Cluster, generator: random.Random, num_kills: int) -> None:
+async def kill_some(run: Run, cluster: Cluster, given: argparse.Namespace) -> None:
     """Kill one after another, each as soon as the replicas of the one before are there again, at the earliest."""
-    while len(run.kills) < num_kills and not run.is_over:
+    generator = random.Random(given.seed)
+    until = time.monotonic() + 60 * given.minutes
+    while len(run.kills) < given.kills and not run.is_over and time.monotonic() < until:
         await asyncio.sleep(generator.uniform(0.5, 3.0))
         at = time.time()
         clock = time.monotonic()
