@@ -72,7 +72,10 @@ class Holder:
 
     @property
     def is_yielding(self) -> bool:
-        """Whether a newer holder is ready: this one begins nothing new and gives up what it does not work on."""
+        """Whether a newer holder is ready: this one begins nothing new and gives up what it does not work on.
+
+        Never where the storage cannot tell who took a video, for there the newer one stands by.
+        """
         return self._is_yielding
 
     @property
@@ -147,7 +150,7 @@ class Holder:
         if any(self.is_of_this_app(name) and name > self.name for name in self._others):
             self.is_superseded = True
             raise SupersededError("another replica of the claims deployment has taken over")
-        was_yielding, self._is_yielding = self._is_yielding, self._newer_is_ready()
+        was_yielding, self._is_yielding = self._is_yielding, self.is_exclusive and self._newer_is_ready()
         if self._is_yielding != was_yielding:
             logger.info("claims: %s", "a newer app is ready" if self._is_yielding else "the newer app is gone")
         if time.monotonic() > self._valid_until:
