@@ -17,6 +17,7 @@ from deployments.claims.queue import next_up, state_of
 from deployments.claims.takeover import Takeover
 from deployments.errors import SupersededError
 from deployments.rpc.retry import RETRIED
+from pyramid_serve.reasons import first_line
 from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ class Sweep:
     async def _lose_quietly(self, video_id: str, attempt: int, reason: str) -> None:
         """Take a video from its owner, unless that was heard from while this waited for the record.
 
-        What the storage refuses is tried again by the next sweep.
+        Where the storage refuses, or cannot read how the video ended, the next sweep tries again.
         """
         try:
             async with self._ledger.hold(video_id):
@@ -157,8 +158,8 @@ class Sweep:
                     await self._lose(video_id, attempt, reason)
         except VideoNotFoundError:
             pass  # deleted meanwhile
-        except StorageError as error:
-            logger.warning("not taken from its owner: %s", error, extra={"video_id": video_id})
+        except (StorageError, ValueError) as error:
+            logger.warning("not taken from its owner: %s", first_line(error), extra={"video_id": video_id})
 
     async def _lose(self, video_id: str, attempt: int, reason: str) -> None:
         """Take a video from an owner that is gone. The caller must hold the record's lock."""

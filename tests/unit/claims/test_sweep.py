@@ -180,3 +180,15 @@ async def test_a_clock_that_jumps_ahead_does_not_make_everything_expire(monkeypa
     assert clock.time() == 1e9 + 60
     wall, steady = wall - 1e7 - 100, steady + 10  # set right again, and a little back
     assert clock.time() == wall
+
+
+async def test_a_video_whose_end_cannot_be_read_stops_no_other(
+    tmp_path: Path, orchestrators: FakeOrchestrators
+) -> None:
+    async with claims_of(tmp_path, orchestrators, max_losses=1) as claims:
+        broken = await claimed(claims, (await submitted(claims)).id)
+        (tmp_path / "videos" / broken.id / "over.json").write_text('{"id"')
+        end_lease(claims, broken.id)
+        await asyncio.sleep(0.2)
+        other = await submitted(claims)
+        await eventually(lambda: other.id in orchestrators.given)
