@@ -88,6 +88,11 @@ class Holder:
         """Whether other holders were there lately."""
         return bool(self._others)
 
+    @property
+    def is_believed(self) -> bool:
+        """Whether others believe that this one is there, so that it may write."""
+        return time.monotonic() <= self._valid_until
+
     def is_of_this_app(self, name: str) -> bool:
         """Whether a holder of this name is, or was, a replica of the same app."""
         return _app_of(name) == _app_of(self.name)
@@ -107,7 +112,7 @@ class Holder:
         Whether another replica of the app has started is looked up in the storage each time if ``closely``, else at
         most once a second.
         """
-        if time.monotonic() > self._valid_until and not self.is_superseded:
+        if not self.is_believed and not self.is_superseded:
             raise StorageError(errno.ETIMEDOUT, f"the storage took nothing for {self.lease_s:g} s")
         if closely or time.monotonic() > self._checked_at + _CHECKED_S:
             if await asyncio.to_thread(self._holds.read_holder, self.name) is None:
@@ -153,7 +158,7 @@ class Holder:
         was_yielding, self._is_yielding = self._is_yielding, self.is_exclusive and self._newer_is_ready()
         if self._is_yielding != was_yielding:
             logger.info("claims: %s", "a newer app is ready" if self._is_yielding else "the newer app is gone")
-        if time.monotonic() > self._valid_until:
+        if not self.is_believed:
             return False
         self._valid_until = valid_until
         return True
@@ -194,7 +199,10 @@ class Holder:
                 self._others[name] = _Sight(content, _parsed(content), now)
         for name in self._others:
             if not self._is_live(name) and time.monotonic() > self._others[name].since + 10 * self.lease_s:
-                await asyncio.to_thread(self._holds.remove_holder, name)
+                try:
+                    await asyncio.to_thread(self._holds.remove_holder, name)
+                except StorageError as error:  # it is in nobody's way
+                    logger.info("claims: what is left of the holder %s cannot be removed: %s", name, error)
 
     def _newer_is_ready(self) -> bool:
         return any(

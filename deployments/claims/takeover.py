@@ -125,7 +125,7 @@ class Takeover:
         """Whether a video of this holder may be taken, perhaps after a look at its record."""
         if name == self._holder.name:
             return True
-        if self._holder.stands_by or self._holder.is_yielding:
+        if self._holder.stands_by or self._holder.is_yielding or not self._holder.is_believed:
             return False
         return name == "" or self._holder.has_left(name) or self._holder.yields(name)
 
