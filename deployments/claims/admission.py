@@ -41,7 +41,7 @@ class Admission:
         async with self._ledger.hold(f"key {key}"):
             known = await asyncio.to_thread(self._store.keys.id_of, key)
             if known is not None:
-                made = await self._accepted_by_now(known)
+                made = await self._accepted_by_now(known, is_own=known == record.id)
                 if made is not None:
                     return made
                 logger.info("the key's video is gone", extra={"video_id": known})
@@ -50,23 +50,28 @@ class Admission:
                 try:
                     bound = await asyncio.to_thread(self._store.keys.bind, key, record.id)
                     if bound != record.id:  # another app was faster
-                        made = await self._accepted_by_now(bound)
+                        made = await self._accepted_by_now(bound, is_own=False)
                         if made is not None:
                             return made
+                        await asyncio.to_thread(self._store.keys.release, key, bound)
+                        await asyncio.to_thread(self._store.keys.bind, key, record.id)
                     return await self._accept(record)
                 except OSError:
                     with suppress(OSError):  # a key whose video does not exist is taken as unused anyway
                         await asyncio.to_thread(self._store.keys.release, key, record.id)
                     raise
 
-    async def _accepted_by_now(self, video_id: str) -> VideoRecord | None:
-        """The record of a video, once another app has accepted it; None where that does not happen in a few seconds."""
+    async def _accepted_by_now(self, video_id: str, *, is_own: bool) -> VideoRecord | None:
+        """The record of a video, once another app has accepted it; None where that does not happen in a few seconds.
+
+        is_own: the video is the one that is to be accepted here, so that nobody else is waited for.
+        """
         until = created_at_of(video_id) + _ACCEPTING_S
         while True:
             try:
                 return await self._ledger.get(video_id)
             except VideoNotFoundError:
-                if not time.time() < until < time.time() + 2 * _ACCEPTING_S:
+                if is_own or not time.time() < until < time.time() + 2 * _ACCEPTING_S:
                     return None
             await asyncio.sleep(_LOOK_S)
 
