@@ -139,7 +139,8 @@ class Orchestrator:
             raise
         except Exception as error:
             cause = _cause_of(error)
-            if isinstance(cause, LeaseLostError | VideoNotFoundError):
+            is_gone = isinstance(cause, VideoNotFoundError) and await self._is_gone(record)
+            if isinstance(cause, LeaseLostError) or is_gone:
                 logger.info("left: %s", cause, extra={"video_id": record.id})
                 return
             if isinstance(cause, StorageError):
@@ -157,6 +158,13 @@ class Orchestrator:
             self._metrics.video(record.plan, since_accepted_s=now - record.created_at, making_s=now - started)
         finally:
             begin_apart(run.clean_up())  # nobody waits for it
+
+    async def _is_gone(self, record: VideoRecord) -> bool:
+        """Whether a video was deleted, where something of it was not found: one of its files may be missing, too."""
+        try:
+            return not await asyncio.to_thread(self._store.exists, record.id)
+        except StorageError:
+            return False
 
     # --- for Python users -------------------------------------------------------------------------------------------
 

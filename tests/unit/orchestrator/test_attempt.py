@@ -14,7 +14,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from deployments.errors import DeviceFailedError
 from deployments.pools.wire import DecodeJob, UnitJob
 from pyramid_serve.api import Status, VideoRecord
-from pyramid_serve.errors import InputError
+from pyramid_serve.errors import InputError, VideoNotFoundError
 from tests.switched_storage import refusing
 from tests.unit.claims.claims_at_hand import eventually
 from tests.unit.orchestrator.app_at_hand import App, app_of, request_of
@@ -171,3 +171,16 @@ async def test_a_storage_that_takes_no_record_for_a_while_fails_no_video(
         record = await asyncio.wait_for(app.orchestrator.wait(record.id), 20)
         assert record.status is Status.COMPLETED, record.error
         assert record.num_failures == 0
+
+
+async def test_a_video_whose_picture_is_missing_fails_with_an_error_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with app_of(tmp_path, monkeypatch, lease_s=1.0, max_running=1) as app:
+        app.denoiser.before = lambda _: _raise(VideoNotFoundError("no input.png"))
+        record = await made(app)
+        assert record.error is not None and record.error.message.startswith("4 attempts failed")
+
+
+async def _raise(error: Exception) -> None:
+    raise error
