@@ -72,12 +72,19 @@ class Mirror:
         if record.is_over:
             self._over[record.id] = True
             self._records.pop(record.id, None)
+            self._watchers.tell(record.id)
         elif record.id in self._records and record.revision > self._records[record.id].revision:
             self._records[record.id] = record
 
     def forget(self, video_id: str) -> None:
         """Forget a video that was just changed, until claims tells of the change."""
         self._records.pop(video_id, None)
+
+    def hear_deleted(self, video_id: str) -> None:
+        """Take in that a video was deleted."""
+        self._over[video_id] = True
+        self._records.pop(video_id, None)
+        self._watchers.tell(video_id)
 
     async def _follow(self) -> None:
         while time.monotonic() - self._looked_at < _IDLE_S:

@@ -152,6 +152,7 @@ class Videos:
         """Cancel a video if it is unfinished, and remove it. Raises ``VideoNotFoundError``."""
         token = uuid4().hex
         await ask_claims(lambda: self._claims.delete.remote(video_id, token))
+        self.mirror.hear_deleted(video_id)
 
     async def queue(self) -> QueueState:
         """How many videos wait and how many are in progress. Raises one of ``UNREACHABLE`` while claims is replaced."""

@@ -126,3 +126,27 @@ async def test_who_has_heard_of_the_end_is_shown_nothing_earlier(tmp_path: Path)
         assert videos.mirror.get(record.id) is None
         videos.mirror._take(late)
         assert videos.mirror.get(record.id) is None
+
+
+async def test_a_deleted_video_is_not_shown_by_an_answer_that_was_on_its_way(tmp_path: Path) -> None:
+    async with claims_of(tmp_path, FakeOrchestrators()) as claims:
+        record = await submitted(claims)
+        videos = Videos(VideoStore(str(tmp_path)), LocalHandle(claims), ServedModels((MODEL,)))  # type: ignore[arg-type]
+        videos.mirror.get(record.id)
+        await eventually(lambda: videos.mirror.get(record.id) is not None)
+        late = await claims.news("", 0, 0.1)
+        await videos.delete(record.id)
+        videos.mirror._take(late)
+        assert videos.mirror.get(record.id) is None
+
+
+async def test_what_is_shown_does_not_go_back_to_what_was_saved_earlier(tmp_path: Path) -> None:
+    async with claims_of(tmp_path, FakeOrchestrators()) as claims:
+        saved = await claimed(claims, (await submitted(claims)).id)
+        await claims.update(saved.id, saved.attempts, RunUpdate(num_steps_done=2))
+        mirror = mirror_of(claims)
+        mirror.get(saved.id)
+        await eventually(lambda: mirror.get(saved.id) is not None)
+        mirror.hear(saved)
+        view = mirror.get(saved.id)
+        assert view is not None and view.record.num_steps_done == 2
