@@ -27,7 +27,7 @@ import logging
 import math
 import time
 from collections.abc import Container, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pyramid_serve.api import VideoRecord, created_at_of, is_video_id
@@ -245,26 +245,32 @@ class VideoStore:
         """Delete every video that has expired, and what was left by deletions and writers that were interrupted.
 
         Returns the ids of the videos. ``retention_s``: no video expires earlier than this after its creation, so
-        the records of younger ones are not read.
+        the records of younger ones are not read. What cannot be removed is logged, and tried again the next time.
         """
         self._stored.sweep_aside()
+        problems: list[StorageError] = []
         now = time.time() if now is None else now
         for video_id, term in self.holds.terms().items():
             if created_at_of(video_id) <= now - _ABANDONED_S and self._is_gone(video_id):
-                self.holds.remove(video_id, term=term)
+                with _noting(problems):
+                    self.holds.remove(video_id, term=term)
         swept = []
         for video_id in self.ids(newest_first=False):
             if created_at_of(video_id) > now - min(retention_s, _ABANDONED_S):
                 break
             if self._is_gone(video_id):
-                self._stored.remove_folder(folder_of(video_id))
+                with _noting(problems):
+                    self._stored.remove_folder(folder_of(video_id))
             elif created_at_of(video_id) <= now - retention_s:
                 for record in self._records([video_id]):
                     if record.expires_at is not None and record.expires_at <= now:
-                        with suppress(VideoNotFoundError):  # someone else was faster
+                        with _noting(problems), suppress(VideoNotFoundError):  # the latter: someone else was faster
                             self.delete(video_id)
                             swept.append(video_id)
-        self.keys.sweep(lambda video_id: not self._is_gone(video_id), now=now)
+        with _noting(problems):
+            self.keys.sweep(lambda video_id: not self._is_gone(video_id), now=now)
+        if problems:
+            logger.warning("%d entries of the storage could not be removed, the first: %s", len(problems), problems[0])
         return swept
 
     def _is_gone(self, video_id: str) -> bool:
@@ -317,6 +323,15 @@ class VideoStore:
         if self._unreadable.get(video_id) != reason:
             self._unreadable[video_id] = reason
             logger.error("its record cannot be read: %s", reason, extra={"video_id": video_id})
+
+
+@contextmanager
+def _noting(problems: list[StorageError]) -> Iterator[None]:
+    """Note an error of one entry, so that it does not keep the others from being looked at."""
+    try:
+        yield
+    except StorageError as error:
+        problems.append(error)
 
 
 def _from_json(stored: bytes) -> VideoRecord:

@@ -50,10 +50,10 @@ class VideoKeys:
         names = sorted(self._stored.names(_FOLDER))
         later = [name for name in names if name > self._swept_up_to] or names
         for name in later[:_SWEPT_AT_ONCE]:
+            self._swept_up_to = name  # first, so that the next sweep goes on after one that cannot be read
             video_id = self._read(f"{_FOLDER}/{name}")
             if video_id is not None and created_at_of(video_id) <= now - _UNUSED_S and not exists(video_id):
                 self._stored.remove(f"{_FOLDER}/{name}")
-            self._swept_up_to = name
 
     def _read(self, path: str) -> str | None:
         try:

@@ -520,3 +520,28 @@ def test_a_marker_that_was_not_removed_is_swept_away(switched: VideoStore, tmp_p
     assert not switched.exists(record.id) and switched.unfinished() == []
     switched.sweep(retention_s=10.0, now=1000.0 + 3601.0)
     assert files_of(tmp_path) == []
+
+
+def test_what_cannot_be_removed_does_not_keep_the_rest_from_being_swept_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = VideoStore(str(tmp_path))
+    stuck, expired = (record_at(at).changed(expires_at=50.0, status=Status.COMPLETED) for at in (10.0, 20.0))
+    for record in (stuck, expired):
+        store.create(record)
+        store.end(record)
+    remove_folder = StoredFiles.remove_folder
+
+    def remove_unless_stuck(stored: StoredFiles, folder: str) -> None:
+        if stuck.id in folder:
+            raise StorageError(errno.EACCES, "denied")
+        remove_folder(stored, folder)
+
+    monkeypatch.setattr(StoredFiles, "remove_folder", remove_unless_stuck)
+    (tmp_path / "keys" / "0").mkdir(parents=True)
+    store.keys.bind("k", expired.id)
+    store.keys.bind("unused", "video_" + "0" * 32)
+    assert store.sweep(retention_s=1.0, now=1e9) == [expired.id]
+    assert store.exists(stuck.id)
+    store.sweep(retention_s=1.0, now=1e9)
+    assert store.keys.id_of("unused") is None
