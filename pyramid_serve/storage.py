@@ -264,7 +264,7 @@ class VideoStore:
             elif created_at_of(video_id) <= now - retention_s:
                 for record in self._records([video_id]):
                     if record.expires_at is not None and record.expires_at <= now:
-                        with _noting(problems), suppress(VideoNotFoundError):  # the latter: someone else was faster
+                        with _noting(problems), suppress(VideoNotFoundError):  # if someone else was faster
                             self.delete(video_id)
                             swept.append(video_id)
         with _noting(problems):

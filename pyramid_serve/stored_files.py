@@ -150,7 +150,7 @@ class StoredFiles:
             raise self._error(errno.ENOENT, f"cannot be written: {first_line(error)}") from error
 
     def create(self, path: str, content: bytes) -> None:
-        """Write a file that is not there yet. Of several who try at once, one succeeds, if ``is_exclusive``.
+        """Write a file that is not there yet. Of several who try at once, one succeeds, if ``creates_exclusively``.
 
         Raises ``FileExistsError`` where there is a file with another content; one with this content is the caller's
         own, from a try whose answer was lost.
@@ -173,8 +173,7 @@ class StoredFiles:
             if found != content:
                 raise FileExistsError(errno.EEXIST, f"storage {shown_root(self.root)}: {path}: there already") from None
 
-    @property
-    def is_exclusive(self) -> bool:
+    def creates_exclusively(self) -> bool:
         """Whether ``create`` lets one of several succeed, as far as that is known of the filesystem.
 
         Creates and removes a small file. Raises ``StorageError``.

@@ -28,10 +28,9 @@ class VideoHolds:
     def __init__(self, stored: StoredFiles) -> None:
         self._stored = stored
 
-    @property
-    def are_exclusive(self) -> bool:
+    def create_exclusively(self) -> bool:
         """Whether the storage lets only one of several take a video, as far as that is known of its filesystem."""
-        return self._stored.is_exclusive
+        return self._stored.creates_exclusively()
 
     # --- videos -----------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,6 @@ class Claims:
         def gauge(state: QueueState) -> None:
             queued.set(state.num_queued)
             running.set(state.num_in_progress)
-
             unreadable.set(store.num_unreadable)
 
         store = VideoStore(storage)
@@ -203,7 +202,9 @@ class Claims:
             record = self._ledger.records.get(video_id)
             if record is None:
                 return None
-            if record.owner == owner and self._granted.get(video_id) == token:
+            # A replica of claims that has started since knows no token.
+            if record.owner == owner and self._granted.get(video_id, token) == token:
+                self._granted[video_id] = token
                 return record
             if (record.owner is not None and self._ledger.is_leased(video_id)) or self._holder.is_yielding:
                 return None

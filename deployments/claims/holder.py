@@ -130,7 +130,7 @@ class Holder:
             latest_ms = max(_started_ms(name) for name in self._others)
             self.name = _new_name(self._app, started_ms=latest_ms + 1)
         await asyncio.to_thread(self._store.write_epoch, self.name)
-        self.is_exclusive = await asyncio.to_thread(getattr, self._holds, "are_exclusive")
+        self.is_exclusive = await asyncio.to_thread(self._holds.create_exclusively)
         self._valid_until = await self._tell()
         for name in [name for name in self._others if self.is_of_this_app(name)]:
             await asyncio.to_thread(self._holds.remove_holder, name)
@@ -143,9 +143,10 @@ class Holder:
             )
 
     async def beat(self) -> bool:
-        """Say that this one is there, and look at the others. False: it had not been heard of for too long.
+        """Say that this one is there, and look at the others.
 
-        Then others may have taken what it held: it must look at all of that, and then call ``stand_again``.
+        False: it was silent for so long that others may have taken what it held. It must find out what they took, and
+        then call ``stand_again``.
         """
         if self.is_superseded or await asyncio.to_thread(self._holds.read_holder, self.name) is None:
             self.is_superseded = True

@@ -81,7 +81,9 @@ def next_up(records: Records, *, running: Container[str], max_running: int, now:
         if record.owner is not None or record.id in running:
             num_running += 1
             has_suspect |= is_suspect(record)
-        elif record.not_before <= now or record.not_before > now + _MAX_BACKOFF_S:  # the latter: a clock was set back
+        elif (
+            not now < record.not_before <= now + _MAX_BACKOFF_S
+        ):  # later still is the work of a clock that was set back
             ready.append(record)
     chosen: list[str] = []
     for record in sorted(ready, key=lambda record: record.id):

@@ -218,12 +218,14 @@ class SteadyClock:
 
     def __init__(self) -> None:
         self._offset_s = time.time() - time.monotonic()
+        self._is_ahead = False
 
     def time(self) -> float:
         """Unix seconds. After a jump of the system's clock to a later time, the time before goes on."""
         offset_s = time.time() - time.monotonic()
-        if offset_s > self._offset_s + _MAX_JUMP_S:
-            logger.warning("the clock jumped %.0f s ahead; videos expire by the time before", offset_s - self._offset_s)
-        else:
+        was_ahead, self._is_ahead = self._is_ahead, offset_s > self._offset_s + _MAX_JUMP_S
+        if not self._is_ahead:
             self._offset_s = offset_s
+        elif not was_ahead:
+            logger.warning("the clock jumped %.0f s ahead; videos expire by the time before", offset_s - self._offset_s)
         return time.monotonic() + self._offset_s

@@ -8,6 +8,7 @@ from typing import Any
 
 from deployments.claims.holder import Holder
 from deployments.claims.ledger import Ledger
+from deployments.errors import SupersededError
 from pyramid_serve.api import VideoRecord
 from pyramid_serve.reasons import first_line
 from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
@@ -68,6 +69,8 @@ class Takeover:
                 try:
                     async with asyncio.timeout(_LOOK_S):
                         await asyncio.shield(looking)
+                except SupersededError:
+                    pass  # whoever asks for the next scan is told
                 except (ValueError, StorageError, TimeoutError) as error:
                     self._leave_out(video_id, f"{type(error).__name__}: {first_line(error)}")
 

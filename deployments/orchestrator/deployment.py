@@ -108,6 +108,9 @@ class Orchestrator:
             task.cancel()
             await asyncio.wait([task])
             del self._attempts[key]
+            if not task.cancelled() and task.exception() is not None:
+                # Claims was not told how it ended, and takes the video when the lease is over.
+                logger.warning("the attempt is left", extra={"video_id": record.id}, exc_info=task.exception())
 
     def _serves(self, plan: Plan) -> bool:
         """Whether the model of a plan is served here, and is still of the same family."""

@@ -68,7 +68,11 @@ class Lease:
             try:
                 async with asyncio.timeout(_GIVE_UP_S):
                     is_ours = await self._claims.update.remote(self.video_id, self._attempt, update)
-            except (*UNREACHABLE, StorageError):  # a storage that takes nothing for a while loses no video
+            except StorageError:  # claims is there, and the storage will be back
+                answered_at = time.monotonic()
+                await asyncio.sleep(self._heartbeat_s)
+                continue
+            except UNREACHABLE:
                 if time.monotonic() - answered_at > _GIVE_UP_S:
                     raise LeaseLostError("claims does not answer") from None
                 await asyncio.sleep(self._heartbeat_s)

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -29,8 +30,14 @@ from tests.unit.claims.claims_at_hand import (
 
 pytestmark = pytest.mark.asyncio
 
-APART: dict[str, Any] = {"app_lease_s": 0.4, "sweep_interval_s": 0.05, "lease_s": 60.0}
+APART: dict[str, Any] = {"app_lease_s": 1.0, "sweep_interval_s": 0.05, "lease_s": 60.0}
 _ = switched_storage  # which registers a filesystem that does not create exclusively
+
+
+@pytest.fixture
+def root() -> str:
+    """A storage that takes no time, so that no app is late to say that it is there."""
+    return f"memory://{uuid4().hex}"
 
 
 class Workers:
@@ -76,7 +83,7 @@ def submitted_to(claims: Claims) -> Any:
     return claims.submit(new_record(PLAN))
 
 
-async def test_of_fifty_videos_none_is_lost_or_made_twice_while_apps_come_and_go(tmp_path: Path) -> None:
+async def test_of_fifty_videos_none_is_lost_or_made_twice_while_apps_come_and_go(root: str) -> None:
     made: Counter[str] = Counter()
     records: list[VideoRecord] = []
     settings = {**APART, "max_running": 4, "app_lease_s": 4.0}
@@ -84,7 +91,7 @@ async def test_of_fifty_videos_none_is_lost_or_made_twice_while_apps_come_and_go
 
         async def start(app: str) -> tuple[Claims, Workers]:
             workers = Workers(made)
-            claims = await apps.enter_async_context(claims_of(tmp_path, workers, app=app, **settings))  # type: ignore[arg-type]
+            claims = await apps.enter_async_context(claims_of(root, workers, app=app, **settings))  # type: ignore[arg-type]
             workers.claims = claims
             return claims, workers
 
@@ -104,7 +111,7 @@ async def test_of_fifty_videos_none_is_lost_or_made_twice_while_apps_come_and_go
         await asyncio.to_thread(first._holder.leave)  # stopped
         first_workers.is_alive = False
         kill(first)
-        store = VideoStore(str(tmp_path))
+        store = VideoStore(root)
         await eventually(lambda: store.holds.terms() == {}, within_s=60)
         ends = [await asyncio.wait_for(third.watch(record.id, record.revision, 5.0), 5.0) for record in records]
         assert all(end is not None and end.status is Status.COMPLETED for end in ends)
@@ -113,11 +120,11 @@ async def test_of_fifty_videos_none_is_lost_or_made_twice_while_apps_come_and_go
         assert sum(store.read(record.id).attempts - 1 for record in records) <= 2 * 4
 
 
-async def test_both_apps_run_what_they_accepted_and_neither_takes_from_the_other(tmp_path: Path) -> None:
+async def test_both_apps_run_what_they_accepted_and_neither_takes_from_the_other(root: str) -> None:
     one, other = FakeOrchestrators(), FakeOrchestrators()
-    async with claims_of(tmp_path, one, app="one", **APART) as a:
+    async with claims_of(root, one, app="one", **APART) as a:
         record = await claimed(a, (await submitted(a)).id)
-        async with claims_of(tmp_path, other, app="other", **APART) as b:
+        async with claims_of(root, other, app="other", **APART) as b:
             its = await submitted(b)
             await eventually(lambda: other.given == [its.id])
             await asyncio.sleep(1.0)
@@ -128,15 +135,15 @@ async def test_both_apps_run_what_they_accepted_and_neither_takes_from_the_other
 
 
 async def test_an_older_app_begins_nothing_new_once_a_newer_one_is_ready_and_finishes_what_it_runs(
-    tmp_path: Path,
+    root: str,
 ) -> None:
     old, new = FakeOrchestrators(), FakeOrchestrators()
-    async with claims_of(tmp_path, old, app="old", max_running=1, **APART) as a:
+    async with claims_of(root, old, app="old", max_running=1, **APART) as a:
         running = await submitted(a)
         await eventually(lambda: old.given == [running.id])
         waiting = await submitted(a)
         granted = await claimed(a, running.id)
-        async with claims_of(tmp_path, new, app="new", **APART) as b:
+        async with claims_of(root, new, app="new", **APART) as b:
             await eventually(lambda: new.given == [waiting.id])
             late = await submitted(a)
             await eventually(lambda: new.given == [waiting.id, late.id])
@@ -145,18 +152,18 @@ async def test_an_older_app_begins_nothing_new_once_a_newer_one_is_ready_and_fin
             assert (await claimed(b, late.id)).attempts == 1
 
 
-async def test_where_the_newer_app_is_gone_the_older_one_goes_on(tmp_path: Path) -> None:
+async def test_where_the_newer_app_is_gone_the_older_one_goes_on(root: str) -> None:
     old, new = FakeOrchestrators(), FakeOrchestrators()
-    async with claims_of(tmp_path, old, app="old", **APART) as a:
-        async with claims_of(tmp_path, new, app="new", **APART):
+    async with claims_of(root, old, app="old", **APART) as a:
+        async with claims_of(root, new, app="new", **APART):
             await eventually(lambda: a._holder.is_yielding)
         record = await submitted(a)
         await eventually(lambda: old.given == [record.id])
 
 
-async def test_any_app_answers_for_a_video_of_another_and_can_cancel_and_delete_it(tmp_path: Path) -> None:
+async def test_any_app_answers_for_a_video_of_another_and_can_cancel_and_delete_it(root: str) -> None:
     one, other = FakeOrchestrators(), FakeOrchestrators()
-    async with claims_of(tmp_path, one, app="one", **APART) as a, claims_of(tmp_path, other, app="other", **APART) as b:
+    async with claims_of(root, one, app="one", **APART) as a, claims_of(root, other, app="other", **APART) as b:
         first, second = await claimed(a, (await submitted(a)).id), await claimed(a, (await submitted(a)).id)
         watching = asyncio.create_task(b.watch(first.id, first.revision, 5.0))
         await a.update(first.id, first.attempts, RunUpdate(has_started=True))
@@ -174,10 +181,10 @@ async def test_any_app_answers_for_a_video_of_another_and_can_cancel_and_delete_
 
 
 async def test_one_that_was_paused_for_a_lease_gives_up_what_the_other_took(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = FakeOrchestrators(), FakeOrchestrators()
-    async with claims_of(tmp_path, one, app="one", **APART) as a:
+    async with claims_of(root, one, app="one", **APART) as a:
         record = await claimed(a, (await submitted(a)).id)
         is_paused = True
         beat = a._holder.beat
@@ -187,7 +194,7 @@ async def test_one_that_was_paused_for_a_lease_gives_up_what_the_other_took(
 
         monkeypatch.setattr(a._holder, "beat", beat_unless_paused)
         kill(a)  # as if its process was stopped
-        async with claims_of(tmp_path, other, app="other", **APART) as b:
+        async with claims_of(root, other, app="other", **APART) as b:
             await eventually(lambda: other.given == [record.id])
             taken = await claimed(b, record.id, "b")
             assert taken.attempts == 2
@@ -209,10 +216,10 @@ async def test_one_that_was_paused_for_a_lease_gives_up_what_the_other_took(
             assert await b.update(record.id, taken.attempts, RunUpdate(num_units_done=1))
 
 
-async def test_a_late_writer_does_not_undo_the_end(tmp_path: Path) -> None:
+async def test_a_late_writer_does_not_undo_the_end(root: str) -> None:
     one, other = FakeOrchestrators(), FakeOrchestrators()
-    store = VideoStore(str(tmp_path))
-    async with claims_of(tmp_path, one, app="one", **APART) as a, claims_of(tmp_path, other, app="other", **APART) as b:
+    store = VideoStore(root)
+    async with claims_of(root, one, app="one", **APART) as a, claims_of(root, other, app="other", **APART) as b:
         record = await claimed(a, (await submitted(a)).id)
         ended = await b.cancel(record.id)
         store.update(record.changed(num_steps_done=3))  # it was on its way
@@ -221,13 +228,13 @@ async def test_a_late_writer_does_not_undo_the_end(tmp_path: Path) -> None:
         await eventually(lambda: not a._ledger.records)
 
 
-async def test_one_key_makes_one_video_whichever_app_is_asked(tmp_path: Path) -> None:
+async def test_one_key_makes_one_video_whichever_app_is_asked(root: str) -> None:
     one, other = FakeOrchestrators(), FakeOrchestrators()
-    async with claims_of(tmp_path, one, app="one", **APART) as a, claims_of(tmp_path, other, app="other", **APART) as b:
+    async with claims_of(root, one, app="one", **APART) as a, claims_of(root, other, app="other", **APART) as b:
         for number in range(10):
             asked = [submitted(app, idempotency_key=f"k{number}") for app in (a, b, a, b)]
             assert len({record.id for record in await asyncio.gather(*asked)}) == 1
-        assert len(VideoStore(str(tmp_path)).ids()) == 10
+        assert len(VideoStore(root).ids()) == 10
 
 
 async def test_where_nothing_is_created_exclusively_the_second_app_stands_by_until_the_first_is_gone(
@@ -248,11 +255,11 @@ async def test_where_nothing_is_created_exclusively_the_second_app_stands_by_unt
         await eventually(lambda: set(other.given) == set(one.given))
 
 
-async def test_the_next_replica_of_an_app_takes_over_at_once_and_the_one_before_writes_no_more(tmp_path: Path) -> None:
+async def test_the_next_replica_of_an_app_takes_over_at_once_and_the_one_before_writes_no_more(root: str) -> None:
     one, other = FakeOrchestrators(), FakeOrchestrators()
-    async with claims_of(tmp_path, one, **{**APART, "app_lease_s": 60.0}) as before:
+    async with claims_of(root, one, **{**APART, "app_lease_s": 60.0}) as before:
         record = await claimed(before, (await submitted(before)).id)
-        async with claims_of(tmp_path, other, **APART) as after:
+        async with claims_of(root, other, **APART) as after:
             assert await after.update(record.id, record.attempts, RunUpdate(has_started=True))
             for write in (before.claim(record.id, "b", "token"), before.cancel(record.id), submitted(before)):
                 with pytest.raises(SupersededError):
@@ -290,9 +297,9 @@ async def test_an_entry_among_the_holders_that_is_none_stops_no_app(tmp_path: Pa
         await eventually(lambda: orchestrators.given == [record.id])
 
 
-async def test_what_was_seen_while_nothing_could_be_taken_is_taken_right_after(tmp_path: Path) -> None:
+async def test_what_was_seen_while_nothing_could_be_taken_is_taken_right_after(root: str) -> None:
     one, other = FakeOrchestrators(), FakeOrchestrators()
-    async with claims_of(tmp_path, one, app="one", **APART) as a, claims_of(tmp_path, other, app="other", **APART) as b:
+    async with claims_of(root, one, app="one", **APART) as a, claims_of(root, other, app="other", **APART) as b:
         record = await submitted(a)
         kill(a)
         b._holder._others = {name: sight._replace(since=0.0) for name, sight in b._holder._others.items()}
@@ -301,10 +308,10 @@ async def test_what_was_seen_while_nothing_could_be_taken_is_taken_right_after(t
         await eventually(lambda: other.given == [record.id])
 
 
-async def test_a_video_that_is_seen_before_its_record_is_written_is_taken_soon_after(tmp_path: Path) -> None:
+async def test_a_video_that_is_seen_before_its_record_is_written_is_taken_soon_after(root: str) -> None:
     old, new = FakeOrchestrators(), FakeOrchestrators()
-    store, record = VideoStore(str(tmp_path)), new_record(PLAN)
-    async with claims_of(tmp_path, old, app="old", **APART) as a, claims_of(tmp_path, new, app="new", **APART) as b:
+    store, record = VideoStore(root), new_record(PLAN)
+    async with claims_of(root, old, app="old", **APART) as a, claims_of(root, new, app="new", **APART) as b:
         await eventually(lambda: a._holder.is_yielding and b._holder.yields(a._holder.name))
         store.holds.accept(record.id, a._holder.name)
         await asyncio.sleep(0.3)  # while the older app writes the record
