@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayError
 
 from deployments.client import Client
 from pyramid_serve.api import Stage, Status, VideoRecord, VideoRequest
@@ -111,7 +112,7 @@ async def kill_some(run: Run, cluster: Cluster, given: argparse.Namespace) -> No
         at = time.time()
         clock = time.monotonic()
         if generator.random() < 0.1:
-            kind = await asyncio.to_thread(lose_node, cluster, generator)
+            kind = await lose_node(cluster, generator)
         else:
             victim = await asyncio.to_thread(kill_random, generator, *DEPLOYMENTS)
             kind = None if victim is None else victim.deployment
@@ -119,7 +120,7 @@ async def kill_some(run: Run, cluster: Cluster, given: argparse.Namespace) -> No
             continue
         kill = Kill(kind, at)
         run.kills.append(kill)
-        while await asyncio.to_thread(lambda: len(replicas())) < NUM_REPLICAS:
+        while await asyncio.to_thread(num_replicas) < NUM_REPLICAS:
             if time.monotonic() - clock > 300:
                 print(f"not replaced for five minutes: {kind}")
                 return
@@ -127,7 +128,16 @@ async def kill_some(run: Run, cluster: Cluster, given: argparse.Namespace) -> No
         kill.until_replaced_s = time.monotonic() - clock
 
 
-def lose_node(cluster: Cluster, generator: random.Random) -> str | None:
+def num_replicas() -> int:
+    """How many replicas run; none while the controller cannot be asked."""
+    try:
+        return len(replicas())
+    except (RayError, KeyError) as error:
+        print(f"the controller does not answer: {type(error).__name__}")
+        return 0
+
+
+async def lose_node(cluster: Cluster, generator: random.Random) -> str | None:
     """Remove a node with all its processes, and add another; None if no node is up that can be removed."""
     pools = {node["NodeID"]: node["Labels"]["pool"] for node in ray.nodes() if node["Alive"]}
     nodes = [node for node in cluster.worker_nodes if node.node_id in pools]
@@ -135,8 +145,8 @@ def lose_node(cluster: Cluster, generator: random.Random) -> str | None:
         return None
     node = generator.choice(sorted(nodes, key=lambda node: str(node.node_id)))
     pool = pools[node.node_id]
-    cluster.remove_node(node, allow_graceful=False)
-    add_node(cluster, pool)
+    await asyncio.to_thread(cluster.remove_node, node, allow_graceful=False)
+    add_node(cluster, pool)  # on the main thread, for Ray handles signals there
     return f"node of {pool}"
 
 
