@@ -160,7 +160,8 @@ def test_ctrl_c_while_waiting_says_how_to_go_on(server: LocalServer, tmp_path: P
         assert time.monotonic() < deadline
         time.sleep(0.05)
     video_id = server.client.get("/v1/videos?limit=1").json()["data"][0]["id"]
-    while video_id not in server.app.state.door.views._looks:  # asked for by its id: the command waits
+    listed_at = time.monotonic()
+    while server.app.state.door.videos.mirror._looked_at < listed_at:  # asked for by its id: the command waits
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
