@@ -122,9 +122,10 @@ class Claims:
     async def queue(self) -> QueueState:
         """How many videos wait and are in progress.
 
-        Raises ``SupersededError``, for the caller wants to know whether videos are being made.
+        Raises ``SupersededError`` and ``StorageError``, for the caller wants to know whether videos are being made.
         """
         await self.check_health()
+        await self._holder.check()
         return state_of(self._ledger.records)
 
     async def watch(self, video_id: str, seen_revision: int, timeout_s: float) -> VideoRecord | None:

@@ -65,6 +65,7 @@ class Holder:
         self._is_leaving = False
         self._where = _where()
         self._valid_until = 0.0
+        self._refusal = StorageError(errno.ETIMEDOUT, "the storage does not answer")
         self._checked_at = 0.0
         self._others: dict[str, _Sight] = {}
 
@@ -113,7 +114,8 @@ class Holder:
         most once a second.
         """
         if not self.is_believed and not self.is_superseded:
-            raise StorageError(errno.ETIMEDOUT, f"the storage took nothing for {self.lease_s:g} s")
+            refusal = self._refusal
+            raise StorageError(refusal.errno, refusal.strerror)  # a new one, as raising one again extends its traceback
         if closely or time.monotonic() > self._checked_at + _CHECKED_S:
             if await asyncio.to_thread(self._holds.read_holder, self.name) is None:
                 self.is_superseded = True
@@ -181,7 +183,11 @@ class Holder:
     async def _tell(self) -> float:
         """Say that this one is there; return until when others believe it at least."""
         told_at = time.monotonic()
-        await asyncio.to_thread(self._holds.write_holder, self.name, self._said())
+        try:
+            await asyncio.to_thread(self._holds.write_holder, self.name, self._said())
+        except StorageError as error:
+            self._refusal = error
+            raise
         return told_at + self.lease_s
 
     def _said(self) -> bytes:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _EXPIRY_SWEEP_S = 60.0
 _MAX_JUMP_S = 60.0
+_AGAIN_S = 1.0
 _TOGETHER_S = 0.02
 """Of news that come one after another, a sweep takes up all of so long: it looks at every video."""
 
@@ -87,7 +88,8 @@ class Sweep:
 
     async def _beat_forever(self) -> None:
         while True:
-            await asyncio.sleep(self._holder.lease_s / 4)
+            interval_s = self._holder.lease_s / 4
+            await asyncio.sleep(interval_s if self._holder.is_believed else min(interval_s, _AGAIN_S))
             try:
                 if not self._holder.is_ready:
                     self._holder.is_ready = await self._orchestrators.are_ready()
@@ -99,6 +101,8 @@ class Sweep:
             except SupersededError:
                 logger.warning("claims: superseded, no more videos are handed out")
                 return
+            except StorageError as error:
+                logger.warning("claims: could not say that it is there: %s", error)
             except Exception:
                 logger.exception("claims: could not say that it is there, trying again")
 

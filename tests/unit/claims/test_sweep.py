@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import os
 import shutil
 import time
@@ -12,7 +13,8 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from deployments.claims.messages import RunUpdate
 from deployments.claims.sweep import SteadyClock
 from pyramid_serve.api import new_record
-from pyramid_serve.storage import VideoStore
+from pyramid_serve.storage import StorageError, VideoStore
+from tests.switched_storage import refusing
 from tests.unit.claims.claims_at_hand import (
     BROKEN,
     PLAN,
@@ -192,3 +194,19 @@ async def test_a_video_whose_end_cannot_be_read_stops_no_other(
         await asyncio.sleep(0.2)
         other = await submitted(claims)
         await eventually(lambda: other.id in orchestrators.given)
+
+
+async def test_after_a_storage_was_away_for_more_than_a_lease_its_error_is_told_and_it_is_soon_used_again(
+    tmp_path: Path, orchestrators: FakeOrchestrators, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with claims_of(f"switched://{tmp_path}/storage", orchestrators, app_lease_s=1.0) as claims:
+        before = await submitted(claims)
+        with refusing(errno.ENOSPC):
+            await asyncio.sleep(1.5)
+            for ask in (claims.queue(), claims.cancel(before.id), submitted(claims)):
+                with pytest.raises(StorageError, match="No space left on device"):
+                    await ask
+        await eventually(lambda: claims._holder.is_believed)
+        after = await submitted(claims)
+        await eventually(lambda: orchestrators.given == [before.id, after.id])
+        assert not any(record.exc_info for record in caplog.records)
