@@ -36,7 +36,7 @@ from pyramid_serve.families import record_fields
 from pyramid_serve.reasons import first_line
 from pyramid_serve.stored_files import StorageError, StoredFiles, check_root, mask_credentials, shown_root
 from pyramid_serve.video_files import RECORD, VideoFile, VideoFiles, folder_of
-from pyramid_serve.video_holds import VideoHolds
+from pyramid_serve.video_holds import HOLDERS, VideoHolds, marker_of
 from pyramid_serve.video_keys import VideoKeys
 
 __all__ = [
@@ -106,7 +106,7 @@ class VideoStore:
         folder = folder_of(video_id)
         removals = (
             (self._stored.remove, f"{folder}/{RECORD}"),
-            (self._stored.remove, f"unfinished/{video_id}"),
+            (self._stored.remove, marker_of(video_id, 0)),
             (self._stored.remove_folder, folder),
         )
         for remove, path in removals:
@@ -318,7 +318,7 @@ class VideoStore:
     def _set_aside(self, video_id: str, error: Exception) -> None:
         """Count a record that cannot be read, and log it once. The others can be, unless the storage is away."""
         if isinstance(error, StorageError):
-            self._stored.names("holders")  # raises where it is
+            self._stored.names(HOLDERS)  # raises where it is
         reason = f"{type(error).__name__}: {first_line(error)}"
         if self._unreadable.get(video_id) != reason:
             self._unreadable[video_id] = reason

@@ -240,17 +240,18 @@ class StoredFiles:
                     path.unlink()
 
     def _put_locally(self, path: Path, content: bytes) -> None:
-        aside = Path(self._at(f"aside/{uuid4().hex}"))
-        for folder in (aside.parent, path.parent):
-            make_folder(folder)
-        with written_whole(path, aside=aside) as opened:
+        with written_whole(path, aside=self._aside_for(path)) as opened:
             opened.write(content)
 
     def _create_locally(self, path: Path, content: bytes) -> None:
+        create_whole(path, content, aside=self._aside_for(path))
+
+    def _aside_for(self, path: Path) -> Path:
+        """Where to write a file before it is moved to its path. The folders of both are made."""
         aside = Path(self._at(f"aside/{uuid4().hex}"))
         for folder in (aside.parent, path.parent):
             make_folder(folder)
-        create_whole(path, content, aside=aside)
+        return aside
 
     def _check_regular(self, path: str) -> None:
         """Raise ``StorageError`` for a local path that is no regular file in its own folder; a pipe would never end.

@@ -19,7 +19,7 @@ from pyramid_serve.api import is_video_id
 from pyramid_serve.stored_files import StorageError, StoredFiles
 
 _MARKERS = "unfinished"
-_HOLDERS = "holders"
+HOLDERS = "holders"
 
 
 class VideoHolds:
@@ -46,18 +46,18 @@ class VideoHolds:
     def holder_of(self, video_id: str, term: int) -> str | None:
         """The name of the holder of a term; None where that term was not given or the video is over."""
         try:
-            return self._stored.cat(_marker(video_id, term)).decode(errors="replace")
+            return self._stored.cat(marker_of(video_id, term)).decode(errors="replace")
         except FileNotFoundError:
             return None
 
     def accept(self, video_id: str, holder: str) -> None:
         """Begin the first term of a new video."""
-        self._stored.put(_marker(video_id, 0), holder.encode())
+        self._stored.put(marker_of(video_id, 0), holder.encode())
 
     def take(self, video_id: str, term: int, holder: str) -> bool:
         """Begin a term of a video, the next one after the highest. False: another holder was faster."""
         try:
-            self._stored.create(_marker(video_id, term), holder.encode())
+            self._stored.create(marker_of(video_id, term), holder.encode())
         except FileExistsError:
             return False
         return True
@@ -65,18 +65,18 @@ class VideoHolds:
     def remove(self, video_id: str, *, term: int) -> None:
         """Remove the markers of a video that is over, up to this term. The first one goes last, as it is looked for."""
         for one in range(term, -1, -1):
-            self._stored.remove(_marker(video_id, one))
+            self._stored.remove(marker_of(video_id, one))
 
     # --- holders ----------------------------------------------------------------------------------------------------
 
     def write_holder(self, name: str, said: bytes) -> None:
         """Show that a holder is there. ``said`` must differ from what it said before."""
-        self._stored.put(f"{_HOLDERS}/{name}", said)
+        self._stored.put(f"{HOLDERS}/{name}", said)
 
     def holders(self) -> dict[str, bytes]:
         """What each holder last said, by name; nothing for one whose file cannot be read."""
         said: dict[str, bytes] = {}
-        for name in self._stored.names(_HOLDERS):
+        for name in self._stored.names(HOLDERS):
             try:
                 found = self.read_holder(name)
             except StorageError:  # of one entry: the others count all the same
@@ -88,16 +88,17 @@ class VideoHolds:
     def read_holder(self, name: str) -> bytes | None:
         """What a holder last said; None for one that has left or was replaced."""
         try:
-            return self._stored.cat(f"{_HOLDERS}/{name}")
+            return self._stored.cat(f"{HOLDERS}/{name}")
         except FileNotFoundError:
             return None
 
     def remove_holder(self, name: str) -> None:
         """Show that a holder is gone: what it held is free at once."""
-        self._stored.remove(f"{_HOLDERS}/{name}")
+        self._stored.remove(f"{HOLDERS}/{name}")
 
 
-def _marker(video_id: str, term: int) -> str:
+def marker_of(video_id: str, term: int) -> str:
+    """The path of the marker of a term. Raises ``ValueError`` for what is no id."""
     if not is_video_id(video_id):
         raise ValueError(f"id={video_id[:60]!r}: must be video_ and 32 hexadecimal digits")
     return f"{_MARKERS}/{video_id}.{term}" if term else f"{_MARKERS}/{video_id}"

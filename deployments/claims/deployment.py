@@ -26,7 +26,6 @@ from deployments.claims.orchestrators import OrchestratorHandles, Orchestrators
 from deployments.claims.places import Places
 from deployments.claims.queue import StepRate, num_steps_of, state_of
 from deployments.claims.sweep import Sweep
-from deployments.errors import SupersededError
 from deployments.rpc.tasks import to_its_end
 from deployments.telemetry.logs import configure_logging
 from pyramid_serve.api import VideoError, VideoRecord
@@ -187,8 +186,7 @@ class Claims:
 
         Serve then replaces this one. The other may be gone by now, and of several the one that is started last wins.
         """
-        if self._holder.is_superseded:
-            raise SupersededError("another replica of the claims deployment has taken over")
+        self._holder.check_superseded()
 
     # --- for orchestrators ------------------------------------------------------------------------------------------
 

@@ -113,13 +113,18 @@ class Holder:
         Whether another replica of the app has started is looked up in the storage each time if ``closely``, else at
         most once a second.
         """
-        if not self.is_believed and not self.is_superseded:
+        self.check_superseded()
+        if not self.is_believed:
             refusal = self._refusal
             raise StorageError(refusal.errno, refusal.strerror)  # a new one, as raising one again extends its traceback
         if closely or time.monotonic() > self._checked_at + _CHECKED_S:
             if await asyncio.to_thread(self._holds.read_holder, self.name) is None:
                 self.is_superseded = True
             self._checked_at = time.monotonic()
+        self.check_superseded()
+
+    def check_superseded(self) -> None:
+        """Raise ``SupersededError`` where another replica of the app is known to have started."""
         if self.is_superseded:
             raise SupersededError("another replica of the claims deployment has taken over")
 
@@ -150,14 +155,14 @@ class Holder:
         False: it was silent for so long that others may have taken what it held. It must find out what they took, and
         then call ``stand_again``.
         """
-        if self.is_superseded or await asyncio.to_thread(self._holds.read_holder, self.name) is None:
+        self.check_superseded()
+        if await asyncio.to_thread(self._holds.read_holder, self.name) is None:
             self.is_superseded = True
-            raise SupersededError("another replica of the claims deployment has taken over")
+        self.check_superseded()
         valid_until = await self._tell()
         await self._look()
-        if any(self.is_of_this_app(name) and name > self.name for name in self._others):
-            self.is_superseded = True
-            raise SupersededError("another replica of the claims deployment has taken over")
+        self.is_superseded |= any(self.is_of_this_app(name) and name > self.name for name in self._others)
+        self.check_superseded()
         was_yielding, self._is_yielding = self._is_yielding, self.is_exclusive and self._newer_is_ready()
         if self._is_yielding != was_yielding:
             logger.info("claims: %s", "a newer app is ready" if self._is_yielding else "the newer app is gone")

@@ -7,7 +7,7 @@ video itself, so any replica can answer for every video, whichever orchestrator 
 import asyncio
 import io
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -184,16 +184,11 @@ class Videos:
 
         Ends early if the video fails. Raises ``VideoNotFoundError``, also when it is deleted meanwhile.
         """
-        async for unit in self._units(video_id, lambda record: record.num_units_done):
-            yield await asyncio.to_thread(self.store.files.load_fragment, video_id, unit)
-
-    async def _units(self, video_id: str, num_ready: Callable[[VideoRecord], int]) -> AsyncGenerator[int, None]:
-        """The index of each unit of a video in turn, once it is among the first ``num_ready(record)``."""
         record = await asyncio.to_thread(self.store.read, video_id)
         unit = 0
         while unit < record.plan.num_units:
-            if unit < num_ready(record):
-                yield unit
+            if unit < record.num_units_done:
+                yield await asyncio.to_thread(self.store.files.load_fragment, video_id, unit)
                 unit += 1
             elif record.is_over:
                 return
