@@ -5,7 +5,9 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from deployments.http.body import BodyLimits
+from deployments.http.connection import ConnectionLimits
 from deployments.http.guard import CorsConfig, HostPattern
+from deployments.http.listener import ListenOptions
 
 
 def _check_key(key: str) -> str:
@@ -23,6 +25,11 @@ class HttpConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
+    listen: ListenOptions | None = None
+    """Where each replica listens itself, for clients that need not go through Serve's proxy. None: nowhere.
+    ``pyramid-serve up`` sets it to the host and port that it is given."""
+    connections: ConnectionLimits = ConnectionLimits()
+    """What one connection may take, where replicas listen themselves."""
     body: BodyLimits = BodyLimits()
     api_keys: tuple[ApiKey, ...] = ()
     """Every request to ``/v1`` must carry one of these as ``Authorization: Bearer KEY``. Empty: no key is needed. Each

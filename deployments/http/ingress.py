@@ -8,6 +8,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.http.app import create_app
 from deployments.http.config import HttpConfig
+from deployments.http.listener import Listener
 from deployments.telemetry.logs import configure_logging
 from deployments.telemetry.replicas import replica_name
 from deployments.videos.videos import Videos
@@ -34,7 +35,24 @@ class Ingress:
         self._videos = Videos(VideoStore(storage), claims, models)
         self._config = config
         self._orchestrator = orchestrator
+        self._listener: Listener | None = None
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """The application. Serve calls this when the replica has started."""
-        return create_app(self._videos, self._config)
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """The application. Serve calls this when the replica has started.
+
+        Raises ``OSError`` if the replica is to listen at a port that cannot be had.
+        """
+        app = create_app(self._videos, self._config)
+        if self._config.listen is not None:
+            self._listener = await Listener.start(app, self._config.listen, self._config.connections)
+        return app
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose server has ended."""
+        if self._listener is not None:
+            self._listener.check()
+
+    async def __del__(self) -> None:
+        """Serve calls this once, when it stops the replica."""
+        if self._listener is not None:
+            await self._listener.stop()

@@ -20,6 +20,7 @@ from deployments.app import build
 from deployments.config import IMPORT_PATH, AppConfig, ModelOptions, app_config, load_config
 from deployments.http.guard import DOTLESS
 from deployments.http.hosts import is_this_machine
+from deployments.http.listener import ListenOptions
 from deployments.local.log_tail import warnings_told
 from deployments.local.sessions import mark_session, remove_old_sessions
 from deployments.local.signals import undisturbed
@@ -54,7 +55,12 @@ class LocalApp(NamedTuple):
     proxy_location: str = "HeadOnly"
     logging_config: dict[str, Any] | None = None
     http_options: Mapping[str, Any] = MappingProxyType({})
-    """Options of Serve itself, without the host and port."""
+    """Options of Serve's proxy, without the host and port."""
+
+    @property
+    def has_proxy(self) -> bool:
+        """Whether clients go through Serve's proxy, as they must where it has options of its own, TLS for example."""
+        return bool(self.http_options)
 
     @property
     def url(self) -> str:
@@ -100,7 +106,7 @@ def running(app: LocalApp, *, show: Show, warn: Callable[[str], None] | None = N
     replicas. Raises ``ValueError`` for a port that is taken or an app that does not start.
     """
     check_port(app.host, app.port)
-    application = build(with_known_hosts(app))
+    application = build(local_config(app))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -108,7 +114,8 @@ def running(app: LocalApp, *, show: Show, warn: Callable[[str], None] | None = N
     try:
         session = start_ray(_start_local_ray)
         http_options = {**app.http_options, "host": app.host, "port": app.port}
-        serve.start(proxy_location=app.proxy_location, http_options=http_options, logging_config=app.logging_config)
+        proxy_location = app.proxy_location if app.has_proxy else "Disabled"
+        serve.start(proxy_location=proxy_location, http_options=http_options, logging_config=app.logging_config)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         folder = Path(session.address_info["session_dir"])
         num_removed = remove_old_sessions(folder.parent)
@@ -154,16 +161,19 @@ def try_ray() -> None:
             ray.shutdown()
 
 
-def with_known_hosts(app: LocalApp) -> AppConfig:
-    """The configuration of an app; if it listens on this machine only, it answers only to names of this machine.
+def local_config(app: LocalApp) -> AppConfig:
+    """The configuration of an app on this machine.
 
-    Otherwise a web page could reach it under the page's own host name; see ``guard.HostCheck``. ``allowed_hosts`` in
-    the configuration file takes precedence.
+    Its ingress listens at the app's port itself, unless the app ``has_proxy``. If it listens on this machine only, it
+    answers only to names of this machine, for a web page could reach it under the page's own host name otherwise; see
+    ``guard.HostCheck``. ``allowed_hosts`` in the configuration file takes precedence.
     """
-    ingress = app.config.ingress
-    if ingress.settings.allowed_hosts is not None or not is_this_machine(app.host):
-        return app.config
-    settings = ingress.settings.model_copy(update={"allowed_hosts": (DOTLESS,)})
+    ingress, changes = app.config.ingress, dict[str, Any]()
+    if ingress.settings.allowed_hosts is None and is_this_machine(app.host):
+        changes["allowed_hosts"] = (DOTLESS,)
+    if not app.has_proxy:
+        changes["listen"] = ListenOptions(host=app.host, port=app.port, route_prefix=app.route_prefix)
+    settings = ingress.settings.model_copy(update=changes)
     return app.config.model_copy(update={"ingress": ingress.model_copy(update={"settings": settings})})
 
 

@@ -7,7 +7,6 @@ cancelled; any other is made at ``unit_seconds`` a unit.
 import asyncio
 import functools
 import re
-import socket
 import subprocess
 import tempfile
 import threading
@@ -22,7 +21,6 @@ from uuid import uuid4
 import httpx
 import imageio_ffmpeg
 import numpy
-import uvicorn
 from fastapi import FastAPI
 
 from deployments.claims.config import ClaimsConfig
@@ -30,6 +28,8 @@ from deployments.claims.deployment import Claims
 from deployments.claims.messages import RunUpdate
 from deployments.http.app import create_app
 from deployments.http.config import HttpConfig
+from deployments.http.listener import Listener, ListenOptions
+from deployments.local.cluster import free_port
 from deployments.videos.videos import Videos
 from pyramid_serve.api import RequestLimits, Stage, TimelineEntry, VideoError, VideoRecord
 from pyramid_serve.media.fragments import encode_fragment, join_fragments
@@ -213,24 +213,22 @@ class LocalServer:
 @contextmanager
 def serve_locally(root: str, **options: Any) -> Iterator[LocalServer]:
     """A server for as long as the block runs; see ``local_app`` for the options."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    started: threading.Event = threading.Event()
-    running: list[uvicorn.Server] = []
+    listen = ListenOptions(port=free_port(), drain_timeout_s=1)
+    url = f"http://{listen.host}:{listen.port}"
+    started, is_over = threading.Event(), threading.Event()
+    apps: list[FastAPI] = []
 
     async def serve() -> None:
-        app = await local_app(root, **options)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        running.append(server)
-        asyncio.get_running_loop().call_later(0.2, started.set)
-        await server.serve(sockets=[listener])
+        apps.append(await local_app(root, **options))
+        listener = await Listener.start(apps[0], listen)
+        started.set()
+        await asyncio.to_thread(is_over.wait)
+        await listener.stop()
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     assert started.wait(30)
-    server = running[0]
     with httpx.Client(base_url=url, timeout=30) as client:
-        yield LocalServer(url, server.config.app, client)  # type: ignore[arg-type]
-    server.should_exit = True
+        yield LocalServer(url, apps[0], client)
+    is_over.set()
     thread.join(10)
-    listener.close()

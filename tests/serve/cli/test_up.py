@@ -25,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory, miniflux: Path) -> Iterator[Up]:
-    up = Up(tmp_path_factory.mktemp("up"), [{"source": str(miniflux), "name": "mini"}])
+    # Through Serve's proxy at first, as on a cluster; from the restart after SIGTERM on, straight to the ingress.
+    up = Up(tmp_path_factory.mktemp("up"), [{"source": str(miniflux), "name": "mini"}], through_proxy=True)
     try:
         yield up
     finally:

@@ -27,11 +27,10 @@ MAX_QUEUED = 60
 class Up:
     """A running ``pyramid-serve up``, and a client for it. Its fields are those that ``send`` needs too."""
 
-    def __init__(self, folder: Path, models: list[dict[str, Any]]) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        config = {
-            "http_options": {"host": "127.0.0.1", "port": port},
+    def __init__(self, folder: Path, models: list[dict[str, Any]], *, through_proxy: bool = False) -> None:
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._config: dict[str, Any] = {
             "applications": [
                 {
                     "import_path": "deployments.app:build",
@@ -44,12 +43,17 @@ class Up:
                 }
             ],
         }
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
         self.folder = folder
         self.client = httpx.Client(base_url=self.url, timeout=60)
-        self.start()
+        self.start(through_proxy=through_proxy)
 
-    def start(self) -> None:
+    def start(self, *, through_proxy: bool = False) -> None:
+        """through_proxy: clients go through Serve's proxy, as on a cluster, and not to the ingress itself."""
+        options: dict[str, Any] = {"host": "127.0.0.1", "port": self._port}
+        if through_proxy:
+            options["keep_alive_timeout_s"] = 60
+        config = self._config | {"http_options": options}
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
         self.command = Command("up", "--config", "config.yaml", cwd=self.folder)
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from deployments.config import IMPORT_PATH, AppConfig, ConfigError
-from deployments.local.cluster import LocalApp, check_port, read_app, start_ray, with_known_hosts
+from deployments.http.listener import ListenOptions
+from deployments.local.cluster import LocalApp, check_port, local_config, read_app, start_ray
 
 
 def file_of(folder: Path, **content: Any) -> Path:
@@ -89,8 +90,16 @@ def test_a_server_for_this_machine_alone_has_names_of_this_machine_alone(
     host: str, allowed_hosts: list[str] | None, expected: tuple[str, ...] | None
 ) -> None:
     ingress = {"settings": {"allowed_hosts": allowed_hosts}}
-    config = with_known_hosts(LocalApp(AppConfig.model_validate({"ingress": ingress}), host, 8000))
+    config = local_config(LocalApp(AppConfig.model_validate({"ingress": ingress}), host, 8000))
     assert config.ingress.settings.allowed_hosts == expected
+
+
+def test_the_ingress_listens_itself_where_the_proxy_has_no_options_of_its_own() -> None:
+    app = LocalApp(AppConfig(), "127.0.0.1", 8123, route_prefix="/video")
+    assert local_config(app).ingress.settings.listen == ListenOptions(port=8123, route_prefix="/video")
+    with_options = app._replace(http_options={"ssl_certfile": "cert.pem"})
+    assert (app.has_proxy, with_options.has_proxy) == (False, True)
+    assert local_config(with_options).ingress.settings.listen is None
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536, 99999])

@@ -1,0 +1,153 @@
+"""One HTTP connection: uvicorn's, with bounds on headers, on the time without progress, and on their number."""
+
+import asyncio
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_NUM_HEADER_MARKS = len(b": \r\n")
+
+
+class ConnectionLimits(BaseModel):
+    """What one connection may take. Limits of bodies are in ``BodyLimits``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_connections: PositiveInt = 5000
+    """Further ones get 503 and are closed."""
+    max_header_bytes: PositiveInt = 32 * 1024
+    """The request line and all headers. A request with more gets 431."""
+    header_timeout_s: PositiveFloat = 10.0
+    """How long the headers of a request may take, and how long the rest of a body is read that nobody needs."""
+    keep_alive_s: PositiveInt = 60
+    """How long a connection may wait for its next request."""
+    send_timeout_s: PositiveFloat = 120.0
+    """How long a client may take nothing of an answer."""
+
+
+class Connection(HttpToolsProtocol):
+    """A connection with limits. Create it as uvicorn does; the last argument is ours."""
+
+    def __init__(self, *args: Any, limits: ConnectionLimits, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._limits = limits
+        self._is_in_headers = False
+        self._num_received_bytes = 0
+        self._num_parsed_bytes = 0
+        self._deadline: asyncio.TimerHandle | None = None
+        self._send_deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.max_connections:
+            self._refuse(b"503 Service Unavailable", b"Retry-After: 1\r\n")
+            return
+        self._set_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._clear_deadline()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._is_in_headers:
+            self._num_received_bytes += len(data)  # a header that has no end yet is only received, not parsed
+            if self._num_received_bytes > self._limits.max_header_bytes:
+                self._refuse_headers()
+        elif self._is_between_requests and self._deadline is None:
+            self._set_deadline()  # uvicorn's own was ended by bytes that begin no request
+
+    # What the parser calls
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_headers, self._num_received_bytes, self._num_parsed_bytes = True, 0, 0
+        self._set_deadline()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value) + _NUM_HEADER_MARKS)
+
+    def on_headers_complete(self) -> None:
+        self._is_in_headers = False
+        self._clear_deadline()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._clear_deadline()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self.cycle.more_body:
+            # The rest of the body is read, so that the client sees the answer, but not for ever.
+            self._set_deadline()
+        if self.transport.is_closing():
+            self._abort_later()
+        super().on_response_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._abort_later()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._num_parsed_bytes > self._limits.max_header_bytes:
+            self._refuse_headers()
+        else:
+            super().send_400_response(msg)
+
+    # What the transport calls
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._send_deadline = self.loop.call_later(self._limits.send_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._send_deadline is not None:
+            self._send_deadline.cancel()
+            self._send_deadline = None
+        super().resume_writing()
+
+    @property
+    def _is_between_requests(self) -> bool:
+        return (self.cycle is None or self.cycle.response_complete) and self.timeout_keep_alive_task is None
+
+    def _count(self, num_bytes: int) -> None:
+        """Count bytes of the headers. Raises ``ValueError``, at which the parser stops, if there are too many."""
+        self._num_parsed_bytes += num_bytes
+        if self._num_parsed_bytes > self._limits.max_header_bytes:
+            raise ValueError("the headers are too large")
+
+    def _refuse_headers(self) -> None:
+        self._refuse(b"431 Request Header Fields Too Large")
+
+    def _refuse(self, status: bytes, headers: bytes = b"") -> None:
+        self.transport.write(
+            b"HTTP/1.1 " + status + b"\r\n" + headers + b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        self.transport.close()
+        self._abort_later()
+
+    def _abort_later(self) -> None:
+        """A closed connection remains until the client has taken what was sent; let it not remain for ever."""
+        self.loop.call_later(self._limits.send_timeout_s, self.transport.abort)
+
+    def _set_deadline(self) -> None:
+        self._clear_deadline()
+        self._deadline = self.loop.call_later(self._limits.header_timeout_s, self.transport.abort)
+
+    def _clear_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

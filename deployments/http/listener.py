@@ -1,0 +1,168 @@
+"""An HTTP server within a replica of the ingress, which clients reach without Serve's proxy.
+
+Serve's proxy costs as much processor time per request as the app itself, and bounds neither the headers of a request
+nor the time for which a connection may do nothing. This server is uvicorn, with connections that have these bounds.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import time
+import uuid
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Annotated, Self
+
+import uvicorn
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.http.connection import Connection, ConnectionLimits
+
+REQUEST_ID_HEADER = "X-Request-Id"
+
+_MAX_REQUEST_ID_CHARACTERS = 128
+_BACKLOG = 2048
+_START_S = 10.0
+
+access_logger = logging.getLogger("ray.serve")
+"""Serve's own, whose files it rotates; ``logging_config.enable_access_log`` of Serve applies."""
+
+
+class ListenOptions(BaseModel):
+    """Where a replica listens. What one connection may take is in ``ConnectionLimits``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)]
+    """All replicas of a node share it; the operating system spreads the connections over them."""
+    route_prefix: Annotated[str, Field(pattern="^/")] = "/"
+    """The app's own in the configuration of Serve."""
+    drain_timeout_s: Annotated[int, Field(ge=0)] = 25
+    """A replica that is stopped takes no new connections, and waits so long for the answers that it is sending."""
+
+
+class Listener:
+    """A running server. Create it with :meth:`start`, in the event loop that it is to run in."""
+
+    def __init__(self, server: "_Server", listening: socket.socket, task: asyncio.Task[None]) -> None:
+        self._server = server
+        self._socket = listening
+        self._task = task
+
+    @classmethod
+    async def start(cls, app: ASGIApp, options: ListenOptions, limits: ConnectionLimits | None = None) -> Self:
+        """Listen, and return when connections are accepted. Raises ``OSError`` for a port that cannot be had."""
+        limits = limits or ConnectionLimits()
+        if options.route_prefix != "/":
+            app = Starlette(routes=[Mount(options.route_prefix.rstrip("/"), app=app)])
+        listening = _listening_socket(options.host, options.port)
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # malformed requests are the client's business
+        server = _Server(
+            uvicorn.Config(
+                RequestLog(app),
+                http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # it only calls it
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=limits.keep_alive_s,
+                timeout_graceful_shutdown=options.drain_timeout_s,
+            )
+        )
+        listener = cls(server, listening, asyncio.create_task(server.serve([listening])))
+        async with asyncio.timeout(_START_S):
+            while not server.started:
+                listener.check()
+                await asyncio.sleep(0.01)
+        return listener
+
+    @property
+    def port(self) -> int:
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    def check(self) -> None:
+        """Raise ``RuntimeError`` if the server has ended."""
+        if self._task.done():
+            raise RuntimeError("the HTTP server of this replica has ended") from self._task.exception()
+
+    async def stop(self) -> None:
+        """Take no more connections, and return when the last answer is sent or ``drain_timeout_s`` is over."""
+        self._server.should_exit = True
+        await asyncio.wait([self._task])
+        self._socket.close()
+
+
+class RequestLog:
+    """Gives each request an id, which its answer carries, and writes a line to the access log.
+
+    A client's own id is kept, as Serve's proxy does.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.monotonic()
+        request_id = _request_id(Headers(scope=scope).get(REQUEST_ID_HEADER, ""))
+        status = 499  # as nginx logs an answer that no client waited for
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            access_logger.info(
+                "%s %s %d %.1fms %s",
+                scope["method"],
+                scope["path"],
+                status,
+                1000 * (time.monotonic() - started),
+                request_id,
+                extra={"serve_access_log": True},
+            )
+
+
+class _Server(uvicorn.Server):
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Signals are Serve's business."""
+        return nullcontext()
+
+
+def _request_id(given: str) -> str:
+    if given and len(given) <= _MAX_REQUEST_ID_CHARACTERS and given.isascii() and given.isprintable():
+        return given
+    return str(uuid.uuid4())
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, which other replicas of this user may share."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "SO_REUSEPORT"):
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        number = error.errno or errno.EADDRNOTAVAIL
+        raise OSError(number, f"port {port} of {host}: {os.strerror(number).lower()}") from None
+    return listening
