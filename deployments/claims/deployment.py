@@ -10,6 +10,7 @@ that it is back soon.
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import ray
@@ -21,15 +22,16 @@ from deployments.claims.admission import Admission
 from deployments.claims.config import ClaimsConfig
 from deployments.claims.holder import Holder
 from deployments.claims.ledger import Ledger
-from deployments.claims.messages import News, QueuePlace, QueueState, RunUpdate
+from deployments.claims.messages import Admitted, News, QueuePlace, QueueState, RunUpdate
 from deployments.claims.orchestrators import OrchestratorHandles, Orchestrators
 from deployments.claims.places import Places
 from deployments.claims.queue import StepRate, num_steps_of, state_of
 from deployments.claims.sweep import Sweep
+from deployments.errors import QueueFullError, SupersededError
 from deployments.rpc.tasks import to_its_end
 from deployments.telemetry.logs import configure_logging
 from pyramid_serve.api import VideoError, VideoRecord
-from pyramid_serve.storage import VideoStore, shown_root
+from pyramid_serve.storage import StorageError, VideoStore, shown_root
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +98,22 @@ class Claims:
     # --- for clients ------------------------------------------------------------------------------------------------
 
     @to_its_end
-    async def submit(self, record: VideoRecord) -> VideoRecord:
-        """Accept a video and return its record, or that of another video which has the same idempotency key.
+    async def submit(self, records: Sequence[VideoRecord]) -> list[Admitted | Exception]:
+        """Accept videos. For each it returns what became of it, or an error.
 
-        Its picture must be in the storage already. Asking again with the same record is harmless. Raises
+        Pictures must be in the storage already. Asking again with the same records is harmless. The errors are
         ``QueueFullError``, and ``StorageError`` where the storage takes nothing: then the video does not exist, and its
-        key is free.
+        key is free. Raises ``SupersededError``.
         """
-        return await self._admission.admit(record)
+        results = await asyncio.gather(*map(self._admission.admit, records), return_exceptions=True)
+        answers: list[Admitted | Exception] = []
+        for record, result in zip(records, results, strict=True):
+            if isinstance(result, SupersededError) or not isinstance(result, VideoRecord | Exception):
+                raise result
+            if isinstance(result, Exception) and not isinstance(result, QueueFullError | StorageError):
+                logger.error("not accepted", exc_info=result, extra={"video_id": record.id})
+            answers.append(Admitted(result, self._places.of(result.id)) if isinstance(result, VideoRecord) else result)
+        return answers
 
     async def get(self, video_id: str) -> VideoRecord:
         """The record as it is now. Raises ``VideoNotFoundError``."""

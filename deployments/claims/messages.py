@@ -64,6 +64,13 @@ class QueuePlace(NamedTuple):
     eta_seconds: float | None
 
 
+class Admitted(NamedTuple):
+    """A video that was accepted, or the earlier one of the same idempotency key, and its place."""
+
+    record: VideoRecord
+    place: QueuePlace
+
+
 class News(NamedTuple):
     """What has changed among the unfinished videos, for those who keep a copy of all."""
 

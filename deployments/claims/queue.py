@@ -102,7 +102,7 @@ def places_of(records: Records, *, rate: float | None, now: float) -> dict[str, 
     num_steps = 0
     for video_id in sorted(records):
         record = records[video_id]
-        num_steps += _num_steps_left(record)
+        num_steps += num_steps_left(record)
         seconds = None if rate is None else num_steps / rate
         if record.status is Status.QUEUED:
             places[video_id] = QueuePlace(num_ahead, seconds)
@@ -118,7 +118,7 @@ def retry_after_s(records: Records, *, rate: float | None) -> int:
     queued = waiting(records)
     if rate is None or not queued:
         return _RETRY_AFTER_S
-    return min(max(round(_num_steps_left(queued[0]) / rate), 1), _MAX_RETRY_AFTER_S)
+    return min(max(round(num_steps_left(queued[0]) / rate), 1), _MAX_RETRY_AFTER_S)
 
 
 def _seconds_left(record: VideoRecord, *, now: float) -> float | None:
@@ -134,5 +134,6 @@ def _num_units_of(record: VideoRecord) -> int:
     return record.plan.num_units
 
 
-def _num_steps_left(record: VideoRecord) -> int:
+def num_steps_left(record: VideoRecord) -> int:
+    """Denoising steps of a video that are still to be made."""
     return num_steps_of(record) - record.num_steps_done

@@ -176,12 +176,12 @@ class Orchestrator:
 
         It is cancelled when the caller goes away, unless another call with the same key asked for it before.
         """
-        record, is_new = await self._videos.accept_while_wanted(request, idempotency_key=idempotency_key)
+        accepted = await self._videos.accept_while_wanted(request, idempotency_key=idempotency_key)
         try:
-            return await self._videos.wait(record.id)
+            return await self._videos.wait(accepted.record.id)
         except asyncio.CancelledError:
-            if is_new:
-                await apart(self._videos.cancel_unwanted(record.id))
+            if accepted.is_new:
+                await apart(self._videos.cancel_unwanted(accepted.record.id))
             raise
 
     async def frames_of(self, video_id: str, unit: int, viewer: str) -> Frames:

@@ -19,6 +19,7 @@ from deployments.claims.messages import QueuePlace, QueueState
 from deployments.claims.places import NOWHERE
 from deployments.rpc.tasks import apart, begin_apart
 from deployments.videos.mirror import Mirror
+from deployments.videos.submissions import Submissions
 from deployments.videos.view import VideoView
 from pyramid_serve.api import Plan, RequestError, VideoRecord, VideoRequest, new_record
 from pyramid_serve.media.pictures import fitted, read_picture
@@ -32,9 +33,10 @@ _GET_S = 2.0
 
 
 class Accepted(NamedTuple):
-    """The answer to a request: the record of its video, and whether this request created that video."""
+    """The answer to a request: the record and the place of its video, and whether this request created that video."""
 
     record: VideoRecord
+    place: QueuePlace
     is_new: bool
 
 
@@ -45,6 +47,7 @@ class Videos:
         self.store = store
         self.models = models
         self._claims = claims
+        self._submissions = Submissions(claims)
         self.mirror = Mirror(claims)
         """The unfinished videos."""
 
@@ -92,12 +95,12 @@ class Videos:
         try:
             if picture is not None:
                 await asyncio.to_thread(self.store.files.put_picture, asked.id, picture)
-            record: VideoRecord = await ask_claims(lambda: self._claims.submit.remote(asked))
+            record, place = await self._submissions.submit(asked)
             is_new = record.id == asked.id
         finally:
             if picture is not None and not is_new:
                 await apart(self._remove_picture(asked.id))
-        return Accepted(record, is_new=is_new)
+        return Accepted(record, place, is_new=is_new)
 
     async def _remove_picture(self, video_id: str) -> None:
         """Remove the picture of a video that was not accepted, unless it was, though no answer came."""

@@ -6,6 +6,7 @@ by unit, in terms that every part of the pipeline understands; what only the mod
 family an installation does not know can still be listed, watched and deleted.
 """
 
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -76,7 +77,7 @@ class Plan(BaseModel):
     def num_frames(self) -> int:
         return sum(run.count * run.num_frames for run in self.units)
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
         """Denoising steps of the whole video; at least 1, so that it can be divided by."""
         return max(sum(run.count * run.num_steps for run in self.units), 1)

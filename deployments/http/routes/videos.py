@@ -62,7 +62,7 @@ async def create_video(
         if wait and not record.is_over:
             finished = await _until_over(request, door, accepted)
             return Response(status_code=CLIENT_LEFT) if finished is None else _video_response(VideoView(finished))
-    return _video_response(VideoView(record) if record.is_over else await _view(door, record))
+    return _video_response(VideoView(record, accepted.place))
 
 
 @router.post(
@@ -181,14 +181,6 @@ def _is_same_picture(door: Door, picture: bytes, record: VideoRecord, max_pixels
         return False
     given = picture_of(picture, record.plan, max_pixels=max_pixels)
     return given == picture_of(stored, record.plan, max_pixels=None)
-
-
-async def _view(door: Door, record: VideoRecord) -> VideoView:
-    """A new video with its place in the queue, or without it if the video has been deleted already."""
-    try:
-        return await door.videos.get(record.id)
-    except VideoNotFoundError:
-        return VideoView(record)
 
 
 async def _until_over(request: Request, door: Door, accepted: Accepted) -> VideoRecord | None:

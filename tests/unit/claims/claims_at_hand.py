@@ -64,7 +64,15 @@ async def eventually(condition: Callable[[], bool], *, within_s: float = 5.0) ->
 
 
 async def submitted(claims: Claims, **fields: Any) -> VideoRecord:
-    return await claims.submit(new_record(PLAN, **fields))
+    return await submitted_as(claims, new_record(PLAN, **fields))
+
+
+async def submitted_as(claims: Claims, record: VideoRecord) -> VideoRecord:
+    """What claims makes of a record. Raises what it returns as an error."""
+    (result,) = await claims.submit([record])
+    if isinstance(result, Exception):
+        raise result
+    return result.record
 
 
 async def claimed(claims: Claims, video_id: str, owner: str = "a") -> VideoRecord:

@@ -6,7 +6,7 @@ import pytest
 from deployments.errors import QueueFullError
 from pyramid_serve.api import Status, new_record
 from pyramid_serve.storage import VideoStore
-from tests.unit.claims.claims_at_hand import PLAN, FakeOrchestrators, claims_of, submitted
+from tests.unit.claims.claims_at_hand import PLAN, FakeOrchestrators, claims_of, submitted, submitted_as
 
 pytestmark = pytest.mark.asyncio
 
@@ -24,9 +24,9 @@ async def test_one_key_makes_one_video_also_after_a_restart(tmp_path: Path, orch
 async def test_a_record_that_is_submitted_again_is_harmless(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
     async with claims_of(tmp_path, orchestrators) as claims:
         record = new_record(PLAN)
-        await claims.submit(record)
+        await submitted_as(claims, record)
         await claims.cancel(record.id)
-        assert (await claims.submit(record)).status is Status.FAILED
+        assert (await submitted_as(claims, record)).status is Status.FAILED
 
 
 async def test_more_videos_than_may_wait_are_refused(tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
@@ -54,7 +54,7 @@ async def test_a_key_whose_video_was_about_to_be_accepted_here_is_not_waited_for
     record = new_record(PLAN, idempotency_key="k")
     VideoStore(str(tmp_path)).keys.bind("k", record.id)  # by a replica that died then
     async with claims_of(tmp_path, orchestrators) as claims:
-        assert await asyncio.wait_for(claims.submit(record), 4.0) == record
+        assert await asyncio.wait_for(submitted_as(claims, record), 4.0) == record
 
 
 async def test_a_key_that_another_app_took_for_a_video_that_never_came_stands_for_the_video_made_here(

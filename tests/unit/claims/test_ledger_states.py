@@ -17,9 +17,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from deployments.claims.deployment import Claims
 from deployments.claims.messages import RunUpdate
 from deployments.errors import SupersededError
-from pyramid_serve.api import VideoRecord, new_record
+from pyramid_serve.api import VideoRecord
 from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
-from tests.unit.claims.claims_at_hand import BROKEN, PLAN, FakeOrchestrators, claims_of, end_lease, kill
+from tests.unit.claims.claims_at_hand import BROKEN, PLAN, FakeOrchestrators, claims_of, end_lease, kill, submitted
 
 APPS = ("one", "other")
 NEVER = {
@@ -119,7 +119,7 @@ class ClaimsStates(RuleBasedStateMachine):
 
     @rule(target=videos, app=st.sampled_from(APPS), key=st.sampled_from([None, "a", "b"]))
     def accept(self, app: str, key: str | None) -> str:
-        record = self.do(self.apps[app].submit(new_record(PLAN, idempotency_key=key)))
+        record = self.do(submitted(self.apps[app], idempotency_key=key))
         self.kept.add(record.id)
         self.watches.setdefault(record.id, []).append(self.loop.create_task(_to_the_end(self, app, record.id)))
         return str(record.id)

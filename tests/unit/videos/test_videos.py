@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import contextvars
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from deployments.claims.messages import Admitted
+from deployments.claims.places import NOWHERE
 from deployments.errors import QueueFullError
 from deployments.rpc import tasks
 from deployments.videos.videos import Videos
@@ -58,13 +61,14 @@ class SlowClaims:
         self.cancelled: list[str] = []
         self._known = known
 
-    async def submit(self, record: VideoRecord) -> VideoRecord:
+    async def submit(self, records: Sequence[VideoRecord]) -> list[Admitted]:
         assert len(contextvars.copy_context()) == 0  # or Serve would cancel this call with its caller's request
         self.is_asked.set()
         await self.may_accept.wait()
+        (record,) = records
         record = self._known or record
         self.accepted.append(record.id)
-        return record
+        return [Admitted(record, NOWHERE)]
 
     async def cancel(self, video_id: str) -> None:
         self.cancelled.append(video_id)
@@ -73,22 +77,22 @@ class SlowClaims:
 class TakingClaims:
     """Accepts."""
 
-    async def submit(self, record: VideoRecord) -> VideoRecord:
-        return record
+    async def submit(self, records: Sequence[VideoRecord]) -> list[Admitted]:
+        return [Admitted(record, NOWHERE) for record in records]
 
 
 class RefusingClaims:
     """Accepts nothing."""
 
-    async def submit(self, record: VideoRecord) -> VideoRecord:
-        raise QueueFullError(1, 1)
+    async def submit(self, records: Sequence[VideoRecord]) -> list[Exception]:
+        return [QueueFullError(1, 1) for _ in records]
 
 
 class KnowingClaims:
     """Knows the video of the key."""
 
-    async def submit(self, record: VideoRecord) -> VideoRecord:
-        return new_record(record.plan)
+    async def submit(self, records: Sequence[VideoRecord]) -> list[Admitted]:
+        return [Admitted(new_record(record.plan), NOWHERE) for record in records]
 
 
 _request = contextvars.ContextVar[str]("request")

@@ -1,0 +1,25 @@
+import pytest
+
+from deployments.claims import places
+from deployments.claims.places import NOWHERE, Places
+from deployments.claims.queue import StepRate
+from pyramid_serve.api import VideoRecord, new_record
+from tests.unit.claims.claims_at_hand import PLAN
+
+
+def test_one_that_comes_stands_behind_all_others_without_a_look_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    records: dict[str, VideoRecord] = {}
+    found = Places(records, StepRate())
+
+    def add() -> str:
+        record = new_record(PLAN)
+        records[record.id] = record
+        return record.id
+
+    first = sorted(add() for _ in range(3))  # ids of the same millisecond come in any order
+    assert [found.of(video_id).position for video_id in first] == [0, 1, 2]
+    monkeypatch.setattr(places, "places_of", None)  # nothing is computed anew within a second
+    later = [add() for _ in range(2)]
+    assert [found.of(video_id).position for video_id in later] == [3, 4]
+    assert found.all().keys() == records.keys()
+    assert found.of("video_" + 32 * "0") == NOWHERE
