@@ -1,4 +1,4 @@
-"""Where every unfinished video stands, computed once for all who ask within a second."""
+"""Where every unfinished video stands, computed once for all who ask within moments, at most a second."""
 
 import time
 from collections.abc import Mapping
@@ -9,7 +9,9 @@ from pyramid_serve.api import Status, VideoRecord
 
 NOWHERE = QueuePlace(None, None)
 
-_KEPT_S = 1.0
+_MAX_KEPT_S = 1.0
+_MAX_SHARE = 0.05
+"""The share of the time that may be spent on computing places: those of few videos are always new."""
 
 
 class Places:
@@ -21,17 +23,19 @@ class Places:
         self._places: dict[str, QueuePlace] = {}
         self._num_waiting, self._num_steps = 0, 0
         self._per_second: float | None = None
-        self._computed_at = -_KEPT_S
+        self._computed_at = 0.0
+        self._kept_s = 0.0
 
     def all(self) -> Mapping[str, QueuePlace]:
         """The place of each video, as it was at most a second ago, and of those that ``of`` gave since."""
         now = time.monotonic()
-        if now - self._computed_at >= _KEPT_S:
+        if now - self._computed_at >= self._kept_s:
             self._per_second = self._rate.per_second(now=now)
             self._places = places_of(self._records, rate=self._per_second, now=time.time())
             self._num_waiting = sum(place.position is not None for place in self._places.values())
             self._num_steps = sum(num_steps_left(self._records[video_id]) for video_id in self._places)
             self._computed_at = now
+            self._kept_s = min((time.monotonic() - now) / _MAX_SHARE, _MAX_KEPT_S)
         return self._places
 
     def of(self, video_id: str) -> QueuePlace:

@@ -13,6 +13,8 @@ from pyramid_serve.storage import VideoFile, VideoStore
 logger = logging.getLogger(__name__)
 
 _MAX_AT_ONCE = 2
+_MAX_WANTED = 100
+"""Further ones are refused: the last of these waits for some ten seconds already."""
 _RETRY_AFTER_S = 5
 
 
@@ -33,11 +35,14 @@ class Previews:
     async def get(self, record: VideoRecord, file: VideoFile) -> bytes:
         """A thumbnail or sprite sheet of a finished video.
 
-        Raises ``ApiError`` 503 if it is not made in time, ``EncodeError``, and what reading the video raises.
+        Raises ``ApiError`` 503 if it is not made in time or too many others are wanted, ``EncodeError``, and what
+        reading the video raises.
         """
         key = (record.id, file)
         task = self._tasks.get(key)
         if task is None:
+            if len(self._tasks) >= _MAX_WANTED:
+                raise _not_yet(f"{record.id}: too many previews are being made; try again")
             # In its own context: otherwise Serve would cancel the task together with the request that started it.
             self._tasks[key] = task = asyncio.create_task(self._make(record, file), context=Context())
             task.add_done_callback(lambda done: self._end(key, done))
@@ -45,11 +50,7 @@ class Previews:
             async with asyncio.timeout(self._timeout_s):
                 return await asyncio.shield(task)  # other requests wait for the same task
         except TimeoutError:
-            raise ApiError(
-                503,
-                f"{record.id}: its preview is still being made; try again",
-                headers={"Retry-After": str(_RETRY_AFTER_S)},
-            ) from None
+            raise _not_yet(f"{record.id}: its preview is still being made; try again") from None
 
     async def _make(self, record: VideoRecord, file: VideoFile) -> bytes:
         return await asyncio.get_running_loop().run_in_executor(self._threads, _make, self._store, record, file)
@@ -59,6 +60,10 @@ class Previews:
         if not task.cancelled() and task.exception() is not None:
             # Nobody may be waiting any more.
             logger.warning("%s cannot be made: %s", key[1], task.exception(), extra={"video_id": key[0]})
+
+
+def _not_yet(message: str) -> ApiError:
+    return ApiError(503, message, headers={"Retry-After": str(_RETRY_AFTER_S)})
 
 
 def _make(store: VideoStore, record: VideoRecord, file: VideoFile) -> bytes:

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from deployments.claims import places
@@ -18,8 +20,19 @@ def test_one_that_comes_stands_behind_all_others_without_a_look_at_them(monkeypa
 
     first = sorted(add() for _ in range(3))  # ids of the same millisecond come in any order
     assert [found.of(video_id).position for video_id in first] == [0, 1, 2]
-    monkeypatch.setattr(places, "places_of", None)  # nothing is computed anew within a second
+    monkeypatch.setattr(found, "_kept_s", 10.0)
+    monkeypatch.setattr(places, "places_of", None)  # so nothing is computed anew
     later = [add() for _ in range(2)]
     assert [found.of(video_id).position for video_id in later] == [3, 4]
     assert found.all().keys() == records.keys()
     assert found.of("video_" + 32 * "0") == NOWHERE
+
+
+def test_the_places_of_few_are_always_new() -> None:
+    first, second = sorted([new_record(PLAN), new_record(PLAN)], key=lambda record: record.id)
+    records = {first.id: first, second.id: second}
+    found = Places(records, StepRate())
+    assert found.of(second.id).position == 1
+    del records[first.id]
+    time.sleep(0.05)
+    assert found.of(second.id).position == 0

@@ -120,3 +120,28 @@ def test_a_preview_that_fails_is_logged_although_nobody_waits_and_is_tried_again
         asyncio.run(leave())
     said: list[Any] = [each.getMessage() for each in caplog.records]
     assert said == ["thumbnail.webp cannot be made: ffmpeg ended with 1: no frame"] * 2
+
+
+def test_past_some_number_of_previews_further_ones_are_refused(
+    store: VideoStore, record: VideoRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on = threading.Event()
+    monkeypatch.setattr(previews, "_MAX_WANTED", 1)
+
+    def make(video: bytes) -> bytes:
+        assert may_go_on.wait(10)
+        return b"picture"
+
+    monkeypatch.setattr(previews, "thumbnail", make)
+
+    async def ask() -> None:
+        shared = Previews(store, timeout_s=10)
+        first = asyncio.create_task(shared.get(record, FILE))
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="too many previews") as refused:
+            await shared.get(record, VideoFile.SPRITESHEET)
+        assert refused.value.status == 503
+        may_go_on.set()
+        assert await first == b"picture"
+
+    asyncio.run(ask())
