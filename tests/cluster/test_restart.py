@@ -19,7 +19,7 @@ from tests.cluster.conftest import (
     until_units_done,
 )
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]  # tests/serve/cli/test_up.py ends and restarts a server in CI
 
 
 async def test_a_cluster_taken_down_whole_finishes_what_it_had_accepted(
