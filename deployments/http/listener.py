@@ -150,10 +150,9 @@ def _request_id(given: str) -> str:
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, which other replicas of this user may share."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    """A socket bound to the address, which other replicas of this user may share. Of a name, an IPv4 address if any."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -279,6 +279,15 @@ async def test_requests_are_in_the_access_log(
     assert line.startswith("GET / 200 ") and line.endswith(" mine")
 
 
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", ""])
+async def test_names_are_reached_by_ipv4(host: str) -> None:
+    options = ListenOptions(host=host, port=free_port(), drain_timeout_s=1)
+    listener = await Listener.start(new_app(), options)
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"http://127.0.0.1:{options.port}/")).text == "hello"
+    await listener.stop()
+
+
 async def test_a_port_that_is_taken_is_one_line() -> None:
     taken = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = taken.sockets[0].getsockname()[1]
