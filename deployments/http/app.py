@@ -7,6 +7,7 @@ from deployments.http.config import HttpConfig
 from deployments.http.door import Door, check_key
 from deployments.http.errors import add_error_handlers
 from deployments.http.guard import add_guards
+from deployments.http.key_folder import KeyFolder
 from deployments.http.keys import Keys
 from deployments.http.places import Places, Uploads
 from deployments.http.previews import Previews
@@ -35,7 +36,7 @@ def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
         streams=Places(config.max_streams, kind="streams"),
         waits=Places(config.max_waits, kind="waits"),
         downloads=Places(config.max_downloads, kind="downloads"),
-        keys=Keys(config.api_keys),
+        keys=Keys(config.api_keys, folder=KeyFolder(config.api_keys_folder) if config.api_keys_folder else None),
         previews=Previews(videos.store, timeout_s=config.preview_timeout_s),
     )
     app.include_router(probe_routes)
@@ -43,5 +44,5 @@ def create_app(videos: Videos, config: HttpConfig | None = None) -> FastAPI:
         app.include_router(routes, dependencies=[Depends(check_key)])
     add_error_handlers(app)
     add_guards(app, allowed_hosts=config.allowed_hosts, cors=config.cors)
-    docs.complete(app, videos.models, needs_key=bool(config.api_keys))
+    docs.complete(app, videos.models, needs_key=config.needs_key)
     return app

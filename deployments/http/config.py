@@ -1,5 +1,6 @@
 """The settings of the HTTP server, ``ingress.settings`` in the configuration file."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveFloat, PositiveInt
@@ -7,17 +8,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveFloat, Posit
 from deployments.http.body import BodyLimits
 from deployments.http.connection import ConnectionLimits
 from deployments.http.guard import CorsConfig, HostPattern
+from deployments.http.key_folder import check_key
 from deployments.http.listener import ListenOptions
 
-
-def _check_key(key: str) -> str:
-    if not key or not key.isascii() or not key.isprintable() or key != key.strip():
-        # The key itself is not told: it may be right but for a space.
-        raise ValueError("must be printable ASCII characters, without spaces around them, and not empty")
-    return key
-
-
-ApiKey = Annotated[str, AfterValidator(_check_key)]
+ApiKey = Annotated[str, AfterValidator(check_key)]
 
 
 class HttpConfig(BaseModel):
@@ -34,6 +28,10 @@ class HttpConfig(BaseModel):
     api_keys: tuple[ApiKey, ...] = ()
     """Every request to ``/v1`` must carry one of these as ``Authorization: Bearer KEY``. Empty: no key is needed. Each
     must be printable ASCII characters, without spaces around them."""
+    api_keys_folder: Path | None = None
+    """Further keys, so that they need not be in a configuration file: a folder that every ingress replica sees, such as
+    a Secret of Kubernetes. Each file in it has one key and the name of its owner. With a folder a key is always needed.
+    Read again at most every 10 s."""
     allowed_hosts: tuple[HostPattern, ...] | None = None
     """The host names that this server answers to, besides IP addresses and ``localhost``. None or empty: every name.
     ``pyramid-serve up`` sets it to ``<local>``, names without a dot, if it listens on this machine only and the
@@ -52,3 +50,8 @@ class HttpConfig(BaseModel):
     ready_timeout_s: PositiveFloat = 5.0
     storage_check_interval_s: PositiveFloat = 10.0
     """``/readyz`` writes a small object to the storage at most this often, to see whether it accepts videos."""
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests to ``/v1`` need a key."""
+        return bool(self.api_keys) or self.api_keys_folder is not None

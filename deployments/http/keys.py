@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 
 from deployments.http.errors import ApiError
+from deployments.http.key_folder import KeyFolder, digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -16,9 +17,10 @@ _MAX_PAUSES = 100
 class Keys:
     """Compares the keys of requests with those of the server. All calls must come from one event loop."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        """keys: not empty each. With none at all every request passes."""
-        self._keys = tuple(key.encode() for key in keys)
+    def __init__(self, keys: Iterable[str], *, folder: KeyFolder | None = None) -> None:
+        """keys: not empty each. folder: further keys. With no keys and no folder every request passes."""
+        self._digests = tuple(digest_of(key) for key in keys)
+        self._folder = folder
         self._num_pauses = 0
 
     async def check(self, authorization: str, *, address: str) -> None:
@@ -27,12 +29,11 @@ class Keys:
         A wrong key is answered after a pause and logged with the client's address. At most 100 requests pause at once,
         so that they cannot fill the memory; any beyond that are answered at once and not logged.
         """
-        if not self._keys:
+        if not self._digests and self._folder is None:
             return
         scheme, _, given = authorization.partition(" ")
-        key = given.strip().encode()
-        is_key = scheme.lower() == "bearer" and bool(key)
-        if is_key and any(hmac.compare_digest(key, known) for known in self._keys):
+        key = given.strip()
+        if scheme.lower() == "bearer" and key and self._is_known(digest_of(key)):
             return
         if authorization and self._num_pauses < _MAX_PAUSES:
             self._num_pauses += 1
@@ -47,3 +48,7 @@ class Keys:
             param="Authorization",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+    def _is_known(self, digest: bytes) -> bool:
+        in_folder = () if self._folder is None else self._folder.digests()
+        return any(hmac.compare_digest(digest, known) for known in (*self._digests, *in_folder))
