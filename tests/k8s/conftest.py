@@ -14,7 +14,7 @@ BUILDS = {
     "pools": ("pools", ()),
     "single-gpu with its weights on a volume": ("single-gpu", ("models-pvc",)),
     "pools with spot": ("pools", ("spot",)),
-    "pools with everything": ("pools", ("models-pvc", "spot", "redis", "gateway", "ingress-nginx")),
+    "pools with everything": ("pools", ("models-pvc", "spot", "redis", "gateway", "ingress-nginx", "monitoring")),
 }
 """What is built: an overlay, and the components on top of it."""
 

@@ -195,6 +195,11 @@ MISTAKES = [
         lambda m: group(m, "api")["rayStartParams"].update({"object-store-memory": "8589934592"}),
         "takes more than half of the memory limit",
     ),
+    Mistake(
+        "a monitor of a port that is not there",
+        lambda m: without_port(m, "as-metrics"),
+        "PodMonitor pyramid-serve-head: group head has no port as-metrics",
+    ),
     # --- Serve ---
     Mistake("HeadOnly", in_serve_config("EveryNode", "HeadOnly"), "proxy_location must be EveryNode"),
     Mistake("a typo in Serve's part", in_serve_config("http_options", "http_option"), "did you mean http_options?"),

@@ -70,7 +70,7 @@ def _dependencies() -> list[str]:
 
 def _selector_problems(manifests: Manifests) -> Iterator[str]:
     """Every selector finds pods, and every group of pods has a budget and a network policy."""
-    labels = [group.labels for group in manifests.groups]
+    labels = [{**group.labels, "ray.io/node-type": _node_type(group)} for group in manifests.groups]
     labels += [each["spec"]["template"]["metadata"]["labels"] for each in manifests.all("StatefulSet")]
 
     def selects(selector: Mapping[str, str], pod: Mapping[str, str]) -> bool:
@@ -86,6 +86,9 @@ def _selector_problems(manifests: Manifests) -> Iterator[str]:
                 selector = spec["selector"]["matchLabels"]
             case "NetworkPolicy":
                 selector = spec["podSelector"]["matchLabels"]
+            case "PodMonitor":
+                selector = spec["selector"]["matchLabels"]
+                yield from _monitor_problems(manifests, name, spec)
             case _:
                 continue
         if not any(selects(selector, pod) for pod in labels):
@@ -99,6 +102,19 @@ def _selector_problems(manifests: Manifests) -> Iterator[str]:
     clients = manifests.find("Service", "pyramid-serve")["spec"]["selector"]
     if {group.pool for group in manifests.groups if selects(clients, group.labels)} != {"api"}:
         yield "Service pyramid-serve: must select the api pods alone"
+
+
+def _node_type(group: Group) -> str:
+    return "head" if group.name == "head" else "worker"
+
+
+def _monitor_problems(manifests: Manifests, name: str, spec: Mapping[str, Any]) -> Iterator[str]:
+    """KubeRay adds the port named metrics where there is none."""
+    for group in manifests.groups:
+        if spec["selector"]["matchLabels"].items() <= {**group.labels, "ray.io/node-type": _node_type(group)}.items():
+            for endpoint in spec["podMetricsEndpoints"]:
+                if endpoint["port"] not in {*group.ports, "metrics"}:
+                    yield f"{name}: group {group.name} has no port {endpoint['port']}"
 
 
 def _reference_problems(manifests: Manifests) -> Iterator[str]:

@@ -17,7 +17,7 @@ KUBERNETES = "1.34"
 
 
 class Schemas:
-    """The schemas of the core kinds, those of CRDs in a folder, and models of what is used of the Gateway API."""
+    """The schemas of the core kinds, those of CRDs in a folder, and models of what is used of other kinds."""
 
     def __init__(self, crds: Path | None) -> None:
         """crds: a folder with CustomResourceDefinitions in YAML. Kinds without a schema pass."""
@@ -37,9 +37,9 @@ class Schemas:
         if kind in self._validators:
             for error in self._validators[kind].iter_errors(each):
                 yield f"{error.json_path}: {error.message}"
-        elif kind in _GATEWAY_KINDS:
+        elif kind in _OTHER_KINDS:
             try:
-                _GATEWAY_KINDS[kind].model_validate(each)
+                _OTHER_KINDS[kind].model_validate(each)
             except ValidationError as error:
                 for problem in error.errors():
                     yield f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
@@ -79,7 +79,7 @@ def _close(schema: Any) -> None:
             _close(value)
 
 
-# --- the Gateway API: the part of it that is used here --------------------------------------------------------------
+# --- the Gateway API and the Prometheus operator: the part of them that is used here ------------------------------
 
 
 class _Strict(BaseModel):
@@ -88,6 +88,7 @@ class _Strict(BaseModel):
 
 class _Metadata(_Strict):
     name: str
+    labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
 
 
@@ -139,4 +140,25 @@ class _HTTPRoute(_Strict):
     spec: _RouteSpec
 
 
-_GATEWAY_KINDS: dict[str, type[_Strict]] = {"Gateway": _Gateway, "HTTPRoute": _HTTPRoute}
+class _Selector(_Strict):
+    matchLabels: dict[str, str]  # noqa: N815
+
+
+class _Endpoint(_Strict):
+    port: str
+
+
+class _MonitorSpec(_Strict):
+    selector: _Selector
+    podTargetLabels: list[str] = []  # noqa: N815
+    podMetricsEndpoints: list[_Endpoint]  # noqa: N815
+
+
+class _PodMonitor(_Strict):
+    apiVersion: str  # noqa: N815
+    kind: str
+    metadata: _Metadata
+    spec: _MonitorSpec
+
+
+_OTHER_KINDS: dict[str, type[_Strict]] = {"Gateway": _Gateway, "HTTPRoute": _HTTPRoute, "PodMonitor": _PodMonitor}

@@ -29,6 +29,15 @@ def test_the_page_asks_for_a_key_only_where_there_are_keys(tmp_path: Path) -> No
         assert '"security"' not in text
 
 
+def test_a_key_of_a_folder_is_asked_for_as_others_are(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "alice").write_text("hers\n")
+    with serve_locally(str(tmp_path / "videos"), http=HttpConfig(api_keys_folder=tmp_path / "keys")) as server:
+        assert server.client.get("/v1/models").status_code == 401
+        assert server.client.get("/v1/models", headers={"Authorization": "Bearer hers"}).status_code == 200
+        assert "securitySchemes" in server.client.get("/openapi.json").text
+
+
 def test_a_wrong_key_does_not_hold_up_the_others(tmp_path: Path) -> None:
     with serve_locally(str(tmp_path), http=HttpConfig(api_keys=("secret",))) as server:
         started = time.monotonic()
