@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from deployments.client import Client
 from pyramid_serve.api import Stage, Status, VideoRecord, VideoRequest
 from pyramid_serve.storage import VideoFile, VideoStore
-from tests.cluster.conftest import add_node, cluster_of, config_of, deploy, kill_random, replicas
+from tests.cluster.conftest import add_node, cluster_of, config_of, deploy, kill_random, node_of, replicas
 
 CHECKPOINT = Path(__file__).parent.parent / "tests" / "golden" / "miniflux" / "checkpoint"
 POOLS = ("denoiser", "denoiser", "decoder", "decoder")
@@ -146,7 +146,7 @@ async def lose_node(cluster: Cluster, generator: random.Random) -> str | None:
     node = generator.choice(sorted(nodes, key=lambda node: str(node.node_id)))
     pool = pools[node.node_id]
     await asyncio.to_thread(cluster.remove_node, node, allow_graceful=False)
-    add_node(cluster, pool)  # on the main thread, for Ray handles signals there
+    add_node(cluster, node_of(pool))  # on the main thread, for Ray handles signals there
     return f"node of {pool}"
 
 

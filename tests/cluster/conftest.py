@@ -5,8 +5,8 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,19 +47,27 @@ class Replica(NamedTuple):
     node_id: str
 
 
-@contextmanager
-def cluster_of(*pools: str) -> Iterator[Cluster]:
+def cluster_of(*pools: str) -> AbstractContextManager[Cluster]:
     """A cluster with a head in the pool ``front``, and a node for each of ``pools``; the driver is connected to it."""
+    return cluster_with({"num_cpus": 16, "labels": {"pool": "front"}}, [node_of(pool) for pool in pools])
+
+
+def node_of(pool: str) -> dict[str, Any]:
+    return {"num_cpus": 16, "num_gpus": 1, "labels": {"pool": pool}}
+
+
+@contextmanager
+def cluster_with(head: dict[str, Any], nodes: Sequence[dict[str, Any]]) -> Iterator[Cluster]:
+    """A cluster with these nodes, each what ``ray start`` takes; the driver is connected to it."""
     assert not ray.is_initialized(), "tests of clusters run before those that keep a Ray for the session"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     head = {
-        "num_cpus": 16,
-        "labels": {"pool": "front"},
+        **head,
         "include_dashboard": False,
         "object_store_memory": STORE_BYTES,
         "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 4},
     }
-    cluster = start_ray(lambda: start_cluster(head, pools))
+    cluster = start_ray(lambda: start_cluster(head, nodes))
     try:
         ray.init(address=cluster.address, log_to_driver=False)
         serve.start(proxy_location="Disabled")
@@ -69,13 +77,13 @@ def cluster_of(*pools: str) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def start_cluster(head: dict[str, Any], pools: tuple[str, ...]) -> Cluster:
+def start_cluster(head: dict[str, Any], nodes: Sequence[dict[str, Any]]) -> Cluster:
     """The cluster's nodes, all up."""
     cluster = Cluster()
     try:
         cluster.add_node(**head)
-        for pool in pools:
-            add_node(cluster, pool)
+        for node in nodes:
+            add_node(cluster, node)
         cluster.wait_for_nodes()
     except Exception:
         cluster.shutdown()
@@ -83,8 +91,8 @@ def start_cluster(head: dict[str, Any], pools: tuple[str, ...]) -> Cluster:
     return cluster
 
 
-def add_node(cluster: Cluster, pool: str) -> Any:
-    return cluster.add_node(num_cpus=16, num_gpus=1, labels={"pool": pool}, object_store_memory=STORE_BYTES, wait=False)
+def add_node(cluster: Cluster, node: dict[str, Any]) -> Any:
+    return cluster.add_node(**node, object_store_memory=STORE_BYTES, wait=False)
 
 
 def config_of(checkpoint: Path, storage: Path, *, num_replicas: int = 1, **options: Any) -> AppConfig:

@@ -25,6 +25,7 @@ from tests.cluster.conftest import (
     deploy,
     kill,
     kill_random,
+    node_of,
     replicas,
     request_of,
     times_made,
@@ -118,7 +119,7 @@ async def test_a_node_is_lost(cluster: Cluster, client: Client, store: VideoStor
     (node_id,) = {replica.node_id for replica in replicas("Denoiser") if replica.name == used}
     (node,) = (node for node in cluster.worker_nodes if node.unique_id and node.node_id == node_id)
     await asyncio.to_thread(cluster.remove_node, node, allow_graceful=False)
-    add_node(cluster, "denoiser")
+    add_node(cluster, node_of("denoiser"))
     for record in records:
         check(await finished(client, record), store, undisturbed)
 
