@@ -29,7 +29,7 @@ from tests.cluster.conftest import (
     times_made,
     until_units_done,
 )
-from tests.k8s.manifests import Group, Manifests, build
+from tests.k8s.manifests_at_hand import Group, Manifests, build
 
 pytestmark = pytest.mark.asyncio
 
@@ -129,7 +129,7 @@ async def test_a_drained_node_of_a_pool_loses_no_video_and_at_most_one_unit(
     (group,) = manifests.workers_of(POOLS[deployment])
     await with_another_pod(cluster, group)
     record = await client.submit(request_of(1, seconds=3, steps=20))
-    await until_units_done(client, record.id, 1)
+    await until_units_done(client, record.id, 1, timeout_s=180)
     (drained,) = replicas(deployment)
     drain(cluster, drained, seconds=60)
     async with asyncio.timeout(180):
@@ -148,7 +148,7 @@ async def test_a_drained_node_of_an_orchestrator_loses_no_video(
     (group,) = manifests.workers_of("api")
     await with_another_pod(cluster, group)
     record = await client.submit(request_of(2, seconds=3, steps=20))
-    record = await until_units_done(client, record.id, 1)
+    record = await until_units_done(client, record.id, 1, timeout_s=180)
     (drained,) = (replica for replica in replicas("Orchestrator") if replica.name == record.owner)
     drain(cluster, drained, seconds=60)
     async with asyncio.timeout(180):

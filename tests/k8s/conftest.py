@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.k8s.manifests import Manifests, build
+from tests.k8s.manifests_at_hand import Manifests, build
 from tests.k8s.rules.schemas import Schemas
 
 BUILDS = {

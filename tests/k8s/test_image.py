@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.k8s.manifests import K8S, ROOT
+from tests.k8s.manifests_at_hand import K8S, ROOT
 
 LOCK = K8S / "image" / "requirements.txt"
 DOCKERFILE = K8S / "image" / "Dockerfile"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.k8s.manifests import Manifests
+from tests.k8s.manifests_at_hand import Manifests
 from tests.k8s.rules import operator, pods, serve, times
 from tests.k8s.rules.schemas import Schemas
 

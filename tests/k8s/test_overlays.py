@@ -3,7 +3,7 @@
 import pytest
 
 from tests.k8s.conftest import BUILDS
-from tests.k8s.manifests import K8S, Manifests
+from tests.k8s.manifests_at_hand import K8S, Manifests
 from tests.k8s.rules import operator, pods, serve, times
 from tests.k8s.rules.schemas import Schemas
 
@@ -23,7 +23,7 @@ def test_core_kinds_and_those_of_the_gateway_have_no_unknown_or_wrong_field(
 
 def test_the_rayservice_is_checked_by_the_schema_of_its_crd(schemas: Schemas) -> None:
     if not schemas.has("RayService"):
-        pytest.skip("no CRD of RayService; --crds FOLDER says where kuberay's CRDs are")
+        pytest.skip("no CRD of RayService; --crds FOLDER says where KubeRay's CRDs are")
 
 
 def test_the_operator_takes_it(manifests: Manifests) -> None:

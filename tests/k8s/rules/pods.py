@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.k8s.manifests import ROOT, Group, Manifests, number
+from tests.k8s.manifests_at_hand import ROOT, Group, Manifests, number
 
 _PORTS = {"gcs-server": 6379, "dashboard": 8265, "serve": 8000}
 _CREATED_BY_USERS = {"pyramid-serve-api-keys", "pyramid-serve-redis", "pyramid-serve-hub"}

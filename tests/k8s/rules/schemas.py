@@ -11,7 +11,7 @@ import kubernetes_validate
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tests.k8s.manifests import Manifests
+from tests.k8s.manifests_at_hand import Manifests
 
 KUBERNETES = "1.34"
 
@@ -20,7 +20,7 @@ class Schemas:
     """The schemas of the core kinds, those of CRDs in a folder, and models of what is used of other kinds."""
 
     def __init__(self, crds: Path | None) -> None:
-        """crds: a folder with CustomResourceDefinitions in YAML. Kinds without a schema pass."""
+        """crds: a folder with CustomResourceDefinitions in YAML. A RayService without one passes."""
         self._validators = {} if crds is None else dict(_validators_in(crds))
 
     def has(self, kind: str) -> bool:

@@ -12,7 +12,7 @@ from ray.serve.deployment import Deployment
 
 from deployments.app import build
 from deployments.config import AppConfig, ConfigError, ModelOptions, app_config, load_config
-from tests.k8s.manifests import Group, Manifests
+from tests.k8s.manifests_at_hand import Group, Manifests
 from tests.k8s.rules.memory import GB, gpu_bytes, host_bytes
 
 _API_KEYS = "/etc/pyramid-serve/api-keys"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tests.k8s.manifests import Group, Manifests, number
+from tests.k8s.manifests_at_hand import Group, Manifests, number
 from tests.k8s.rules.serve import placed_deployments, reading_problems
 
 LONGEST_UNIT_S = 30.0
