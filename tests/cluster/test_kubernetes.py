@@ -31,7 +31,7 @@ from tests.cluster.conftest import (
 )
 from tests.k8s.manifests_at_hand import Group, Manifests, build
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
 POOLS = {"TextEncoder": "text", "Denoiser": "denoise", "Decoder": "decode"}
 
@@ -116,7 +116,6 @@ async def test_every_replica_is_on_a_node_of_its_pool(client: Client) -> None:
         assert len({replica.node_id for replica in replicas(name)}) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("deployment", ["Denoiser", "Decoder"])
 async def test_a_drained_node_of_a_pool_loses_no_video_and_at_most_one_unit(
     cluster: Cluster,
@@ -141,7 +140,6 @@ async def test_a_drained_node_of_a_pool_loses_no_video_and_at_most_one_unit(
     await until_gone(drained)
 
 
-@pytest.mark.slow
 async def test_a_drained_node_of_an_orchestrator_loses_no_video(
     cluster: Cluster, manifests: Manifests, client: Client, store: VideoStore, undisturbed: Undisturbed
 ) -> None:
