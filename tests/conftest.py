@@ -24,7 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         help="a golden folder (golden.json, golden.safetensors, checkpoint/), or one of several such; may be repeated",
     )
-    parser.addoption("--crds", type=Path, help="a folder with the CRDs of KubeRay, for the tests of k8s/")
 
 
 @pytest.hookimpl(trylast=True)

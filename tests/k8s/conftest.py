@@ -1,7 +1,6 @@
 """The overlays, built once, and the rules that each must keep."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -30,9 +29,8 @@ def overlays(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifests]:
 
 
 @pytest.fixture(scope="session")
-def schemas(request: pytest.FixtureRequest) -> Schemas:
-    folder: Path | None = request.config.getoption("--crds")
-    return Schemas(folder if folder is not None and folder.is_dir() else None)
+def schemas() -> Schemas:
+    return Schemas()
 
 
 @pytest.fixture(params=BUILDS)

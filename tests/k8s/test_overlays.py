@@ -1,7 +1,5 @@
 """Every overlay, alone and with components, keeps every rule."""
 
-import pytest
-
 from tests.k8s.conftest import BUILDS
 from tests.k8s.manifests_at_hand import K8S, Manifests
 from tests.k8s.rules import operator, pods, serve, times
@@ -15,15 +13,8 @@ def test_every_overlay_and_component_is_built_somewhere() -> None:
     assert components == {folder.name for folder in (K8S / "components").iterdir()}
 
 
-def test_core_kinds_and_those_of_the_gateway_have_no_unknown_or_wrong_field(
-    manifests: Manifests, schemas: Schemas
-) -> None:
+def test_no_object_has_an_unknown_or_wrong_field(manifests: Manifests, schemas: Schemas) -> None:
     assert list(schemas.problems(manifests)) == []
-
-
-def test_the_rayservice_is_checked_by_the_schema_of_its_crd(schemas: Schemas) -> None:
-    if not schemas.has("RayService"):
-        pytest.skip("no CRD of RayService; --crds FOLDER says where KubeRay's CRDs are")
 
 
 def test_the_operator_takes_it(manifests: Manifests) -> None:

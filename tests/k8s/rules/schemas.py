@@ -1,5 +1,6 @@
 """Every object by the schema of its kind, with unknown keys refused."""
 
+import gzip
 import json
 from collections.abc import Iterator
 from functools import cache
@@ -14,17 +15,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tests.k8s.manifests_at_hand import Manifests
 
 KUBERNETES = "1.34"
+CRDS = Path(__file__).parent.parent / "crds"
+"""The CustomResourceDefinition of a RayService, as KubeRay 1.7 installs it (Apache-2.0)."""
 
 
 class Schemas:
-    """The schemas of the core kinds, those of CRDs in a folder, and models of what is used of other kinds."""
+    """The schemas of the core kinds, those of CRDs, and models of what is used of other kinds."""
 
-    def __init__(self, crds: Path | None) -> None:
-        """crds: a folder with CustomResourceDefinitions in YAML. A RayService without one passes."""
-        self._validators = {} if crds is None else dict(_validators_in(crds))
-
-    def has(self, kind: str) -> bool:
-        return kind in self._validators
+    def __init__(self) -> None:
+        self._validators = dict(_validators_in(CRDS))
 
     def problems(self, manifests: Manifests) -> Iterator[str]:
         for each in manifests.objects:
@@ -43,7 +42,7 @@ class Schemas:
             except ValidationError as error:
                 for problem in error.errors():
                     yield f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-        elif kind != "RayService":
+        else:
             yield from _problems_of_core_kind(json.dumps(each, sort_keys=True))
 
 
@@ -57,8 +56,8 @@ def _problems_of_core_kind(text: str) -> list[str]:
 
 
 def _validators_in(folder: Path) -> Iterator[tuple[str, Any]]:
-    for file in sorted(folder.glob("*.yaml")):
-        with file.open() as opened:
+    for file in sorted(folder.glob("*.yaml.gz")):
+        with gzip.open(file) as opened:
             crd = yaml.load(opened, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         (version,) = (version for version in crd["spec"]["versions"] if version["storage"])
         schema = version["schema"]["openAPIV3Schema"]
