@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from deployments.claims.ledger import Ledger
-from deployments.claims.queue import StepRate, retry_after_s, waiting
+from deployments.claims.queue import StepRate, retry_after_s
 from deployments.errors import QueueFullError
 from pyramid_serve.api import VideoRecord, created_at_of
 from pyramid_serve.storage import VideoExistsError, VideoNotFoundError, VideoStore
@@ -89,10 +89,9 @@ class Admission:
     @contextmanager
     def _place_for(self, video_id: str) -> Iterator[None]:
         """Keep a place in the queue while a video is being accepted. Raises ``QueueFullError``."""
-        records = self._ledger.records
-        if len(waiting(records)) + len(self._accepting - {video_id}) >= self._max_queued:
+        if self._ledger.state.num_queued + len(self._accepting - {video_id}) >= self._max_queued:
             rate = self._rate.per_second(now=time.monotonic())
-            raise QueueFullError(self._max_queued, retry_after_s(records, rate=rate))
+            raise QueueFullError(self._max_queued, retry_after_s(self._ledger.records, rate=rate))
         self._accepting.add(video_id)
         try:
             yield

@@ -25,7 +25,7 @@ from deployments.claims.ledger import Ledger
 from deployments.claims.messages import Admitted, News, QueuePlace, QueueState, RunUpdate
 from deployments.claims.orchestrators import OrchestratorHandles, Orchestrators
 from deployments.claims.places import Places
-from deployments.claims.queue import StepRate, num_steps_of, state_of
+from deployments.claims.queue import StepRate, num_steps_of
 from deployments.claims.sweep import Sweep
 from deployments.errors import QueueFullError, SupersededError
 from deployments.rpc.tasks import to_its_end
@@ -135,7 +135,7 @@ class Claims:
         """
         await self.check_health()
         await self._holder.check()
-        return state_of(self._ledger.records)
+        return self._ledger.state
 
     async def watch(self, video_id: str, seen_revision: int, timeout_s: float) -> VideoRecord | None:
         """The record once its revision is not this one, or the video is over; None if that takes too long.

@@ -16,7 +16,7 @@ from typing import Any
 
 from deployments.claims.config import ClaimsConfig
 from deployments.claims.holder import Holder
-from deployments.claims.messages import RunUpdate
+from deployments.claims.messages import QueueState, RunUpdate
 from deployments.claims.queue import backoff_s, is_suspect
 from deployments.claims.watchers import Changes, Watchers
 from pyramid_serve.api import Status, VideoError, VideoRecord
@@ -41,6 +41,7 @@ class Ledger:
         self._config = config
         self._on_outcome = on_outcome
         self._records: dict[str, VideoRecord] = {}
+        self._waiting: set[str] = set()
         self._terms: dict[str, int] = {}
         self._leases: dict[str, float] = {}
         self._saved_at: dict[str, float] = {}
@@ -55,6 +56,11 @@ class Ledger:
         """Of each of these videos the term in which it is held here."""
         self.has_news = asyncio.Event()
         """Set when a video has come, ended or lost its owner, so that another may be handed out."""
+
+    @property
+    def state(self) -> QueueState:
+        """How many of the videos wait and how many are in progress."""
+        return QueueState(len(self._waiting), len(self._records) - len(self._waiting))
 
     # --- looking at a record ----------------------------------------------------------------------------------------
 
@@ -240,7 +246,7 @@ class Ledger:
                 self.drop(record.id)  # someone removed its folder
                 raise
             self._saved_at[record.id] = time.monotonic()
-        self._records[record.id] = record
+        self._keep(record)
         self._tell(record.id)
         return record
 
@@ -248,7 +254,7 @@ class Ledger:
 
     def adopt(self, record: VideoRecord, *, term: int) -> None:
         """Begin to look after an unfinished record. An owner that it names has one lease in which to report."""
-        self._records[record.id] = record
+        self._keep(record)
         self._terms[record.id] = term
         if record.owner is not None:
             self._renew(record.id)
@@ -263,11 +269,19 @@ class Ledger:
         """Stop looking after a video, if it is looked after here."""
         for of_video in (self._records, self._terms, self._leases, self._saved_at):
             of_video.pop(video_id, None)
+        self._waiting.discard(video_id)
         self._tell(video_id)
 
     def end_lease(self, video_id: str) -> None:
         """The owner of a video is known to be gone."""
         self._leases.pop(video_id, None)
+
+    def _keep(self, record: VideoRecord) -> None:
+        self._records[record.id] = record
+        if record.status is Status.QUEUED:
+            self._waiting.add(record.id)
+        else:
+            self._waiting.discard(record.id)
 
     def _tell(self, video_id: str) -> None:
         """A record changed, came or went: tell all who wait."""

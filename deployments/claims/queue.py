@@ -8,7 +8,7 @@ together, None while it is not known.
 from collections import deque
 from collections.abc import Container, Mapping
 
-from deployments.claims.messages import QueuePlace, QueueState
+from deployments.claims.messages import QueuePlace
 from pyramid_serve.api import Status, VideoRecord
 
 Records = Mapping[str, VideoRecord]
@@ -48,17 +48,6 @@ def num_steps_of(record: VideoRecord) -> int:
     return record.plan.num_steps
 
 
-def waiting(records: Records) -> list[VideoRecord]:
-    """The videos that wait for a denoiser."""
-    return [record for record in records.values() if record.status is Status.QUEUED]
-
-
-def state_of(records: Records) -> QueueState:
-    """How many of the videos wait and how many are in progress."""
-    num_queued = len(waiting(records))
-    return QueueState(num_queued, len(records) - num_queued)
-
-
 def backoff_s(num_times: int, *, first_s: float) -> float:
     """The pause after so many failures in a row, in seconds: ``first_s`` after one, doubled by each further one."""
     return min(first_s * 2.0 ** min(num_times - 1, 60), _MAX_BACKOFF_S)
@@ -86,6 +75,8 @@ def next_up(records: Records, *, running: Container[str], max_running: int, now:
         ):  # later still is the work of a clock that was set back
             ready.append(record)
     chosen: list[str] = []
+    if num_running >= max_running:
+        return chosen
     for record in sorted(ready, key=lambda record: record.id):
         if num_running + len(chosen) >= max_running:
             break
@@ -115,10 +106,10 @@ def places_of(records: Records, *, rate: float | None, now: float) -> dict[str, 
 
 def retry_after_s(records: Records, *, rate: float | None) -> int:
     """Seconds after which a place in a full queue may be free."""
-    queued = waiting(records)
-    if rate is None or not queued:
+    first = next((record for record in records.values() if record.status is Status.QUEUED), None)
+    if rate is None or first is None:
         return _RETRY_AFTER_S
-    return min(max(round(num_steps_left(queued[0]) / rate), 1), _MAX_RETRY_AFTER_S)
+    return min(max(round(num_steps_left(first) / rate), 1), _MAX_RETRY_AFTER_S)
 
 
 def _seconds_left(record: VideoRecord, *, now: float) -> float | None:

@@ -13,7 +13,7 @@ from deployments.claims.holder import Holder
 from deployments.claims.ledger import Ledger
 from deployments.claims.messages import QueueState
 from deployments.claims.orchestrators import Orchestrators
-from deployments.claims.queue import next_up, state_of
+from deployments.claims.queue import next_up
 from deployments.claims.takeover import Takeover
 from deployments.errors import SupersededError
 from deployments.rpc.retry import RETRIED
@@ -27,6 +27,8 @@ _MAX_JUMP_S = 60.0
 _AGAIN_S = 1.0
 _TOGETHER_S = 0.02
 """Of news that come one after another, a sweep takes up all of so long: it looks at every video."""
+_MAX_SHARE = 0.05
+"""The share of the time that may be spent on handing out, which takes longer the more videos wait."""
 
 
 class Sweep:
@@ -52,6 +54,7 @@ class Sweep:
         self._takeover = Takeover(ledger, store, holder, on_lost=self._forget_run)
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._hand_out_s = 0.0
         self._clock = SteadyClock()
 
     async def open(self) -> None:
@@ -113,7 +116,7 @@ class Sweep:
                     await self._ledger.has_news.wait()
             except TimeoutError:
                 pass  # the regular sweep
-            await asyncio.sleep(_TOGETHER_S)
+            await asyncio.sleep(min(max(_TOGETHER_S, self._hand_out_s / _MAX_SHARE), self._config.sweep_interval_s))
             self._ledger.has_news.clear()
             try:
                 await self._sweep()
@@ -146,8 +149,10 @@ class Sweep:
             # While a call about a video is being answered, its owner may be the caller.
             if not self._ledger.is_held(record.id) and not self._ledger.is_leased(record.id):
                 await self._lose_quietly(record.id, record.attempts, f"its owner {record.owner} was not heard of")
+        started = time.perf_counter()
         self._hand_out()
-        self._on_queue(state_of(self._ledger.records))
+        self._hand_out_s = time.perf_counter() - started
+        self._on_queue(self._ledger.state)
 
     # --- taking videos from owners that are gone ----------------------------------------------------------------------
 

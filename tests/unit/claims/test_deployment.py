@@ -43,7 +43,7 @@ async def test_a_deleted_video_does_not_come_back(tmp_path: Path, orchestrators:
 async def test_place_and_eta_follow_the_queue(
     tmp_path: Path, orchestrators: FakeOrchestrators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.claims.places._KEPT_S", 0.0)
+    monkeypatch.setattr("deployments.claims.places._MAX_KEPT_S", 0.0)
     async with claims_of(tmp_path, orchestrators) as claims:
         running = await claimed(claims, (await submitted(claims)).id)
         # Ids of one millisecond are in no order.

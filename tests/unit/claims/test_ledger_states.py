@@ -17,7 +17,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from deployments.claims.deployment import Claims
 from deployments.claims.messages import RunUpdate
 from deployments.errors import SupersededError
-from pyramid_serve.api import VideoRecord
+from pyramid_serve.api import Status, VideoRecord
 from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
 from tests.unit.claims.claims_at_hand import BROKEN, PLAN, FakeOrchestrators, claims_of, end_lease, kill, submitted
 
@@ -165,6 +165,13 @@ class ClaimsStates(RuleBasedStateMachine):
         self.ends.pop(video, None)
 
     # --- what must hold -----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def those_that_wait_are_counted(self) -> None:
+        for claims in self.apps.values():
+            records = claims._ledger.records.values()
+            num_queued = sum(record.status is Status.QUEUED for record in records)
+            assert claims._ledger.state == (num_queued, len(records) - num_queued)
 
     @invariant()
     def what_was_accepted_is_kept_by_one_app_at_most_until_it_is_over_for_good(self) -> None:
