@@ -43,8 +43,7 @@ class DecoderConfig(ModelConfig):
 class Decoder:
     """Holds the decode part of a model, one engine, and the memories of the videos decoded here last.
 
-    Frames come out the same from a memory kept or made again, alone or stacked, to float tolerance: in float32 a value
-    of 255 may differ by one where it lay on the brink of rounding.
+    Frames come out the same, bit for bit, from a memory kept or made again, alone or with units of other videos.
     """
 
     def __init__(self, config: DecoderConfig) -> None:

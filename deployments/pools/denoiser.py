@@ -32,8 +32,8 @@ class DenoiserConfig(ModelConfig):
 class Denoiser:
     """Holds the denoise part of a model and one engine; keeps nothing of a video between calls.
 
-    A unit comes out the same whatever shared its forwards, to float tolerance: in float32 within about 1e-5 of latents
-    that go up to 6, because a matrix product sums in another order when it has more rows.
+    On a CPU a unit comes out the same, bit for bit, whatever shared its forwards. On a GPU a product of the whole pack
+    may sum up in another order when it has more rows.
     """
 
     def __init__(self, config: DenoiserConfig) -> None:

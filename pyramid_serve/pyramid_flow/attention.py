@@ -50,17 +50,18 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tens
     """The definition: one mask over the whole pack, quadratic in it. The others are tested against it."""
     same = layout.sequence[:, None] == layout.sequence[None, :]
     mask = same & (layout.time[:, None] >= layout.time[None, :])
-    return _attend(q, k, v, mask)
+    return _heads_last(_attend(_heads_first(q), _heads_first(k), _heads_first(v), mask))
 
 
 def block_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
     """Each frame against its prefix, as plain attention with no mask; small frames of a sequence in groups."""
-    out = torch.empty_like(v)
-    for span in layout.spans:
-        for start, end, mask in _frame_groups(span, q.device):
-            seen = slice(span.start, end)
-            out[start:end] = _attend(q[start:end], k[seen], v[seen], mask)
-    return out
+    q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
+    groups = [
+        _attend(q[:, :, start:end], k[:, :, span.start : end], v[:, :, span.start : end], mask)
+        for span in layout.spans
+        for start, end, mask in _frame_groups(span, q)
+    ]
+    return torch.cat([_heads_last(group) for group in groups])
 
 
 def reference_flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
@@ -74,11 +75,21 @@ def compiled_flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).squeeze(0).transpose(0, 1)
+    """Queries, keys and values (1, N, L, D) -> (1, N, L, D)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def _frame_groups(span: SequenceSpan, device: torch.device) -> Iterator[tuple[int, int, Tensor | None]]:
+def _heads_first(x: Tensor) -> Tensor:
+    """(L, N, D) -> (1, N, L, D)."""
+    return x.transpose(0, 1).unsqueeze(0)
+
+
+def _heads_last(x: Tensor) -> Tensor:
+    """(1, N, L, D) -> (L, N, D)."""
+    return x.squeeze(0).transpose(0, 1)
+
+
+def _frame_groups(span: SequenceSpan, q: Tensor) -> Iterator[tuple[int, int, Tensor | None]]:
     """(first query, end of the queries, mask) of each group; the mask spans the sequence from its start."""
     start, pending = span.start, []
     for i, end in enumerate(span.frame_ends):
@@ -86,18 +97,22 @@ def _frame_groups(span: SequenceSpan, device: torch.device) -> Iterator[tuple[in
         is_last = i + 1 == len(span.frame_ends)
         if is_last or span.frame_ends[i + 1] - start > GROUP_SIZE:
             ends = tuple(e - span.start for e in pending)
-            yield start, end, _group_mask(start - span.start, ends, device) if len(ends) > 1 else None
+            yield start, end, _group_mask(start - span.start, ends, q.dtype, q.device) if len(ends) > 1 else None
             start, pending = end, []
 
 
 @lru_cache(maxsize=128)
 @torch.inference_mode(False)
-def _group_mask(start: int, frame_ends: tuple[int, ...], device: torch.device) -> Tensor:
-    """(queries, keys) of the frames that end at ``frame_ends``, the first beginning at ``start``; keys begin at 0."""
+def _group_mask(start: int, frame_ends: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(queries, keys) of the frames that end at ``frame_ends``, the first beginning at ``start``; keys begin at 0.
+
+    What is added to the scores: 0, and minus infinity where a query does not see a key.
+    """
     with torch.device("cpu"):
         starts, ends = torch.tensor((start, *frame_ends[:-1])), torch.tensor(frame_ends)
         visible_until = ends.repeat_interleave(ends - starts)
-        return (torch.arange(frame_ends[-1])[None, :] < visible_until[:, None]).to(device)
+        hidden = torch.arange(frame_ends[-1])[None, :] >= visible_until[:, None]
+        return torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf).to(device)
 
 
 @lru_cache(maxsize=1)
@@ -112,9 +127,8 @@ class FlexFunction(Protocol):
 
 
 def _flex(function: "FlexFunction", q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    out = function(q, k, v, block_mask=_block_mask(layout.spans, q.device))
-    return out.squeeze(0).transpose(0, 1)
+    block_mask = _block_mask(layout.spans, q.device)
+    return _heads_last(function(_heads_first(q), _heads_first(k), _heads_first(v), block_mask=block_mask))
 
 
 @lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""The causal video VAE, streaming: pixels <-> latents, a chunk at a time, many videos at once.
+"""The causal video VAE, streaming: pixels <-> latents, a chunk at a time.
 
 B videos, C channels, F pixel frames, T latent frames, H W in pixels, h w = H / 8, W / 8.
 
@@ -160,7 +160,10 @@ class CausalVideoVAE(nn.Module):
     def decode_unit(
         self, latents: Tensor, memory: DecoderMemory | None, *, tiling: Tiling | None = None
     ) -> tuple[Tensor, DecoderMemory]:
-        """Decode the next latent frame of each of B videos.
+        """Decode the next latent frame of each of B videos, one after the other.
+
+        A convolution of several videos may sum up in another order than that of one, so that a video's frames would
+        depend on which others are decoded with it.
 
         latents: (B, 16, 1, h, w) in the VAE's own scale; memory: None at the start of the videos, else what the call
         for the frame before returned, with the same tiling, on any device. Returns frames (B, 3, 1 or 8, H, W) in
@@ -171,9 +174,16 @@ class CausalVideoVAE(nn.Module):
             raise ValueError(
                 f"latents: shape {tuple(latents.shape)}, must be (B, {self.config.latent_channels}, 1, h, w)"
             )
-        carry = Carry(None if memory is None else memory.layers, keep_on=_memory_device(tiling))
-        frames = _tiled(self._decode_chunk, latents.to(self.dtype), carry, tiling, 1, SPATIAL_FACTOR)
-        return frames, DecoderMemory(carry.memory())
+        num_videos = latents.shape[0]
+        memories = [None] * num_videos if memory is None else memory.unstack()
+        if len(memories) != num_videos:
+            raise ValueError(f"memory: of {len(memories)} videos, but the latents are of {num_videos}")
+        frames, after = [], []
+        for video, before in zip(latents.to(self.dtype).split(1), memories, strict=True):
+            carry = Carry(None if before is None else before.layers, keep_on=_memory_device(tiling))
+            frames.append(_tiled(self._decode_chunk, video, carry, tiling, 1, SPATIAL_FACTOR))
+            after.append(DecoderMemory(carry.memory()))
+        return torch.cat(frames), DecoderMemory.stack(after)
 
     def decode_units(self, latents: Tensor, *, tiling: Tiling | None = None) -> Iterator[Tensor]:
         """Frames of each latent frame in turn: (B, 16, T, h, w) -> T times (B, 3, 1 or 8, H, W)."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -20,11 +19,14 @@ from pyramid_serve.pyramid_flow.layers import (
     JointBlock,
     Modulation,
     TimeTextEmbed,
-    apply_rope,
+    apply_pack_rope,
     modulate,
     pack_rope,
+    project_heads,
+    vectors_of,
 )
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PackLayout, pack, patchify, unpatchify
+from pyramid_serve.pyramid_flow.rows import project, project_parts, split
 
 QK_NORM_EPS = 1e-6
 
@@ -91,17 +93,18 @@ class Flux(nn.Module):
         shapes, layout, timesteps, pooled, text_features = pack(sequences, dtype)
         rope = pack_rope(shapes, self.config.axes_dims, timesteps.device)
         conditioning = self.time_text_embed(timesteps, pooled)  # (S, D)
-        text = self.context_embedder(text_features)
-        image = self.x_embedder(torch.cat([patchify(c) for s in sequences for c in s.clips]).to(dtype))  # (L, D)
+        text = project_parts(self.context_embedder, split(text_features, layout.text_parts))
+        patches = torch.cat([patchify(clip) for sequence in sequences for clip in sequence.clips]).to(dtype)
+        image = project_parts(self.x_embedder, split(patches, layout.image_parts))
 
         for block in self.transformer_blocks:
             text, image = block(text, image, conditioning, layout, rope, attention)
-        packed = layout.join(text, image)
+        packed = split(layout.join(torch.cat(text), torch.cat(image)), layout.packed_parts)
         for block in self.single_transformer_blocks:
             packed = block(packed, conditioning, layout, rope, attention)
-        current = layout.image[layout.current]
-        out = self.norm_out(packed[current], conditioning, layout.sequence[current])
-        return unpatchify(self.proj_out(out).float(), shapes)
+        current = split(torch.cat(packed)[layout.image[layout.current]], layout.current_parts)
+        out = project_parts(self.proj_out, self.norm_out(current, conditioning, layout.current_parts))
+        return unpatchify(torch.cat(out).float(), shapes)
 
 
 class SingleAttention(nn.Module):
@@ -117,12 +120,12 @@ class SingleAttention(nn.Module):
         self.to_k = nn.Linear(width, inner)
         self.to_v = nn.Linear(width, inner)
 
-    def forward(self, x: Tensor, layout: PackLayout, rope: Tensor, attention: Attention) -> Tensor:
-        q, k, v = (
-            rearrange(proj(x), "l (n d) -> l n d", d=self.head_size) for proj in (self.to_q, self.to_k, self.to_v)
-        )
-        q, k = apply_rope(self.norm_q(q), rope), apply_rope(self.norm_k(k), rope)
-        return attention(q, k, v, layout).flatten(1)
+    def forward(
+        self, parts: Sequence[Tensor], layout: PackLayout, rope: Tensor, attention: Attention
+    ) -> tuple[Tensor, ...]:
+        q, k, v = project_heads(parts, self.to_q, self.to_k, self.to_v, head_size=self.head_size)
+        q, k = (apply_pack_rope(x, rope, layout) for x in (self.norm_q(q), self.norm_k(k)))
+        return split(attention(q, k, v, layout).flatten(1), layout.packed_parts)
 
 
 class SingleBlock(nn.Module):
@@ -136,12 +139,19 @@ class SingleBlock(nn.Module):
         self.attn = SingleAttention(width, num_heads, head_size=head_size)
 
     def forward(
-        self, packed: Tensor, conditioning: Tensor, layout: PackLayout, rope: Tensor, attention: Attention
-    ) -> Tensor:
-        gate: Tensor
-        shift, scale, gate = self.norm(conditioning, layout.sequence)
-        x = modulate(packed, shift, scale)
-        mlp = F.gelu(self.proj_mlp(x), approximate="tanh")
-        attended = self.attn(x, layout, rope, attention)
-        out: Tensor = self.proj_out(torch.cat([attended, mlp], dim=-1))
-        return packed + gate * out
+        self, packed: Sequence[Tensor], conditioning: Tensor, layout: PackLayout, rope: Tensor, attention: Attention
+    ) -> list[Tensor]:
+        """The parts (L, D) of the pack, before and after the block."""
+        vectors = vectors_of(self.norm(conditioning), layout.packed_parts)
+        modulated = [modulate(x, shift, scale) for x, (shift, scale, _) in zip(packed, vectors, strict=True)]
+        attended = self.attn(modulated, layout, rope, attention)
+        out = [self._with_mlp(*x) for x in zip(modulated, attended, strict=True)]
+        return [torch.addcmul(x, gate, y) for x, y, (_, _, gate) in zip(packed, out, vectors, strict=True)]
+
+    def _with_mlp(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What the block adds to a part, from its modulated tokens and their attention, (L, D) each."""
+        mlp = project(self._mlp, x)
+        return project(self.proj_out, torch.cat([attended, mlp], dim=-1))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj_mlp(x), approximate="tanh")

@@ -17,6 +17,7 @@ from pyramid_serve.checkpoints.configs import Count, Features, Layers, parse_con
 from pyramid_serve.pyramid_flow.attention import Attention, block_attention
 from pyramid_serve.pyramid_flow.layers import FinalModulation, JointBlock, TimeTextEmbed, pack_rope
 from pyramid_serve.pyramid_flow.pack import ClipSequence, pack, unpatchify
+from pyramid_serve.pyramid_flow.rows import project, project_parts, split
 from pyramid_serve.pyramid_flow.shapes import PATCH_SIZE
 
 QK_NORM_EPS = 1e-5
@@ -91,13 +92,22 @@ class MMDiT(nn.Module):
         shapes, layout, timesteps, pooled, text_features = pack(sequences, dtype)
         rope = pack_rope(shapes, (self.config.head_size,), timesteps.device)
         conditioning = self.time_text_embed(timesteps, pooled)  # (S, D)
-        text = self.context_embedder(text_features)
-        image = torch.cat([self.pos_embed([c.to(dtype) for c in s.clips]) for s in sequences])  # (L, D)
+        text = project_parts(self.context_embedder, split(text_features, layout.text_parts))
+        embedded = torch.cat([self.pos_embed([c.to(dtype) for c in s.clips]) for s in sequences])  # (L, D)
+        image = split(embedded, layout.image_parts)
 
         for block in self.transformer_blocks:
             text, image = block(text, image, conditioning, layout, rope, attention)
-        current = self.norm_out(image[layout.current], conditioning, layout.image_sequence[layout.current])
-        return unpatchify(self.proj_out(current).float(), shapes)
+        current = split(torch.cat(image)[layout.current], layout.current_parts)
+        out = project_parts(self.proj_out, self.norm_out(current, conditioning, layout.current_parts))
+        return unpatchify(torch.cat(out).float(), shapes)
+
+
+class PatchProjection(nn.Conv2d):
+    """A convolution over whole patches, computed as the matrix product that it is: (L, C p p) -> (L, D)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.flatten(1), self.bias)
 
 
 class PatchEmbed(nn.Module):
@@ -106,19 +116,21 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
         self.max_size = config.pos_embed_max_size
-        self.proj = nn.Conv2d(config.in_channels, config.width, PATCH_SIZE, stride=PATCH_SIZE)
+        self.proj = PatchProjection(config.in_channels, config.width, PATCH_SIZE, stride=PATCH_SIZE)
         self.register_buffer("pos_embed", torch.zeros(1, self.max_size**2, config.width))
         self.pos_embed: Tensor
 
     def forward(self, clips: Sequence[Tensor]) -> Tensor:
         table = self._central_cut(clips[-1].shape[2] // PATCH_SIZE, clips[-1].shape[3] // PATCH_SIZE)
-        tokens = []
+        patches, places = [], []
         for clip in clips:
-            patches = self.proj(rearrange(clip, "c t h w -> t c h w"))  # (T, D, h/2, w/2)
-            size = patches.shape[2:]
-            places = table if size == table.shape[2:] else F.interpolate(table, size=size, mode="bilinear")
-            tokens.append(rearrange(patches + places.to(patches.dtype), "t d h w -> (t h w) d"))
-        return torch.cat(tokens)
+            _, t, height, width = clip.shape
+            patches.append(rearrange(clip, "c t (h p) (w q) -> (t h w) (c p q)", p=PATCH_SIZE, q=PATCH_SIZE))
+            size = (height // PATCH_SIZE, width // PATCH_SIZE)
+            resized = table if size == table.shape[2:] else F.interpolate(table, size=size, mode="bilinear")
+            places.append(rearrange(resized, "1 d h w -> (h w) d").repeat(t, 1))
+        tokens = project(self.proj, torch.cat(patches))
+        return tokens + torch.cat(places).to(tokens.dtype)
 
     def _central_cut(self, rows: int, columns: int) -> Tensor:
         """(1, D, rows, columns) from the centre of the table."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from pyramid_serve.pyramid_flow.rows import Part, parts_of
 from pyramid_serve.pyramid_flow.shapes import PATCH_SIZE
 
 
@@ -126,10 +127,14 @@ class PackLayout(NamedTuple):
     """Where the image stream's tokens stand in the pack."""
     current: Tensor
     """Where, in the *image* stream, the current clips' tokens stand."""
-    text_sequence: Tensor
-    """The sequence of each token of the text stream."""
-    image_sequence: Tensor
-    """The sequence of each token of the image stream."""
+    text_parts: tuple[Part, ...]
+    """The text stream as it is computed, see :mod:`rows`."""
+    image_parts: tuple[Part, ...]
+    """The image stream as it is computed."""
+    packed_parts: tuple[Part, ...]
+    """The pack as it is computed."""
+    current_parts: tuple[Part, ...]
+    """The tokens of the current clips as they are computed."""
 
     @property
     def num_tokens(self) -> int:
@@ -203,8 +208,10 @@ def _new_layout(shapes: tuple[SequenceShape, ...], device: torch.device) -> Pack
         text=text_mask.nonzero().squeeze(1).to(device),
         image=(~text_mask).nonzero().squeeze(1).to(device),
         current=current_mask[~text_mask].nonzero().squeeze(1).to(device),
-        text_sequence=sequences[text_mask].to(device),
-        image_sequence=sequences[~text_mask].to(device),
+        text_parts=parts_of([shape.num_text_tokens for shape in shapes], sequences[text_mask].to(device)),
+        image_parts=parts_of([shape.num_image_tokens for shape in shapes], sequences[~text_mask].to(device)),
+        packed_parts=parts_of([shape.num_tokens for shape in shapes], sequences.to(device)),
+        current_parts=parts_of([shape.num_current_tokens for shape in shapes], sequences[current_mask].to(device)),
     )
 
 
@@ -242,5 +249,5 @@ def unpatchify(tokens: Tensor, shapes: Sequence[SequenceShape]) -> list[Tensor]:
     clips = []
     for part, shape in zip(parts, shapes, strict=True):
         t, h, w = shape.grids[-1]
-        clips.append(rearrange(part, pattern, t=t, h=h, w=w, p1=PATCH_SIZE, p2=PATCH_SIZE))
+        clips.append(rearrange(part, pattern, t=t, h=h, w=w, p1=PATCH_SIZE, p2=PATCH_SIZE).contiguous())
     return clips

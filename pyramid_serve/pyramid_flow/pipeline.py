@@ -237,7 +237,7 @@ class PyramidFlow:
     def encode_prompts(
         self, prompts: Sequence[str], *, prompt_suffix: str, negative_prompt: str
     ) -> tuple[list[PromptEmbeds], PromptEmbeds]:
-        """Embeddings of each prompt with the suffix, and of the negative prompt, in one batch.
+        """Embeddings of each prompt with the suffix, and of the negative prompt.
 
         A prompt longer than the text encoder reads is cut, which is logged as a warning and told by ``truncated_at``.
         """

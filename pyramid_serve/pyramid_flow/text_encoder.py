@@ -62,20 +62,23 @@ class TextEncoder:
         return (*(model for model, _ in self._clips), self._t5[0])
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
-        """Embed prompts in one batch, just as they are: the caller adds the suffix.
+        """Embed prompts just as they are: the caller adds the suffix.
+
+        Each is encoded by itself, since a product of several may sum up in another order than that of one, so that a
+        prompt's embeddings would depend on which others are encoded with it.
 
         What exceeds 77 tokens for CLIP and 128 for T5 is cut off, as by the published model; each result says where
         T5 stopped. Raises ``NonFiniteError`` where embeddings hold NaN or infinity.
         """
-        if not prompts:
-            return []
-        prompt_embeds, mask, pooled = self.encode_padded(prompts)
-        check_finite(prompt_embeds, "prompt embeddings")
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts={prompts!r}: must be a list of strings")
+        return [self._encode(prompt) for prompt in prompts]
+
+    def _encode(self, prompt: str) -> PromptEmbeds:
+        (embeds,), (mask,), (pooled,) = self.encode_padded([prompt])
+        check_finite(embeds, "prompt embeddings")
         check_finite(pooled, "pooled prompt embeddings")
-        return [
-            PromptEmbeds(embeds[valid], vector, self.truncated_at(prompt))
-            for prompt, embeds, valid, vector in zip(prompts, prompt_embeds, mask.bool(), pooled, strict=True)
-        ]
+        return PromptEmbeds(embeds[mask.bool()], pooled, self.truncated_at(prompt))
 
     def truncated_at(self, prompt: str) -> int | None:
         """The character at which T5 stops reading a prompt, after 128 tokens; None where it reads all of it."""

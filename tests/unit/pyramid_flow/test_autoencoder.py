@@ -44,7 +44,7 @@ def test_a_unit_gives_one_frame_first_and_eight_then(vae: CausalVideoVAE) -> Non
 
 
 @pytest.mark.parametrize("tiling", [None, Tiling(32)])
-def test_stacked_videos_equal_each_alone(vae: CausalVideoVAE, tiling: Tiling | None) -> None:
+def test_stacked_videos_equal_each_alone_bit_for_bit(vae: CausalVideoVAE, tiling: Tiling | None) -> None:
     latents = torch.randn(3, 16, 3, 8, 12)
     alone = torch.cat([vae.decode(one[None], tiling=tiling) for one in latents])
     memories: list[DecoderMemory | None] = [None] * 3
@@ -53,7 +53,22 @@ def test_stacked_videos_equal_each_alone(vae: CausalVideoVAE, tiling: Tiling | N
         frames, memory = vae.decode_unit(latents[:, :, t : t + 1], memory, tiling=tiling)
         memories = list(memory.unstack())
         first = 0 if t == 0 else 8 * t - 7
-        assert torch.allclose(frames, alone[:, :, first : first + frames.shape[2]], atol=1e-5)
+        assert torch.equal(frames, alone[:, :, first : first + frames.shape[2]])
+
+
+def test_stacked_videos_in_bfloat16_equal_each_alone_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    vae = from_config(CONFIG).to(torch.bfloat16).eval().requires_grad_(False)
+    latents = torch.randn(3, 16, 2, 2, 2)
+    alone = torch.cat([vae.decode(one[None]) for one in latents])
+    assert torch.equal(vae.decode(latents), alone)
+
+
+def test_a_memory_of_fewer_videos_is_refused(vae: CausalVideoVAE) -> None:
+    latents = torch.randn(2, 16, 1, 4, 4)
+    _, memory = vae.decode_unit(latents[:1], None)
+    with pytest.raises(ValueError, match="memory: of 1 videos, but the latents are of 2"):
+        vae.decode_unit(latents, memory)
 
 
 def test_unstacked_memories_share_nothing(vae: CausalVideoVAE) -> None:

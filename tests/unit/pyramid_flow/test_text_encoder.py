@@ -50,13 +50,14 @@ def test_embeddings_are_the_published_ones(golden: Path, encoder: TextEncoder) -
             assert difference(pooled[index], expected["pooled_prompt_embeds"]) <= 1e-4
 
 
-def test_batched_equals_alone(encoder: TextEncoder) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prompt_among_others_has_the_bits_that_it_has_alone(golden: Path, dtype: torch.dtype) -> None:
+    encoder = TextEncoder.from_pretrained(golden / "checkpoint", dtype=dtype)
     prompts = ["a red ball", "", "a cat on a wall in the rain" + DEFAULT_PROMPT_SUFFIX]
     for prompt, together in zip(prompts, encoder.encode(prompts), strict=True):
         (alone,) = encoder.encode([prompt])
-        assert together.prompt_embeds.shape == alone.prompt_embeds.shape
-        assert difference(together.prompt_embeds, alone.prompt_embeds) <= 1e-5
-        assert difference(together.pooled_prompt_embeds, alone.pooled_prompt_embeds) <= 1e-5
+        assert torch.equal(together.prompt_embeds, alone.prompt_embeds)
+        assert torch.equal(together.pooled_prompt_embeds, alone.pooled_prompt_embeds)
 
 
 def test_padding_is_dropped(encoder: TextEncoder) -> None:
