@@ -83,7 +83,7 @@ def test_each_model_makes_its_own_videos(up: Up, miniflux: Path, mmdit: Path) ->
         pipeline = PyramidFlow.from_pretrained(checkpoint, dtype="float32")
         expected = pipeline.generate_latents([VideoInput(plan.prompt, seed=3)], video_settings(plan))[0]
         latents = numpy.concatenate(store.files.load_latents(ids[name]), axis=1)
-        numpy.testing.assert_allclose(latents, expected.numpy(), atol=1e-3)
+        assert numpy.array_equal(latents, expected.numpy())
 
 
 def test_units_that_are_denoised_and_decoded_in_the_same_replicas_do_not_get_lost(up: Up) -> None:

@@ -34,8 +34,8 @@ async def test_a_prompt_is_encoded_as_by_the_library(encoder: Handle, miniflux: 
     for prompt, wire in zip(prompts, embeds, strict=True):
         (expected,) = library.encode([prompt])
         got = all_from_wire(wire.tensors)
-        torch.testing.assert_close(got["prompt_embeds"], expected.prompt_embeds, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(got["pooled_prompt_embeds"], expected.pooled_prompt_embeds, rtol=1e-4, atol=1e-5)
+        assert torch.equal(got["prompt_embeds"], expected.prompt_embeds)
+        assert torch.equal(got["pooled_prompt_embeds"], expected.pooled_prompt_embeds)
 
 
 @pytest.mark.asyncio
