@@ -1,11 +1,13 @@
 """Measure the library: seconds, memory and arithmetic. Run ``python -m benchmarks.library --help``.
 
-Without options the tiny checkpoint of the tests on the CPU; with ``flops`` the published sizes on no device at all;
-with ``gpu`` the published sizes with random weights on a CUDA device.
+Without options the tiny checkpoint of the tests on the CPU; with ``packs`` the model in the package there, packed and
+alone; with ``flops`` the published sizes on no device at all; with ``gpu`` the published sizes with random weights on a
+CUDA device.
 """
 
 import argparse
 import gc
+import itertools
 import json
 import resource
 import statistics
@@ -34,6 +36,7 @@ from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, LatentShape
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 PUBLISHED = ROOT / "tests" / "published"
+IN_PACKAGE = ROOT / "pyramid_serve" / "models" / "shapes"
 
 NUM_TEXT_TOKENS = 128
 TRANSFORMERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
@@ -125,6 +128,29 @@ def measure_tiny(family: str, dtype: torch.dtype, shape: LatentShape) -> Iterato
             _, memory = vae.decode_unit(latents, None)
             seconds = seconds_of(lambda x=latents, m=memory: vae.decode_unit(x, m), repeats=3)  # type: ignore[misc]
             yield {"part": "decode", "packed": num_videos, "seconds_per_unit": seconds / num_videos}
+
+
+def measure_packs(dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """Processor time of a step of the model in the package, of one thread, for each of 1 and 8 videos in a forward.
+
+    The least of four, since other work on the machine adds to it.
+    """
+    torch.set_num_threads(1)
+    model: Any = load_transformer(IN_PACKAGE, dtype=dtype)
+    prompts = [random_prompt(model, num_tokens=n, device="cpu", dtype=dtype) for n in (12, 20)]
+    shape = LatentShape.of_pixels(height=128, width=128, num_latent_frames=1)
+    for num_videos, unit, stage in itertools.product((1, 8), (0, 6), range(3)):
+        clips = history_clips(random_history(shape, unit, "cpu"), stage)
+        current = torch.randn(LATENT_CHANNELS, 1, *shape.size_at(stage))
+        pack = [ClipSequence(prompt, (*clips, current), 500.0) for prompt in prompts] * num_videos
+        times = []
+        with torch.inference_mode():
+            for _ in range(5):
+                started = time.thread_time()
+                model(pack)
+                times.append(time.thread_time() - started)
+        milliseconds = 1000 * min(times[1:]) / num_videos
+        yield {"packed": num_videos, "unit": unit, "stage": stage, "milliseconds_per_video": milliseconds}
 
 
 def peak_megabytes(num_latent_frames: int, family: str) -> float:
@@ -280,7 +306,9 @@ def peak_gigabytes(device: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", default="tiny", choices=("tiny", "memory", "flops", "gpu", "one-video"))
+    parser.add_argument(
+        "what", nargs="?", default="tiny", choices=("tiny", "packs", "memory", "flops", "gpu", "one-video")
+    )
     parser.add_argument("--family", choices=("mmdit", "miniflux", "sd3"), default="miniflux")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--units", type=int, default=16)
@@ -294,6 +322,9 @@ def main() -> None:
         case "tiny":
             shape = LatentShape.of_pixels(height=128, width=128, num_latent_frames=8)
             for row in measure_tiny(arguments.family, getattr(torch, arguments.dtype), shape):
+                print(json.dumps(row))
+        case "packs":
+            for row in measure_packs(getattr(torch, arguments.dtype)):
                 print(json.dumps(row))
         case "memory":
             for num_units in (16, 31):

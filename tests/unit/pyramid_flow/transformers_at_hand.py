@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import torch
+from hypothesis import strategies as st
+from torch import nn
 
 from pyramid_serve.pyramid_flow import flux, mmdit
 from pyramid_serve.pyramid_flow.history import history_clips
@@ -47,3 +49,30 @@ def random_sequence(*, unit: int, stage: int, timestep: float, num_tokens: int =
 
 def largest_difference(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
     return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
+
+
+@st.composite
+def any_sequence(draw: st.DrawFn) -> ClipSequence:
+    """A sequence of a random unit, stage, size, text length and timestep."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    unit, stage = draw(st.integers(0, 6)), draw(st.integers(0, 2))
+    height, width = (8 * draw(st.integers(1, 3)) for _ in range(2))
+    num_text_tokens = draw(st.integers(1, 20) | st.just(128))
+    scale = 2 ** (2 - stage)
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator)
+
+    clips = history_clips(random(16, unit, height, width), stage)
+    prompt = PromptEmbeds(random(num_text_tokens, 24), random(20))
+    return ClipSequence(prompt, (*clips, random(16, 1, height // scale, width // scale)), draw(st.floats(0, 1000)))
+
+
+def lively_transformer(build: type[mmdit.MMDiT] | type[flux.Flux], dtype: torch.dtype) -> nn.Module:
+    """A tiny transformer in which everything acts on the result: weights as large as those of a trained model."""
+    config = {mmdit.MMDiT: mmdit.MMDiTConfig, flux.Flux: flux.FluxConfig}[build]
+    model = build(config.from_dict(MMDIT_CONFIG if build is mmdit.MMDiT else FLUX_CONFIG))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+    return model.to(dtype).eval().requires_grad_(False)
