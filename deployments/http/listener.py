@@ -11,6 +11,7 @@ import os
 import socket
 import time
 import uuid
+from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Annotated, Self
@@ -23,12 +24,14 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.http.connection import Connection, ConnectionLimits
+from deployments.http.guard import PROBE_PATHS
 
 REQUEST_ID_HEADER = "X-Request-Id"
 
 _MAX_REQUEST_ID_CHARACTERS = 128
 _BACKLOG = 2048
 _START_S = 10.0
+_MAX_BEGUN = 8
 
 access_logger = logging.getLogger("ray.serve")
 """Serve's own, whose files it rotates; ``logging_config.enable_access_log`` of Serve applies."""
@@ -66,7 +69,7 @@ class Listener:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # malformed requests are the client's business
         server = _Server(
             uvicorn.Config(
-                RequestLog(app),
+                RequestLog(Turns(app)),
                 http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # it only calls it
                 ws="none",
                 lifespan="off",
@@ -135,6 +138,39 @@ class RequestLog:
                 request_id,
                 extra={"serve_access_log": True},
             )
+
+
+class Turns:
+    """Lets a few requests begin in each turn of the event loop, and probes at once.
+
+    A thousand requests of one instant take seconds of processor time, even to be refused. A probe that comes then is
+    not answered after all of them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].removesuffix("/").endswith(PROBE_PATHS):
+            await self._next()
+        await self._app(scope, receive, send)
+
+    async def _next(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._let_begin())
+        await turn
+
+    async def _let_begin(self) -> None:
+        while self._waiting:
+            for _ in range(min(_MAX_BEGUN, len(self._waiting))):
+                turn = self._waiting.popleft()
+                if not turn.done():  # the server stops, and does not wait for it any more
+                    turn.set_result(None)
+            await asyncio.sleep(0)
 
 
 class _Server(uvicorn.Server):

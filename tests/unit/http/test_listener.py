@@ -31,6 +31,13 @@ async def length(request: Request) -> Response:
     return JSONResponse({"length": len(await request.body()), "root": request.scope["root_path"]})
 
 
+async def busy(request: Request) -> Response:
+    until = time.perf_counter() + 0.005
+    while time.perf_counter() < until:
+        pass
+    return PlainTextResponse("busy")
+
+
 async def slow(request: Request) -> Response:
     await asyncio.sleep(0.5)
     return PlainTextResponse("slow")
@@ -52,6 +59,8 @@ def new_app() -> Starlette:
     app = Starlette(
         routes=[
             Route("/", hello),
+            Route("/healthz", hello),
+            Route("/busy", busy),
             Route("/slow", slow),
             Route("/endless", endless),
             Route("/length", length, methods=["POST"]),
@@ -248,6 +257,21 @@ async def test_hundreds_of_silent_connections_do_not_delay_the_others() -> None:
         started = time.monotonic()
         assert (await client.get(f"http://127.0.0.1:{listener.port}/")).text == "hello"
         assert time.monotonic() - started < 1
+        for _, writer in held:
+            writer.close()
+
+
+async def test_a_probe_does_not_wait_for_the_requests_before_it() -> None:
+    async with listening() as listener, httpx.AsyncClient() as client:
+        held = [await connect(listener) for _ in range(300)]
+        await client.get(f"http://127.0.0.1:{listener.port}/healthz")
+        for _, writer in held:
+            writer.write(b"GET /busy HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        started = time.monotonic()
+        await client.get(f"http://127.0.0.1:{listener.port}/healthz")
+        probed_s = time.monotonic() - started
+        assert all([(await reader.readline()).startswith(b"HTTP/1.1 200") for reader, _ in held])
+        assert probed_s < (time.monotonic() - started) / 3
         for _, writer in held:
             writer.close()
 
