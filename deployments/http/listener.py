@@ -132,7 +132,7 @@ class RequestLog:
             access_logger.info(
                 "%s %s %d %.1fms %s",
                 scope["method"],
-                scope["path"],
+                scope["raw_path"].decode("ascii", "backslashreplace"),  # as it came: a decoded one may hold line breaks
                 status,
                 1000 * (time.monotonic() - started),
                 request_id,

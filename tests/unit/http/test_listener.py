@@ -343,3 +343,14 @@ async def test_a_server_that_has_ended_is_noticed() -> None:
         await listener.stop()
         with pytest.raises(RuntimeError, match="has ended"):
             listener.check()
+
+
+async def test_a_line_of_the_access_log_cannot_be_forged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    with caplog.at_level(logging.INFO, logger="ray.serve"):
+        async with listening() as listener, httpx.AsyncClient() as client:
+            await client.get(f"http://127.0.0.1:{listener.port}/a%0AGET%20/forged")
+    (line,) = {record.getMessage() for record in caplog.records if record.name == "ray.serve"}
+    assert line.startswith("GET /a%0AGET%20/forged 404 ")
