@@ -1,7 +1,10 @@
 """The ingress's own HTTP server, against clients that are slow, endless or many."""
 
 import asyncio
+import gc
 import logging
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from deployments.http.connection import Connection as HttpConnection
 from deployments.http.connection import ConnectionLimits
 from deployments.http.listener import Listener, ListenOptions
 from deployments.local.cluster import free_port
@@ -20,6 +24,7 @@ from deployments.local.cluster import free_port
 pytestmark = pytest.mark.asyncio
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+LARGE = 16_000_000
 POST = b"POST /unread HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -39,8 +44,23 @@ async def busy(request: Request) -> Response:
 
 
 async def slow(request: Request) -> Response:
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(float(request.query_params.get("seconds", 0.5)))
     return PlainTextResponse("slow")
+
+
+async def large(request: Request) -> Response:
+    return Response(bytes(LARGE))
+
+
+async def quiet(request: Request) -> Response:
+    async def chunks() -> AsyncIterator[bytes]:
+        try:
+            yield b"begun"
+            await asyncio.sleep(60)
+        finally:
+            request.app.state.is_stream_over = True
+
+    return StreamingResponse(chunks())
 
 
 async def endless(request: Request) -> Response:
@@ -62,7 +82,9 @@ def new_app() -> Starlette:
             Route("/healthz", hello),
             Route("/busy", busy),
             Route("/slow", slow),
+            Route("/large", large),
             Route("/endless", endless),
+            Route("/quiet", quiet),
             Route("/length", length, methods=["POST"]),
             Route("/unread", hello, methods=["POST"]),
         ]
@@ -320,7 +342,7 @@ async def test_a_port_that_is_taken_is_one_line() -> None:
     taken.close()
 
 
-@pytest.mark.skipif(not hasattr(__import__("socket"), "SO_REUSEPORT"), reason="ports are not shared here")
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="ports are not shared here")
 async def test_a_new_replica_takes_over_the_port_while_the_old_one_ends_its_answers() -> None:
     options = ListenOptions(port=free_port(), drain_timeout_s=5)
     old = await Listener.start(new_app(), options)
@@ -343,6 +365,112 @@ async def test_a_server_that_has_ended_is_noticed() -> None:
         await listener.stop()
         with pytest.raises(RuntimeError, match="has ended"):
             listener.check()
+
+
+async def test_a_trailer_without_an_end_gets_431() -> None:
+    async with listening() as listener:
+        reader, writer = await connect(listener)
+        writer.write(b"POST /length HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ")
+        await asyncio.sleep(0.05)
+        writer.write(b"a" * 40_000)
+        assert (await all_of(reader, within_s=2)).startswith(b"HTTP/1.1 431 ")
+        writer.close()
+
+
+async def test_a_body_together_with_a_part_of_the_next_headers_is_not_taken_for_large_headers() -> None:
+    async with listening() as listener:
+        reader, writer = await connect(listener)
+        body = b"a" * 60_000
+        writer.write(b"POST /length HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n" + body + HEAD)
+        await reader.readuntil(b'"length":60000')
+        writer.write(b"Connection: close\r\n\r\n")
+        assert b"hello" in await all_of(reader)
+        writer.close()
+
+
+async def test_the_end_of_an_unread_body_does_not_limit_the_time_of_the_next_answer() -> None:
+    async with listening(keep_alive_s=1) as listener:
+        reader, writer = await connect(listener)
+        writer.write(POST + b"Content-Length: 5\r\n\r\n12")
+        await reader.readuntil(b"hello")
+        writer.write(b"345GET /slow?seconds=1.3 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(5):
+            await reader.readuntil(b"slow")
+        writer.close()
+
+
+async def test_a_slow_body_after_the_answer_to_an_earlier_request_is_left_to_the_app() -> None:
+    async with listening(header_timeout_s=0.2) as listener:
+        reader, writer = await connect(listener)
+        writer.write(
+            b"GET /slow?seconds=0.1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            b"POST /length HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n12345"
+        )
+        await reader.readuntil(b"slow")
+        await asyncio.sleep(0.4)
+        writer.write(b"67890")
+        async with asyncio.timeout(5):
+            await reader.readuntil(b'"length":10')
+        writer.close()
+
+
+async def test_a_stream_ends_with_its_connection_also_if_another_request_waits_behind_it() -> None:
+    app = new_app()
+    async with listening(app) as listener:
+        _, writer = await connect(listener)
+        writer.write(b"GET /quiet HTTP/1.1\r\nHost: localhost\r\n\r\n" + HEAD + b"\r\n")
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+        await until(lambda: app.state.is_stream_over, within_s=2)
+
+
+async def test_too_many_requests_at_once_end_the_connection() -> None:
+    async with listening() as listener:
+        reader, writer = await connect(listener)
+        writer.write((HEAD + b"\r\n") * 20)
+        async with asyncio.timeout(5):
+            for _ in range(20):
+                await reader.readuntil(b"hello")
+        writer.write(b"GET /quiet HTTP/1.1\r\nHost: localhost\r\n\r\n" + (HEAD + b"\r\n") * 1_000)
+        assert b"hello" not in await all_of(reader, within_s=2)
+        writer.close()
+
+
+async def test_no_error_is_written_into_an_answer() -> None:
+    async with listening() as listener:
+        reader, writer = await connect(listener)
+        writer.write(b"GET /quiet HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"begun")
+        writer.write(b"nonsense\r\n\r\n")
+        assert b"HTTP/1.1" not in await all_of(reader, within_s=2)
+        writer.close()
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(connection: str) -> None:
+    async with listening(send_timeout_s=0.2) as listener:
+        reader, writer = await connect(listener)
+        writer.write(f"GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        num_bytes = 0
+        while num_bytes < LARGE:
+            num_bytes += len(await reader.readexactly(1_000_000))
+            await asyncio.sleep(0.04)
+        writer.close()
+
+
+async def test_nothing_is_left_of_connections_that_were_reset() -> None:
+    async with listening() as listener:
+        for ended in (b"keep-alive", b"close"):
+            reader, writer = await connect(listener)
+            writer.write(HEAD + b"Connection: " + ended + b"\r\n\r\n")
+            await reader.readuntil(b"hello")
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()  # with that, a reset
+        await asyncio.sleep(0.1)
+        gc.collect()
+        assert not [found for found in gc.get_objects() if type(found) is HttpConnection]
 
 
 async def test_a_line_of_the_access_log_cannot_be_forged(
