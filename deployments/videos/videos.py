@@ -62,7 +62,8 @@ class Videos:
         cannot be made, and ``QueueFullError``.
         """
         asked, picture = await self._prepare(request, idempotency_key)
-        return await self._submit(asked, picture)
+        # To its end even if the caller leaves: claims may accept it all the same, and then its picture must stay.
+        return await apart(self._submit(asked, picture))
 
     async def accept_while_wanted(self, request: VideoRequest, *, idempotency_key: str | None = None) -> Accepted:
         """``accept`` for a caller who waits until the video is over.

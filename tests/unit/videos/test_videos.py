@@ -125,6 +125,20 @@ async def test_a_video_that_another_asked_for_is_not_cancelled(tmp_path: Path) -
     assert claims.accepted == [known.id] and claims.cancelled == []
 
 
+async def test_a_video_whose_caller_left_before_it_was_accepted_keeps_its_picture(tmp_path: Path) -> None:
+    claims, store = SlowClaims(), VideoStore(str(tmp_path))
+    videos = Videos(store, LocalHandle(claims), MODELS)  # type: ignore[arg-type]
+    asking = asyncio.create_task(videos.accept(VideoRequest(prompt="a ball", input_reference=PICTURES["a GIF"])))
+    await claims.is_asked.wait()
+    asking.cancel()
+    await asyncio.wait([asking])
+    claims.may_accept.set()
+    while tasks._apart:
+        await asyncio.sleep(0.01)
+    (accepted,) = claims.accepted
+    assert store.files.fetch(accepted, VideoFile.PICTURE)
+
+
 async def test_a_video_that_was_deleted_before_its_caller_left_is_no_error(tmp_path: Path) -> None:
     class Emptied:
         async def cancel(self, video_id: str) -> None:
