@@ -39,6 +39,7 @@ class Connection(HttpToolsProtocol):
         self._has_new_part = False
         self._num_received_bytes = 0
         self._num_parsed_bytes = 0
+        self._problem: str | None = None
         self._running: RequestResponseCycle | None = None
         """The request that is being answered; ``cycle`` is the last that has come."""
         self._deadline: asyncio.TimerHandle | None = None
@@ -95,6 +96,9 @@ class Connection(HttpToolsProtocol):
         self._clear_deadline()
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise ValueError("too many requests at once")  # the parser stops
+        if self.parser.should_upgrade() and self._has_body:
+            self._problem = "Upgrade: not for a request with a body; send it without."
+            raise ValueError(self._problem)  # the parser would take the body for another protocol, or for a request
         super().on_headers_complete()
         if not self.pipeline:
             self._running = self.cycle
@@ -128,7 +132,7 @@ class Connection(HttpToolsProtocol):
         elif self._num_parsed_bytes > self._limits.max_header_bytes:
             self._refuse_headers()
         else:
-            super().send_400_response(msg)
+            super().send_400_response(self._problem or msg)
 
     # What the transport calls
 
@@ -155,6 +159,13 @@ class Connection(HttpToolsProtocol):
     @property
     def _is_between_requests(self) -> bool:
         return (self.cycle is None or self.cycle.response_complete) and self.timeout_keep_alive_task is None
+
+    @property
+    def _has_body(self) -> bool:
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
+            for name, value in self.headers
+        )
 
     @property
     def _is_answering(self) -> bool:

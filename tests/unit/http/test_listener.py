@@ -436,6 +436,29 @@ async def test_too_many_requests_at_once_end_the_connection() -> None:
         writer.close()
 
 
+@pytest.mark.parametrize("length", [b"Content-Length: 33\r\n", b"Transfer-Encoding: chunked\r\n"])
+async def test_a_body_after_an_upgrade_is_refused_rather_than_taken_for_a_request(length: bytes) -> None:
+    async with listening() as listener:
+        reader, writer = await connect(listener)
+        writer.write(POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + length + b"\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(HEAD + b"\r\n")
+        answers = await all_of(reader, within_s=2)
+        assert answers.startswith(b"HTTP/1.1 400 ") and b"Upgrade: not for a request with a body" in answers
+        assert answers.count(b"HTTP/1.1 ") == 1
+        writer.close()
+
+
+async def test_an_upgrade_without_a_body_is_ignored() -> None:
+    async with listening() as listener:
+        reader, writer = await connect(listener)
+        writer.write(HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n")
+        await reader.readuntil(b"hello")
+        writer.write(HEAD + b"Connection: close\r\n\r\n")
+        assert b"hello" in await all_of(reader)
+        writer.close()
+
+
 async def test_no_error_is_written_into_an_answer() -> None:
     async with listening() as listener:
         reader, writer = await connect(listener)
