@@ -88,7 +88,8 @@ class Connection(HttpToolsProtocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        if self._is_in_headers:  # otherwise it is a trailer
+            super().on_header(name, value)
         self._count(len(name) + len(value) + _NUM_HEADER_MARKS)
 
     def on_headers_complete(self) -> None:

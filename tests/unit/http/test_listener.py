@@ -377,6 +377,16 @@ async def test_a_trailer_without_an_end_gets_431() -> None:
         writer.close()
 
 
+async def test_a_trailer_is_not_taken_for_a_header() -> None:
+    async with listening() as listener:
+        reader, writer = await connect(listener)
+        chunked = b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        writer.write(b"POST /length HTTP/1.1\r\nHost: localhost\r\n" + chunked + b"0\r\nX-Request-Id: late\r\n\r\n")
+        answer = await all_of(reader)
+        assert b'"length":0' in answer and b"late" not in answer
+        writer.close()
+
+
 async def test_a_body_together_with_a_part_of_the_next_headers_is_not_taken_for_large_headers() -> None:
     async with listening() as listener:
         reader, writer = await connect(listener)
