@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import socket
+import sys
 import time
 import uuid
 from collections import deque
@@ -32,6 +33,9 @@ _MAX_REQUEST_ID_CHARACTERS = 128
 _BACKLOG = 2048
 _START_S = 10.0
 _MAX_BEGUN = 8
+_NUM_OTHER_FILES = 1000
+
+logger = logging.getLogger(__name__)
 
 access_logger = logging.getLogger("ray.serve")
 """Serve's own, whose files it rotates; ``logging_config.enable_access_log`` of Serve applies."""
@@ -63,6 +67,7 @@ class Listener:
     async def start(cls, app: ASGIApp, options: ListenOptions, limits: ConnectionLimits | None = None) -> Self:
         """Listen, and return when connections are accepted. Raises ``OSError`` for a port that cannot be had."""
         limits = limits or ConnectionLimits()
+        limits = limits.model_copy(update={"max_connections": _possible_connections(limits.max_connections)})
         if options.route_prefix != "/":
             app = Starlette(routes=[Mount(options.route_prefix.rstrip("/"), app=app)])
         listening = _listening_socket(options.host, options.port)
@@ -183,6 +188,30 @@ def _request_id(given: str) -> str:
     if given and len(given) <= _MAX_REQUEST_ID_CHARACTERS and given.isascii() and given.isprintable():
         return given
     return str(uuid.uuid4())
+
+
+def _possible_connections(wanted: int) -> int:
+    """How many connections this process may have beside other files, once its soft limit of open files is raised."""
+    if sys.platform == "win32":
+        return wanted
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _NUM_OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed and soft != hard:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    possible = min(wanted, max(soft - _NUM_OTHER_FILES, soft // 2))
+    if possible < wanted:
+        logger.warning(
+            "connections.max_connections=%d: at most %d, as the limit of open files (ulimit -n) is %d",
+            wanted,
+            possible,
+            soft,
+        )
+    return possible
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:

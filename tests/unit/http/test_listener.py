@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import socket
 import time
 
@@ -10,7 +11,7 @@ import pytest
 
 from deployments.http.listener import Listener, ListenOptions
 from deployments.local.cluster import free_port
-from tests.unit.http.listener_at_hand import connect, listening, new_app
+from tests.unit.http.listener_at_hand import all_of, connect, listening, new_app
 
 pytestmark = pytest.mark.asyncio
 
@@ -108,3 +109,27 @@ async def test_a_line_of_the_access_log_cannot_be_forged(
             await client.get(f"http://127.0.0.1:{listener.port}/a%0AGET%20/forged")
     (line,) = {record.getMessage() for record in caplog.records if record.name == "ray.serve"}
     assert line.startswith("GET /a%0AGET%20/forged 404 ")
+
+
+async def test_more_files_may_be_open_than_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        async with listening(max_connections=300):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_connections_leave_files_to_the_app_where_few_may_be_open(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
+    async with listening() as listener:
+        held = [await connect(listener) for _ in range(10)]
+        await asyncio.sleep(0.05)
+        reader, writer = await connect(listener)
+        assert (await all_of(reader)).startswith(b"HTTP/1.1 503 ")
+        for _, other in (*held, (reader, writer)):
+            other.close()
+    assert "connections.max_connections=5000: at most 10" in caplog.text
