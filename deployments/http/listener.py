@@ -70,7 +70,8 @@ class Listener:
         limits = limits.model_copy(update={"max_connections": _possible_connections(limits.max_connections)})
         if options.route_prefix != "/":
             app = Starlette(routes=[Mount(options.route_prefix.rstrip("/"), app=app)])
-        listening = _listening_socket(options.host, options.port)
+        listening = bound_socket(options.host, options.port)
+        listening.listen(_BACKLOG)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # malformed requests are the client's business
         server = _Server(
             uvicorn.Config(
@@ -214,19 +215,21 @@ def _possible_connections(wanted: int) -> int:
     return possible
 
 
-def _listening_socket(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, which other replicas of this user may share. Of a name, an IPv4 address if any."""
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, which other replicas of this user may share. Of a name, an IPv4 address if any.
+
+    Raises ``OSError``.
+    """
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
-    listening = socket.socket(family, kind, protocol)
+    bound = socket.socket(family, kind, protocol)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "SO_REUSEPORT"):
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listening.bind(address)
-        listening.listen(_BACKLOG)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(address)
     except OSError as error:
-        listening.close()
+        bound.close()
         number = error.errno or errno.EADDRNOTAVAIL
         raise OSError(number, f"port {port} of {host}: {os.strerror(number).lower()}") from None
-    return listening
+    return bound

@@ -20,7 +20,7 @@ from deployments.app import build
 from deployments.config import IMPORT_PATH, AppConfig, ModelOptions, app_config, load_config
 from deployments.http.guard import DOTLESS
 from deployments.http.hosts import is_this_machine
-from deployments.http.listener import ListenOptions
+from deployments.http.listener import ListenOptions, bound_socket
 from deployments.local.log_tail import warnings_told
 from deployments.local.sessions import mark_session, remove_old_sessions
 from deployments.local.signals import undisturbed
@@ -106,6 +106,13 @@ def running(app: LocalApp, *, show: Show, warn: Callable[[str], None] | None = N
     replicas. Raises ``ValueError`` for a port that is taken or an app that does not start.
     """
     check_port(app.host, app.port)
+    held = nullcontext() if app.has_proxy else held_port(app.host, app.port)
+    with held, _running(app, show=show, warn=warn) as logs:
+        yield logs
+
+
+@contextmanager
+def _running(app: LocalApp, *, show: Show, warn: Callable[[str], None] | None) -> Iterator[Path]:
     application = build(local_config(app))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for name in ("ray", "ray.serve"):
@@ -235,6 +242,20 @@ def check_port(host: str, port: int) -> None:
         reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else error
         option = "--host" if isinstance(error, socket.gaierror) else "--port"
         raise ValueError(f"port {port} of {host}: {reason}; take another with {option}") from None
+
+
+@contextmanager
+def held_port(host: str, port: int) -> Iterator[None]:
+    """Keep the port for the replicas of this app, which share it, from before they listen.
+
+    Nobody else can listen there: not an app that starts at the same time, whose replicas would share it too.
+    """
+    if not hasattr(socket, "SO_REUSEPORT"):
+        yield
+        return
+    with bound_socket(host, port) as held:  # it does not listen, so no connection comes to it
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # or others might listen, as nobody does yet
+        yield
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What ``pyramid-serve up`` reads of a configuration file."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import pytest
 import yaml
 
 from deployments.config import IMPORT_PATH, AppConfig, ConfigError
-from deployments.http.listener import ListenOptions
-from deployments.local.cluster import LocalApp, check_port, local_config, read_app, start_ray
+from deployments.http.listener import ListenOptions, bound_socket
+from deployments.local.cluster import LocalApp, check_port, free_port, held_port, local_config, read_app, start_ray
 
 
 def file_of(folder: Path, **content: Any) -> Path:
@@ -100,6 +101,20 @@ def test_the_ingress_listens_itself_where_the_proxy_has_no_options_of_its_own() 
     with_options = app._replace(http_options={"ssl_certfile": "cert.pem"})
     assert (app.has_proxy, with_options.has_proxy) == (False, True)
     assert local_config(with_options).ingress.settings.listen is None
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="ports are not shared here")
+def test_an_app_that_starts_keeps_its_port_for_its_own_replicas() -> None:
+    port = free_port()
+    with held_port("127.0.0.1", port):
+        with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1: address already in use"):
+            check_port("127.0.0.1", port)
+        with bound_socket("127.0.0.1", port) as listening:
+            listening.listen()
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                connection, _ = listening.accept()
+                connection.close()
+    check_port("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536, 99999])
