@@ -6,6 +6,7 @@ cancelled; any other is made at ``unit_seconds`` a unit.
 
 import asyncio
 import functools
+import logging
 import re
 import subprocess
 import tempfile
@@ -28,7 +29,7 @@ from deployments.claims.deployment import Claims
 from deployments.claims.messages import RunUpdate
 from deployments.http.app import create_app
 from deployments.http.config import HttpConfig
-from deployments.http.listener import Listener, ListenOptions
+from deployments.http.listener import Listener, ListenOptions, access_logger
 from deployments.local.cluster import free_port
 from deployments.videos.videos import Videos
 from pyramid_serve.api import RequestLimits, Stage, TimelineEntry, VideoError, VideoRecord
@@ -217,6 +218,7 @@ def serve_locally(root: str, **options: Any) -> Iterator[LocalServer]:
     url = f"http://{listen.host}:{listen.port}"
     started, is_over = threading.Event(), threading.Event()
     apps: list[FastAPI] = []
+    access_logger.setLevel(logging.WARNING)  # its lines would stand between those of the tests
 
     async def serve() -> None:
         apps.append(await local_app(root, **options))
