@@ -108,11 +108,16 @@ class Claims:
         results = await asyncio.gather(*map(self._admission.admit, records), return_exceptions=True)
         answers: list[Admitted | Exception] = []
         for record, result in zip(records, results, strict=True):
-            if isinstance(result, SupersededError) or not isinstance(result, VideoRecord | Exception):
-                raise result
-            if isinstance(result, Exception) and not isinstance(result, QueueFullError | StorageError):
-                logger.error("not accepted", exc_info=result, extra={"video_id": record.id})
-            answers.append(Admitted(result, self._places.of(result.id)) if isinstance(result, VideoRecord) else result)
+            match result:
+                case VideoRecord():
+                    answers.append(Admitted(result, self._places.of(result.id)))
+                case QueueFullError() | StorageError():
+                    answers.append(result)
+                case Exception() if not isinstance(result, SupersededError):
+                    logger.error("not accepted", exc_info=result, extra={"video_id": record.id})
+                    answers.append(result)
+                case _:  # the whole call is cancelled, or made again with this replica's successor
+                    raise result
         return answers
 
     async def get(self, video_id: str) -> VideoRecord:

@@ -19,8 +19,6 @@ from deployments.videos.views import Views
 from pyramid_serve.api import is_video_id
 
 ID_PATTERN = "^video_[0-9a-f]{32}$"
-CLIENT_LEFT = 499
-"""Logged as the status of an answer that no client waits for any more, as nginx does."""
 
 
 @dataclass(frozen=True)

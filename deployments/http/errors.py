@@ -17,6 +17,8 @@ from pyramid_serve.storage import StorageError, VideoNotFoundError
 logger = logging.getLogger(__name__)
 
 VIDEOS_PATH = "/v1/videos/"
+CLIENT_LEFT = 499
+"""Logged as the status of an answer that no client waits for any more, as nginx does."""
 
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _FILE_METHODS = ("GET", "HEAD")

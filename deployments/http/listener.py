@@ -25,6 +25,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.http.connection import Connection, ConnectionLimits
+from deployments.http.errors import CLIENT_LEFT
 from deployments.http.guard import PROBE_PATHS
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -123,7 +124,7 @@ class RequestLog:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
         request_id = _request_id(Headers(scope=scope).get(REQUEST_ID_HEADER, ""))
-        status = 499  # as nginx logs an answer that no client waited for
+        status = CLIENT_LEFT
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -149,8 +150,8 @@ class RequestLog:
 class Turns:
     """Lets a few requests begin in each turn of the event loop, and probes at once.
 
-    A thousand requests of one instant take seconds of processor time, even to be refused. A probe that comes then is
-    not answered after all of them.
+    A thousand requests of one instant take seconds of processor time, even to be refused. Without this, a probe that
+    comes then would be answered after all of them.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_AT_ONCE = 2
 _MAX_WANTED = 100
-"""Further ones are refused: the last of these waits for some ten seconds already."""
+"""Further ones are refused, since requests that wait no longer leave their previews in the queue."""
 _RETRY_AFTER_S = 5
 
 

@@ -254,7 +254,7 @@ def held_port(host: str, port: int) -> Iterator[None]:
         yield
         return
     with bound_socket(host, port) as held:  # it does not listen, so no connection comes to it
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # or others might listen, as nobody does yet
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # with it, others could listen until a replica does
         yield
 
 

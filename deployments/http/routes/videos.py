@@ -19,8 +19,8 @@ from deployments.http.answer_schema import (
 )
 from deployments.http.body import parse_body, read_body
 from deployments.http.content import open_content, respond_whole
-from deployments.http.door import CLIENT_LEFT, ID_PATTERN, WAIT_PLACE, Door, DoorOf, VideoId, only_query
-from deployments.http.errors import ApiError, being_replaced, not_found
+from deployments.http.door import ID_PATTERN, WAIT_PLACE, Door, DoorOf, VideoId, only_query
+from deployments.http.errors import CLIENT_LEFT, ApiError, being_replaced, not_found
 from deployments.http.guard import POLL_HEADER, VIDEO_ID_HEADER
 from deployments.http.head import answer_head
 from deployments.http.places import Upload
