@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyramid_serve.pyramid_flow import autoencoder, flux, mmdit
 from pyramid_serve.pyramid_flow.attention import attention_by_name, block_attention, dense_attention
+from pyramid_serve.pyramid_flow.fused import fuse_layers
 from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
@@ -226,6 +227,7 @@ def measure_gpu(family: str, sizes: Sequence[str], device: str) -> Iterator[dict
     with torch.device(device):
         model = TRANSFORMERS[family](published_config(f"{family}_transformer")).bfloat16().eval()
         vae = autoencoder.from_config(published_config("causal_video_vae")).bfloat16().eval()
+    fuse_layers(model)
     attention = attention_by_name("flex")
     prompt = random_prompt(model, num_tokens=NUM_TEXT_TOKENS, device=device, dtype=torch.bfloat16)
 

@@ -2,13 +2,13 @@
 
 L tokens of the pack, N heads, D head size. Queries, keys and values are (L, N, D), and so is the result.
 
-A token attends to the tokens of its own sequence at its own time or before; text counts as time 0. A sequence lies in
-order of time, so what a frame sees is always a prefix of its sequence.
+A token attends to the tokens of its own sequence at its own time or before; text counts as time 0. Text and image of a
+sequence lie in order of time each, so what a frame sees is always its text and a prefix of its image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Protocol, get_args
+from typing import NamedTuple, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -55,13 +55,37 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tens
 
 def block_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
     """Each frame against its prefix, as plain attention with no mask; small frames of a sequence in groups."""
-    q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
+    pieces: list[tuple[int, Tensor]] = []
+    for span in layout.spans:
+        attended = _attend_in_groups(span, *(_heads_first(_tokens_of(span, x)) for x in (q, k, v)))
+        pieces += [(span.text_start, attended[: span.num_text]), (span.image_start, attended[span.num_text :])]
+    return _in_the_pack(sorted(pieces, key=lambda piece: piece[0]), layout.num_tokens)
+
+
+def _tokens_of(span: SequenceSpan, x: Tensor) -> Tensor:
+    """Text and image of a sequence, without padding, of a packed tensor (L, ...)."""
+    if span.text.stop == span.image.start:
+        return x[span.text.start : span.image.stop]
+    return torch.cat([x[span.text], x[span.image]])
+
+
+def _in_the_pack(pieces: Sequence[tuple[int, Tensor]], num_tokens: int) -> Tensor:
+    """Tokens of sequences, each with where it begins, in order, as a packed tensor with zeros for the padding."""
+    rows, end = [], 0
+    for start, piece in pieces:
+        rows += [piece.new_zeros(start - end, *piece.shape[1:]), piece] if start > end else [piece]
+        end = start + piece.shape[0]
+    if end < num_tokens:
+        rows.append(rows[-1].new_zeros(num_tokens - end, *rows[-1].shape[1:]))
+    return torch.cat(rows)
+
+
+def _attend_in_groups(span: SequenceSpan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries, keys and values (1, N, l, D) of one sequence -> (l, N, D)."""
     groups = [
-        _attend(q[:, :, start:end], k[:, :, span.start : end], v[:, :, span.start : end], mask)
-        for span in layout.spans
-        for start, end, mask in _frame_groups(span, q)
+        _attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], mask) for start, end, mask in _frame_groups(span, q)
     ]
-    return torch.cat([_heads_last(group) for group in groups])
+    return _heads_last(groups[0] if len(groups) == 1 else torch.cat(groups, dim=2))
 
 
 def reference_flex_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
@@ -90,14 +114,14 @@ def _heads_last(x: Tensor) -> Tensor:
 
 
 def _frame_groups(span: SequenceSpan, q: Tensor) -> Iterator[tuple[int, int, Tensor | None]]:
-    """(first query, end of the queries, mask) of each group; the mask spans the sequence from its start."""
-    start, pending = span.start, []
+    """(first query, end of the queries, mask) of each group, counted in the sequence, from whose start keys begin."""
+    start, pending = 0, []
     for i, end in enumerate(span.frame_ends):
         pending.append(end)
         is_last = i + 1 == len(span.frame_ends)
         if is_last or span.frame_ends[i + 1] - start > GROUP_SIZE:
-            ends = tuple(e - span.start for e in pending)
-            yield start, end, _group_mask(start - span.start, ends, q.dtype, q.device) if len(ends) > 1 else None
+            ends = tuple(pending)
+            yield start, end, _group_mask(start, ends, q.dtype, q.device) if len(ends) > 1 else None
             start, pending = end, []
 
 
@@ -127,53 +151,89 @@ class FlexFunction(Protocol):
 
 
 def _flex(function: "FlexFunction", q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
-    block_mask = _block_mask(layout.spans, q.device)
+    block_mask = _block_mask(layout.spans, layout.num_tokens, q.device)
     return _heads_last(function(_heads_first(q), _heads_first(k), _heads_first(v), block_mask=block_mask))
+
+
+class _Run(NamedTuple):
+    """Tokens from ``start`` to the next run, which all see the same: a range of text and one of image."""
+
+    start: int
+    text_start: int
+    text_end: int
+    image_start: int
+    image_end: int
+
+
+def _runs(spans: tuple[SequenceSpan, ...]) -> list[_Run]:
+    """The runs of a pack in its order. Padding belongs to the run before it, which changes nothing for others."""
+    text, image = [], []
+    for span in spans:
+        first_image = span.image_start - span.num_text  # where the sequence would begin, if text lay before its image
+        seen = [(span.text.start, span.text.stop, span.image.start, first_image + end) for end in span.frame_ends]
+        text.append(_Run(span.text_start, *seen[0]))
+        starts = (span.image_start, *(first_image + end for end in span.frame_ends[:-1]))
+        image += [_Run(start, *ranges) for start, ranges in zip(starts, seen, strict=True)]
+    return text + image
 
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
-def _block_mask(spans: tuple[SequenceSpan, ...], device: torch.device) -> BlockMask:
+def _block_mask(spans: tuple[SequenceSpan, ...], num_tokens: int, device: torch.device) -> BlockMask:
     """The block mask of a pack, from its spans alone: no (L, L) mask is ever built.
 
-    The keys that a token sees run from its sequence's start to the end of its frame. Over a block of queries both
-    bounds only grow, so the blocks of keys that any query sees are one range, and those that all see a range within it.
+    All tokens of a run see the same, so whether a block of queries sees any or all of a block of keys follows from the
+    runs that the block of queries holds.
     """
-    frame_ends = [end for span in spans for end in span.frame_ends]
-    frame_starts = [start for span in spans for start in (span.start, *span.frame_ends[:-1])]
-    num_tokens = frame_ends[-1]
+    runs = [run for run in _runs(spans) if run.start < num_tokens]
     with torch.device("cpu"):
-        lengths = torch.tensor(frame_ends) - torch.tensor(frame_starts)
-        ends = torch.tensor(frame_ends).repeat_interleave(lengths)
-        starts = torch.tensor([span.start for span in spans for _ in span.frame_ends]).repeat_interleave(lengths)
-        first = torch.arange(0, num_tokens, FLEX_BLOCK)
-        last = (first + FLEX_BLOCK - 1).clamp(max=num_tokens - 1)
-        any_start = starts[first] // FLEX_BLOCK
-        any_end = (ends[last] + FLEX_BLOCK - 1) // FLEX_BLOCK
-        full_start = (starts[last] + FLEX_BLOCK - 1) // FLEX_BLOCK
-        full_end = torch.maximum(ends[first] // FLEX_BLOCK, full_start)
-        num_full = full_end - full_start
-        num_partial = any_end - any_start - num_full
-        # As wide as there are blocks, though no row fills that: one shape of mask for every pack, so one compilation.
-        column = torch.arange(first.shape[0])
-        full = full_start[:, None] + column
-        before = any_start[:, None] + column
-        partial = torch.where(before < full_start[:, None], before, before + num_full[:, None])
-    starts, ends = starts.to(device=device, dtype=torch.int32), ends.to(device=device, dtype=torch.int32)
+        starts, *bounds = torch.tensor(runs).T.contiguous().unbind(0)
+        key = torch.arange(0, num_tokens, FLEX_BLOCK)
+        text_start, text_end, image_start, image_end = (bound[:, None] for bound in bounds)
+        sees_any = _overlaps(text_start, text_end, key) | _overlaps(image_start, image_end, key)  # (runs, blocks)
+        sees_all = _contains(text_start, text_end, key) | _contains(image_start, image_end, key)
+        last = (key + FLEX_BLOCK).clamp(max=num_tokens) - 1
+        first_run = torch.searchsorted(starts, key, right=True) - 1  # of each block of queries
+        end_run = torch.searchsorted(starts, last, right=True)
+        any_run = _counts(sees_any, first_run, end_run) > 0
+        every_run = _counts(sees_all, first_run, end_run) == (end_run - first_run)[:, None]
+        partial = any_run & ~every_run
+        ends = torch.cat([starts[1:], torch.tensor([num_tokens])])
+    of_tokens = (bound.repeat_interleave(ends - starts).to(device=device, dtype=torch.int32) for bound in bounds)
+    text_starts, text_ends, image_starts, image_ends = of_tokens
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key >= starts[query]) & (key < ends[query])
+        in_text = (key >= text_starts[query]) & (key < text_ends[query])
+        return in_text | ((key >= image_starts[query]) & (key < image_ends[query]))
 
-    def on_device(x: Tensor) -> Tensor:
-        return x.to(device=device, dtype=torch.int32)[None, None].contiguous()
+    def numbers(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """How many blocks of keys each block of queries visits, and those first among all."""
+        order = chosen.logical_not().int().argsort(dim=1, stable=True)
+        # As wide as there are blocks, though no row fills that: one shape of mask for every pack, so one compilation.
+        counts, indices = (x.to(device=device, dtype=torch.int32)[None, None] for x in (chosen.sum(1), order))
+        return counts.contiguous(), indices.contiguous()
 
     return BlockMask.from_kv_blocks(
-        on_device(num_partial),
-        on_device(partial.clamp(max=first.shape[0] - 1)),
-        on_device(num_full),
-        on_device(full.clamp(max=first.shape[0] - 1)),
+        *numbers(partial),
+        *numbers(every_run),
         BLOCK_SIZE=FLEX_BLOCK,
         mask_mod=sees,
         seq_lengths=(num_tokens, num_tokens),
         compute_q_blocks=False,
     )
+
+
+def _overlaps(start: Tensor, end: Tensor, block: Tensor) -> Tensor:
+    """Whether ranges (R, 1) hold any token of blocks (B,) that begin there: (R, B)."""
+    return (start < block + FLEX_BLOCK) & (end > block) & (start < end)
+
+
+def _contains(start: Tensor, end: Tensor, block: Tensor) -> Tensor:
+    """Whether ranges (R, 1) hold all tokens of blocks (B,): (R, B)."""
+    return (start <= block) & (end >= block + FLEX_BLOCK)
+
+
+def _counts(chosen: Tensor, first: Tensor, end: Tensor) -> Tensor:
+    """How many of the runs (R, B) from ``first`` to ``end`` (Q,) are chosen: (Q, B)."""
+    before = F.pad(chosen.long().cumsum(0), (0, 0, 1, 0))
+    return before[end] - before[first]

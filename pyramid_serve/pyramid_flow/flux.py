@@ -5,28 +5,30 @@ Source: arXiv 2410.05954; the published ``diffusion_transformer_*`` folders of t
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pyramid_serve.checkpoints.configs import Count, Features, Layers, parse_config
 from pyramid_serve.pyramid_flow.attention import Attention, block_attention
+from pyramid_serve.pyramid_flow.fused import HeadNorms, SharedInput
 from pyramid_serve.pyramid_flow.layers import (
-    FinalModulation,
     JointBlock,
     Modulation,
+    Modulations,
+    PackContext,
     TimeTextEmbed,
-    apply_pack_rope,
+    apply_rope,
+    final_modulation,
+    gelu,
     modulate,
     pack_rope,
-    project_heads,
-    vectors_of,
 )
-from pyramid_serve.pyramid_flow.pack import ClipSequence, PackLayout, pack, patchify, unpatchify
-from pyramid_serve.pyramid_flow.rows import project, project_parts, split
+from pyramid_serve.pyramid_flow.pack import ClipSequence, Rows, conditioning_of, pack, patchify, unpatchify
+from pyramid_serve.pyramid_flow.rows import Prediction, in_turn, tile_on
 
 QK_NORM_EPS = 1e-6
 
@@ -84,31 +86,40 @@ class Flux(nn.Module):
         self.single_transformer_blocks = nn.ModuleList(
             SingleBlock(width, config.num_heads, head_size=config.head_size) for _ in range(config.num_single_blocks)
         )
-        self.norm_out = FinalModulation(width)
+        self.norm_out = Modulation(width, 2, scales=(0,))
         self.proj_out = nn.Linear(width, config.patch_features)
+        self._modulations = Modulations.of(self.transformer_blocks, self.single_transformer_blocks, self.norm_out)
 
     def forward(self, sequences: Sequence[ClipSequence], *, attention: Attention = block_attention) -> list[Tensor]:
         """Predictions for the current clip of each sequence, float32, shaped like it: (C, T, h, w)."""
-        dtype = self.proj_out.weight.dtype
-        shapes, layout, timesteps, pooled, text_features = pack(sequences, dtype)
-        rope = pack_rope(shapes, self.config.axes_dims, timesteps.device)
-        conditioning = self.time_text_embed(timesteps, pooled)  # (S, D)
-        text = project_parts(self.context_embedder, split(text_features, layout.text_parts))
-        patches = torch.cat([patchify(clip) for sequence in sequences for clip in sequence.clips]).to(dtype)
-        image = project_parts(self.x_embedder, split(patches, layout.image_parts))
+        conditioning = self.time_text_embed(*conditioning_of(sequences, self.proj_out.weight.dtype))  # (S, D)
+        return in_turn(partial(self._predict, attention), sequences, self._modulations(conditioning))
 
-        for block in self.transformer_blocks:
-            text, image = block(text, image, conditioning, layout, rope, attention)
-        packed = split(layout.join(torch.cat(text), torch.cat(image)), layout.packed_parts)
-        for block in self.single_transformer_blocks:
-            packed = block(packed, conditioning, layout, rope, attention)
-        current = split(torch.cat(packed)[layout.image[layout.current]], layout.current_parts)
-        out = project_parts(self.proj_out, self.norm_out(current, conditioning, layout.current_parts))
-        return unpatchify(torch.cat(out).float(), shapes)
+    def _predict(
+        self, attention: Attention, sequences: Sequence[ClipSequence], vectors: Sequence[Tensor]
+    ) -> Prediction:
+        device = vectors[0].device
+        tile = tile_on(device)
+        shapes, layout, prompt_embeds, patches = pack(sequences, vectors[0].dtype, patchify, tile=tile)
+        context = PackContext(layout, pack_rope(shapes, self.config.axes_dims, device, tile), attention)
+        text: Tensor = self.context_embedder(prompt_embeds)
+        image: Tensor = self.x_embedder(patches)
+        num_joint = 2 * len(self.transformer_blocks)
+        of_joint, of_single = vectors[:num_joint], vectors[num_joint:-1]
+        for block, own, of_text in zip(self.transformer_blocks, of_joint[::2], of_joint[1::2], strict=True):
+            text, image = block(text, image, own, of_text, context)
+            yield
+        packed = torch.cat([text, image])
+        for block, own in zip(self.single_transformer_blocks, of_single, strict=True):
+            packed = block(packed, own, context)
+            yield
+        current = packed[layout.num_text :][layout.current]
+        out = self.proj_out(final_modulation(current, vectors[-1], layout.current_rows))
+        return unpatchify(out.float(), shapes, tile)
 
 
 class SingleAttention(nn.Module):
-    """Queries, keys and values of text and image alike; the output projection is the block's."""
+    """Projections and norms of text and image alike; the output projection is the block's."""
 
     def __init__(self, width: int, num_heads: int, *, head_size: int) -> None:
         super().__init__()
@@ -120,38 +131,38 @@ class SingleAttention(nn.Module):
         self.to_k = nn.Linear(width, inner)
         self.to_v = nn.Linear(width, inner)
 
-    def forward(
-        self, parts: Sequence[Tensor], layout: PackLayout, rope: Tensor, attention: Attention
-    ) -> tuple[Tensor, ...]:
-        q, k, v = project_heads(parts, self.to_q, self.to_k, self.to_v, head_size=self.head_size)
-        q, k = (apply_pack_rope(x, rope, layout) for x in (self.norm_q(q), self.norm_k(k)))
-        return split(attention(q, k, v, layout).flatten(1), layout.packed_parts)
-
 
 class SingleBlock(nn.Module):
     """Attention and MLP side by side over the packed stream. Source: arXiv 2302.05442."""
 
     def __init__(self, width: int, num_heads: int, *, head_size: int) -> None:
         super().__init__()
-        self.norm = Modulation(width, 3)
+        self.norm = Modulation(width, 3, scales=(1,))
         self.proj_mlp = nn.Linear(width, 4 * width)
         self.proj_out = nn.Linear(5 * width, width)
         self.attn = SingleAttention(width, num_heads, head_size=head_size)
+        self._norms = HeadNorms(self.attn.norm_q, self.attn.norm_k)
+        self._qkv_and_mlp = SharedInput([self.attn.to_q, self.attn.to_k, self.attn.to_v, self.proj_mlp])
 
-    def forward(
-        self, packed: Sequence[Tensor], conditioning: Tensor, layout: PackLayout, rope: Tensor, attention: Attention
-    ) -> list[Tensor]:
-        """The parts (L, D) of the pack, before and after the block."""
-        vectors = vectors_of(self.norm(conditioning), layout.packed_parts)
-        modulated = [modulate(x, shift, scale) for x, (shift, scale, _) in zip(packed, vectors, strict=True)]
-        attended = self.attn(modulated, layout, rope, attention)
-        out = [self._with_mlp(*x) for x in zip(modulated, attended, strict=True)]
-        return [torch.addcmul(x, gate, y) for x, y, (_, _, gate) in zip(packed, out, vectors, strict=True)]
+    def forward(self, packed: Tensor, vectors: Tensor, context: PackContext) -> Tensor:
+        """The pack (L, D), before and after the block. vectors: what modulates it, (S, 3, D)."""
+        rows = context.layout.rows
+        q, k, v, mlp = self.before_attention(packed, vectors, rows, context.rope)
+        return self.after_attention(packed, context.attention(q, k, v, context.layout).flatten(1), mlp, vectors, rows)
 
-    def _with_mlp(self, x: Tensor, attended: Tensor) -> Tensor:
-        """What the block adds to a part, from its modulated tokens and their attention, (L, D) each."""
-        mlp = project(self._mlp, x)
-        return project(self.proj_out, torch.cat([attended, mlp], dim=-1))
+    def before_attention(
+        self, packed: Tensor, vectors: Tensor, rows: Rows, rope: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values (L, N, d), and the MLP's hidden features (L, 4 D)."""
+        shift, gain, _ = vectors.unbind(1)
+        products = self._qkv_and_mlp(modulate(packed, shift, gain, rows))
+        mlp_size = self.proj_mlp.out_features
+        qkv, mlp = products.split([products.shape[1] - mlp_size, mlp_size], dim=1)
+        heads = qkv.unflatten(-1, (3, -1, self.attn.head_size))
+        q, k = apply_rope(self._norms(heads[:, :2]), rope[:, None]).unbind(1)
+        return q, k, heads[:, 2], mlp
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj_mlp(x), approximate="tanh")
+    def after_attention(self, packed: Tensor, attended: Tensor, mlp: Tensor, vectors: Tensor, rows: Rows) -> Tensor:
+        """The pack with what attention (L, N d) and the MLP add."""
+        out = self.proj_out(torch.cat([attended, gelu(mlp)], dim=1))
+        return torch.addcmul(packed, vectors[:, 2][rows], out)

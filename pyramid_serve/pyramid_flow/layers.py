@@ -6,15 +6,16 @@ S sequences in the pack, L tokens of a stream, N heads, D width, d head size.
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from pyramid_serve.pyramid_flow.attention import Attention
-from pyramid_serve.pyramid_flow.pack import PackLayout, SequenceShape, layout_of
-from pyramid_serve.pyramid_flow.rows import Part, in_tiles, project, project_parts, split
+from pyramid_serve.pyramid_flow.fused import HeadNorms, SharedInput
+from pyramid_serve.pyramid_flow.pack import PackLayout, Rows, SequenceShape, layout_of
+from pyramid_serve.pyramid_flow.rows import in_tiles
 
 ROPE_THETA = 10000.0
 NUM_TIMESTEP_FREQUENCIES = 256
@@ -34,30 +35,39 @@ def rope_table(positions: Tensor, axes_dims: tuple[int, ...]) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], dim=-1).float()[:, None]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 @torch.inference_mode(False)  # what is cached may be used with gradients later
-def pack_rope(shapes: tuple[SequenceShape, ...], axes_dims: tuple[int, ...], device: torch.device) -> Tensor:
+def pack_rope(shapes: tuple[SequenceShape, ...], axes_dims: tuple[int, ...], device: torch.device, tile: int) -> Tensor:
     """The :func:`rope_table` of a pack, from the first ``len(axes_dims)`` axes of its tokens' positions.
 
     It is computed on the CPU, since some devices have no float64, and cached like the layout.
     """
-    positions = layout_of(shapes, device).positions[:, : len(axes_dims)]
+    positions = layout_of(shapes, device, tile).positions[:, : len(axes_dims)]
     return rope_table(positions, axes_dims).to(device)
 
 
+class PackContext(NamedTuple):
+    """How the tokens of a pack see each other."""
+
+    layout: PackLayout
+    rope: Tensor
+    """Their rotations, see :func:`rope_table`."""
+    attention: Attention
+
+
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the interleaved pairs of ``x`` (L, N, d) by ``rope`` (L, 1, d/2, 2), in float32.
+    """Rotate the interleaved pairs of ``x`` (L, ..., d) by ``rope`` (L, ..., d/2, 2), in float32.
 
-    A pair is rotated by a product of complex numbers, which takes a tenth of the time of the four real products.
+    A pair is rotated by a product of complex numbers, which takes a tenth of the time of the four real products. The
+    compiler fuses real ones alone.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.view_as_complex(rope)).flatten(-2).to(x.dtype)
-
-
-def apply_pack_rope(x: Tensor, rope: Tensor, layout: PackLayout) -> Tensor:
-    """``apply_rope`` over a pack, part by part, since vectorised loops multiply the last few numbers differently."""
-    parts = zip(split(x, layout.packed_parts), split(rope, layout.packed_parts), strict=True)
-    return torch.cat([apply_rope(*part) for part in parts])
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        (real, imaginary), (cosine, sine) = pairs.unbind(-1), rope.unbind(-1)
+        rotated = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=-1)
+    else:
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
+    return rotated.flatten(-2).to(x.dtype)
 
 
 def timestep_sinusoids(timesteps: Tensor) -> Tensor:
@@ -68,11 +78,25 @@ def timestep_sinusoids(timesteps: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm with no weights, then ``scale`` and ``shift``, (1, D) or (L, D). Source: arXiv 2212.09748 (adaLN)."""
-    if scale.shape[0] == 1:
-        return F.layer_norm(x, x.shape[-1:], 1 + scale[0], shift[0], eps=LAYER_NORM_EPS)
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS), 1 + scale)
+def modulate(x: Tensor, shift: Tensor, gain: Tensor, rows: Rows) -> Tensor:
+    """Layer norm of (L, D) with no weights, then ``gain`` and ``shift`` of sequences (S, D).
+
+    Source: arXiv 2212.09748 (adaLN), whose scale is ``gain - 1``.
+    """
+    if isinstance(rows, slice):
+        return F.layer_norm(x, x.shape[-1:], gain[0], shift[0], eps=LAYER_NORM_EPS)
+    return torch.addcmul(shift[rows], F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS), gain[rows])
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU by its approximation with tanh. Source: arXiv 1606.08415.
+
+    In float32 on a CPU it is written with the sigmoid of twice the number, which takes half of the time of tanh.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    cubic = torch.addcmul(x, x * x, x, value=0.044715)
+    return x * torch.sigmoid(cubic * (8 / math.pi) ** 0.5)
 
 
 class MLPEmbedder(nn.Module):
@@ -105,21 +129,47 @@ class TimeTextEmbed(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Conditioning (S, D) -> ``count`` vectors of each sequence, (S, count, D)."""
+    """The weights of ``count`` vectors that conditioning (S, D) gives to a layer, see :class:`Modulations`.
 
-    def __init__(self, width: int, count: int) -> None:
+    scales: which of the vectors scale a layer norm.
+    """
+
+    def __init__(self, width: int, count: int, *, scales: Sequence[int]) -> None:
         super().__init__()
         self.count = count
+        self.scales = tuple(scales)
         self.linear = nn.Linear(width, count * width)
 
-    def forward(self, conditioning: Tensor) -> Tensor:
-        vectors: Tensor = in_tiles(self.linear, conditioning).unflatten(-1, (self.count, -1))
-        return vectors
+
+class Modulations(nn.Module):
+    """All modulations of a model as one product: conditioning (S, D) -> (S, count, D) for each of them, in order.
+
+    One is added to those that scale a layer norm.
+    """
+
+    def __init__(self, modulations: Sequence[Modulation]) -> None:
+        super().__init__()
+        self._counts = [modulation.count for modulation in modulations]
+        self._scales = tuple(i in m.scales for m in modulations for i in range(m.count))
+        self._product = SharedInput([modulation.linear for modulation in modulations])
+
+    @classmethod
+    def of(cls, *layers: nn.Module) -> "Modulations":
+        """Of some layers: all the modulations that each of them holds, in the order of its definition."""
+        return cls([m for layer in layers for m in layer.modules() if isinstance(m, Modulation)])
+
+    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
+        vectors = in_tiles(self._product, conditioning).unflatten(-1, (sum(self._counts), -1))
+        added = _ones_where(self._scales, vectors.dtype, vectors.device)
+        parts: tuple[Tensor, ...] = (vectors + added).split(self._counts, dim=1)
+        return parts
 
 
-def vectors_of(vectors: Tensor, parts: Sequence[Part]) -> list[tuple[Tensor, ...]]:
-    """Vectors of sequences (S, count, D) for each part: ``count`` of (1, D) or (L, D)."""
-    return [vectors[part.sequence].unbind(1) for part in parts]
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _ones_where(chosen: tuple[bool, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(count, 1) of ones and zeros."""
+    return torch.tensor(chosen, dtype=dtype, device=device)[:, None]
 
 
 class GELU(nn.Module):
@@ -128,7 +178,7 @@ class GELU(nn.Module):
         self.proj = nn.Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+        return gelu(self.proj(x))
 
 
 class FeedForward(nn.Module):
@@ -144,7 +194,7 @@ class FeedForward(nn.Module):
 
 
 class JointAttention(nn.Module):
-    """Attention of text and image together, each with projections and norms of its own.
+    """The projections and norms of attention of text and image together, each with its own.
 
     ``text_norm`` is the checkpoint's name for the text's query and key norms, which differs between the variants.
     """
@@ -154,7 +204,6 @@ class JointAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.head_size = head_size
-        self.text_norm = text_norm
         inner = num_heads * head_size
         self.norm_q = nn.RMSNorm(head_size, eps=eps)
         self.norm_k = nn.RMSNorm(head_size, eps=eps)
@@ -164,39 +213,24 @@ class JointAttention(nn.Module):
         self.add_k_proj = nn.Linear(width, inner)
         self.add_v_proj = nn.Linear(width, inner)
         self.add_q_proj = nn.Linear(width, inner)
-        self.add_module(f"{text_norm}_q", nn.RMSNorm(head_size, eps=eps))
-        self.add_module(f"{text_norm}_k", nn.RMSNorm(head_size, eps=eps))
+        text_norm_q, text_norm_k = (nn.RMSNorm(head_size, eps=eps) for _ in range(2))
+        self.add_module(f"{text_norm}_q", text_norm_q)
+        self.add_module(f"{text_norm}_k", text_norm_k)
         self.to_out = nn.ModuleList([nn.Linear(inner, width)])
         self.to_add_out = nn.Linear(inner, width) if has_text_output else None
+        self._image_qkv = SharedInput([self.to_q, self.to_k, self.to_v])
+        self._text_qkv = SharedInput([self.add_q_proj, self.add_k_proj, self.add_v_proj])
+        self._image_norms = HeadNorms(self.norm_q, self.norm_k)
+        self._text_norms = HeadNorms(text_norm_q, text_norm_k)
 
-    def forward(
-        self,
-        text: Sequence[Tensor],
-        image: Sequence[Tensor],
-        layout: PackLayout,
-        rope: Tensor,
-        attention: Attention,
-    ) -> tuple[list[Tensor] | None, list[Tensor]]:
-        """The parts (L, D) of both streams -> what attention adds to each part."""
-        text_norm_q, text_norm_k = (self.get_submodule(f"{self.text_norm}_{x}") for x in "qk")
-        text_q, text_k, text_v = project_heads(
-            text, self.add_q_proj, self.add_k_proj, self.add_v_proj, head_size=self.head_size
+    def project(self, text: Tensor, image: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both streams (L, D) -> queries, keys and values (L, N, d) of the pack."""
+        of_text, of_image = (
+            x.unflatten(-1, (3, -1, self.head_size)) for x in (self._text_qkv(text), self._image_qkv(image))
         )
-        q, k, v = project_heads(image, self.to_q, self.to_k, self.to_v, head_size=self.head_size)
-        q = apply_pack_rope(layout.join(text_norm_q(text_q), self.norm_q(q)), rope, layout)
-        k = apply_pack_rope(layout.join(text_norm_k(text_k), self.norm_k(k)), rope, layout)
-        out = attention(q, k, layout.join(text_v, v), layout)
-        text_out, image_out = layout.split(out.flatten(1))
-        return (
-            None if self.to_add_out is None else project_parts(self.to_add_out, split(text_out, layout.text_parts)),
-            project_parts(self.to_out[0], split(image_out, layout.image_parts)),
-        )
-
-
-def project_heads(parts: Sequence[Tensor], *linears: nn.Module, head_size: int) -> tuple[Tensor, ...]:
-    """Each projection of a stream's parts (L, D), as one tensor (L, N, d)."""
-    projected = (torch.cat(project_parts(linear, parts)) for linear in linears)
-    return tuple(rearrange(x, "l (n d) -> l n d", d=head_size) for x in projected)
+        heads = torch.cat([self._text_norms(of_text[:, :2]), self._image_norms(of_image[:, :2])])
+        q, k = apply_rope(heads, rope[:, None]).unbind(1)
+        return q, k, torch.cat([of_text[:, 2], of_image[:, 2]])
 
 
 class JointBlock(nn.Module):
@@ -209,8 +243,8 @@ class JointBlock(nn.Module):
         self, width: int, num_heads: int, *, head_size: int, eps: float, text_norm: str, is_last: bool = False
     ) -> None:
         super().__init__()
-        self.norm1 = Modulation(width, 6)
-        self.norm1_context = Modulation(width, 2 if is_last else 6)
+        self.norm1 = Modulation(width, 6, scales=(1, 4))
+        self.norm1_context = Modulation(width, 2, scales=(0,)) if is_last else Modulation(width, 6, scales=(1, 4))
         self.attn = JointAttention(
             width, num_heads, head_size=head_size, eps=eps, text_norm=text_norm, has_text_output=not is_last
         )
@@ -218,43 +252,59 @@ class JointBlock(nn.Module):
         self.ff_context = None if is_last else FeedForward(width)
 
     def forward(
+        self, text: Tensor, image: Tensor, vectors: Tensor, text_vectors: Tensor, context: PackContext
+    ) -> tuple[Tensor, Tensor]:
+        """Both streams (L, D), before and after the block. vectors: what modulates each, (S, count, D)."""
+        rows, text_rows = context.layout.image_rows, context.layout.text_rows
+        q, k, v = self.before_attention(text, image, vectors, text_vectors, text_rows, rows, context.rope)
+        attended = context.attention(q, k, v, context.layout).flatten(1)
+        return self.after_attention(text, image, attended, vectors, text_vectors, text_rows, rows)
+
+    def before_attention(
         self,
-        text: Sequence[Tensor],
-        image: Sequence[Tensor],
-        conditioning: Tensor,
-        layout: PackLayout,
+        text: Tensor,
+        image: Tensor,
+        vectors: Tensor,
+        text_vectors: Tensor,
+        text_rows: Rows,
+        rows: Rows,
         rope: Tensor,
-        attention: Attention,
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """The parts (L, D) of both streams, before and after the block."""
-        vectors = vectors_of(self.norm1(conditioning), layout.image_parts)
-        text_vectors = vectors_of(self.norm1_context(conditioning), layout.text_parts)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (L, N, d) of the pack."""
+        shift, gain = vectors.unbind(1)[:2]
+        text_shift, text_gain = text_vectors.unbind(1)[:2]
         if self.ff_context is None:  # scale before shift
-            text_modulated = [modulate(x, v[1], v[0]) for x, v in zip(text, text_vectors, strict=True)]
-        else:
-            text_modulated = [modulate(x, v[0], v[1]) for x, v in zip(text, text_vectors, strict=True)]
-        image_modulated = [modulate(x, v[0], v[1]) for x, v in zip(image, vectors, strict=True)]
-        text_out, image_out = self.attn(text_modulated, image_modulated, layout, rope, attention)
-        image = [after_attention(*x, self.ff) for x in zip(image, image_out, vectors, strict=True)]
-        if self.ff_context is not None:
-            text = [after_attention(*x, self.ff_context) for x in zip(text, text_out, text_vectors, strict=True)]
+            text_shift, text_gain = text_gain, text_shift
+        return self.attn.project(
+            modulate(text, text_shift, text_gain, text_rows), modulate(image, shift, gain, rows), rope
+        )
+
+    def after_attention(
+        self,
+        text: Tensor,
+        image: Tensor,
+        attended: Tensor,
+        vectors: Tensor,
+        text_vectors: Tensor,
+        text_rows: Rows,
+        rows: Rows,
+    ) -> tuple[Tensor, Tensor]:
+        """Both streams with what attention (L, N d) and the MLPs add."""
+        text_attended, image_attended = attended.split([text.shape[0], image.shape[0]])
+        image = add_gated(image, vectors, rows, self.attn.to_out[0](image_attended), self.ff)
+        if self.ff_context is not None and self.attn.to_add_out is not None:
+            text = add_gated(text, text_vectors, text_rows, self.attn.to_add_out(text_attended), self.ff_context)
         return text, image
 
 
-def after_attention(x: Tensor, attended: Tensor, vectors: Sequence[Tensor], ff: FeedForward) -> Tensor:
-    """A part (L, D) with what attention adds to it, and then the MLP around a residual."""
-    _, _, gate, mlp_shift, mlp_scale, mlp_gate = vectors
-    x = torch.addcmul(x, gate, attended)
-    return torch.addcmul(x, mlp_gate, project(ff, modulate(x, mlp_shift, mlp_scale)))
+def add_gated(x: Tensor, vectors: Tensor, rows: Rows, attended: Tensor, ff: FeedForward) -> Tensor:
+    """A stream (L, D) with what attention adds to it, and then the MLP around a residual."""
+    _, _, gate, mlp_shift, mlp_gain, mlp_gate = vectors.unbind(1)
+    x = torch.addcmul(x, gate[rows], attended)
+    return torch.addcmul(x, mlp_gate[rows], ff(modulate(x, mlp_shift, mlp_gain, rows)))
 
 
-class FinalModulation(nn.Module):
-    """Layer norm, scaled and shifted by the conditioning: the parts (L, D) of a stream -> the same."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, 2 * width)
-
-    def forward(self, parts: Sequence[Tensor], conditioning: Tensor, layout: Sequence[Part]) -> list[Tensor]:
-        vectors = vectors_of(in_tiles(self.linear, conditioning).unflatten(-1, (2, -1)), layout)
-        return [modulate(x, shift, scale) for x, (scale, shift) in zip(parts, vectors, strict=True)]
+def final_modulation(x: Tensor, vectors: Tensor, rows: Rows) -> Tensor:
+    """Layer norm of (L, D), scaled and shifted by the vectors (S, 2, D) of sequences, scale first."""
+    gain, shift = vectors.unbind(1)
+    return modulate(x, shift, gain, rows)

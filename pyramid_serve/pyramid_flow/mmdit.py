@@ -5,6 +5,7 @@ Source: arXiv 2410.05954 and 2403.03206; the published ``diffusion_transformer_*
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,17 @@ from torch import Tensor, nn
 
 from pyramid_serve.checkpoints.configs import Count, Features, Layers, parse_config
 from pyramid_serve.pyramid_flow.attention import Attention, block_attention
-from pyramid_serve.pyramid_flow.layers import FinalModulation, JointBlock, TimeTextEmbed, pack_rope
-from pyramid_serve.pyramid_flow.pack import ClipSequence, pack, unpatchify
-from pyramid_serve.pyramid_flow.rows import project, project_parts, split
+from pyramid_serve.pyramid_flow.layers import (
+    JointBlock,
+    Modulation,
+    Modulations,
+    PackContext,
+    TimeTextEmbed,
+    final_modulation,
+    pack_rope,
+)
+from pyramid_serve.pyramid_flow.pack import ClipSequence, SequenceShape, conditioning_of, pack, padded, unpatchify
+from pyramid_serve.pyramid_flow.rows import Prediction, in_turn, tile_on
 from pyramid_serve.pyramid_flow.shapes import PATCH_SIZE
 
 QK_NORM_EPS = 1e-5
@@ -83,35 +92,45 @@ class MMDiT(nn.Module):
             )
             for i in range(config.num_layers)
         )
-        self.norm_out = FinalModulation(config.width)
+        self.norm_out = Modulation(config.width, 2, scales=(0,))
         self.proj_out = nn.Linear(config.width, PATCH_SIZE**2 * config.in_channels)
+        self._modulations = Modulations.of(self.transformer_blocks, self.norm_out)
 
     def forward(self, sequences: Sequence[ClipSequence], *, attention: Attention = block_attention) -> list[Tensor]:
         """Predictions for the current clip of each sequence, float32, shaped like it: (C, T, h, w)."""
-        dtype = self.proj_out.weight.dtype
-        shapes, layout, timesteps, pooled, text_features = pack(sequences, dtype)
-        rope = pack_rope(shapes, (self.config.head_size,), timesteps.device)
-        conditioning = self.time_text_embed(timesteps, pooled)  # (S, D)
-        text = project_parts(self.context_embedder, split(text_features, layout.text_parts))
-        embedded = torch.cat([self.pos_embed([c.to(dtype) for c in s.clips]) for s in sequences])  # (L, D)
-        image = split(embedded, layout.image_parts)
+        conditioning = self.time_text_embed(*conditioning_of(sequences, self.proj_out.weight.dtype))  # (S, D)
+        return in_turn(partial(self._predict, attention), sequences, self._modulations(conditioning))
 
-        for block in self.transformer_blocks:
-            text, image = block(text, image, conditioning, layout, rope, attention)
-        current = split(torch.cat(image)[layout.current], layout.current_parts)
-        out = project_parts(self.proj_out, self.norm_out(current, conditioning, layout.current_parts))
-        return unpatchify(torch.cat(out).float(), shapes)
+    def _predict(
+        self, attention: Attention, sequences: Sequence[ClipSequence], vectors: Sequence[Tensor]
+    ) -> Prediction:
+        device = vectors[0].device
+        tile = tile_on(device)
+        shapes, layout, prompt_embeds, patches = pack(sequences, vectors[0].dtype, _patchify, tile=tile)
+        context = PackContext(layout, pack_rope(shapes, (self.config.head_size,), device, tile), attention)
+        text: Tensor = self.context_embedder(prompt_embeds)
+        image: Tensor = self.pos_embed(patches, shapes, tile)
+        for block, own, of_text in zip(self.transformer_blocks, vectors[:-1:2], vectors[1:-1:2], strict=True):
+            text, image = block(text, image, own, of_text, context)
+            yield
+        out = self.proj_out(final_modulation(image[layout.current], vectors[-1], layout.current_rows))
+        return unpatchify(out.float(), shapes, tile)
+
+
+def _patchify(clip: Tensor) -> Tensor:
+    """(C, T, h, w) -> (T * h/2 * w/2, 4 C): tokens frame by frame, row by row, each (c p q)."""
+    return rearrange(clip, "c t (h p) (w q) -> (t h w) (c p q)", p=PATCH_SIZE, q=PATCH_SIZE)
 
 
 class PatchProjection(nn.Conv2d):
-    """A convolution over whole patches, computed as the matrix product that it is: (L, C p p) -> (L, D)."""
+    """A convolution over whole patches, which is a matrix product: (L, C p p) -> (L, D)."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight.flatten(1), self.bias)
 
 
 class PatchEmbed(nn.Module):
-    """Clips of one sequence -> its image tokens (L, D), with their place in the current clip's grid added."""
+    """Patches of an image stream (L, 4 C) -> its tokens (L, D), with their place in the current clip's grid added."""
 
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
@@ -120,17 +139,17 @@ class PatchEmbed(nn.Module):
         self.register_buffer("pos_embed", torch.zeros(1, self.max_size**2, config.width))
         self.pos_embed: Tensor
 
-    def forward(self, clips: Sequence[Tensor]) -> Tensor:
-        table = self._central_cut(clips[-1].shape[2] // PATCH_SIZE, clips[-1].shape[3] // PATCH_SIZE)
-        patches, places = [], []
-        for clip in clips:
-            _, t, height, width = clip.shape
-            patches.append(rearrange(clip, "c t (h p) (w q) -> (t h w) (c p q)", p=PATCH_SIZE, q=PATCH_SIZE))
-            size = (height // PATCH_SIZE, width // PATCH_SIZE)
-            resized = table if size == table.shape[2:] else F.interpolate(table, size=size, mode="bilinear")
+    def forward(self, patches: Tensor, shapes: Sequence[SequenceShape], tile: int) -> Tensor:
+        tokens: Tensor = self.proj(patches)
+        return tokens + torch.cat([padded(self._places(shape.grids), tile) for shape in shapes]).to(tokens.dtype)
+
+    def _places(self, grids: Sequence[tuple[int, int, int]]) -> Tensor:
+        """(L, D) of the clips of a sequence, whose (frames, rows, columns) are given."""
+        table, places = self._central_cut(*grids[-1][1:]), []
+        for t, *size in grids:
+            resized = table if tuple(size) == table.shape[2:] else F.interpolate(table, size=size, mode="bilinear")
             places.append(rearrange(resized, "1 d h w -> (h w) d").repeat(t, 1))
-        tokens = project(self.proj, torch.cat(patches))
-        return tokens + torch.cat(places).to(tokens.dtype)
+        return torch.cat(places)
 
     def _central_cut(self, rows: int, columns: int) -> Tensor:
         """(1, D, rows, columns) from the centre of the table."""

@@ -6,7 +6,7 @@ A sequence is one video's text, its history and the noisy latents it is working 
 videos, units, stages and timesteps, with no padding: cost is the sum over the sequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from pyramid_serve.pyramid_flow.rows import Part, parts_of
 from pyramid_serve.pyramid_flow.shapes import PATCH_SIZE
 
 
@@ -100,119 +99,175 @@ class SequenceShape(NamedTuple):
 
 
 class SequenceSpan(NamedTuple):
-    """Where a sequence lies in the pack, and where each of its frames ends there (frame 0 with the text)."""
+    """Where a sequence's text and image begin in the pack, and where, counted in its own tokens, each frame ends."""
 
-    start: int
-    end: int
+    text_start: int
+    num_text: int
+    image_start: int
     frame_ends: tuple[int, ...]
+    """Text is counted with frame 0, see :attr:`SequenceShape.frame_ends`."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.frame_ends[-1]
+
+    @property
+    def text(self) -> slice:
+        """Its text in the pack."""
+        return slice(self.text_start, self.text_start + self.num_text)
+
+    @property
+    def image(self) -> slice:
+        """Its frames in the pack."""
+        return slice(self.image_start, self.image_start + self.num_tokens - self.num_text)
 
 
 class PackLayout(NamedTuple):
     """Where every token of a pack lies.
 
-    The pack's order is sequence by sequence: text, then frame by frame. The *text* and *image* streams hold the tokens
-    of one kind, in the order of the sequences. All tensors except ``positions`` are int64.
+    The pack's order is all texts, sequence by sequence, and then all images: the *text* and the *image* stream. In a
+    stream, each sequence is filled up with padding to a multiple of the layout's tile.
     """
 
     spans: tuple[SequenceSpan, ...]
     sequence: Tensor
-    """(L,) the sequence of each token of the pack."""
+    """(L,) int64, the sequence of each token of the pack; padding belongs to the sequence before it."""
     time: Tensor
-    """(L,) the frame number of each token of the pack; text counts as 0."""
+    """(L,) int64, the frame number of each token of the pack; text counts as 0, padding as ``PADDING_TIME``."""
     positions: Tensor
     """(L, 3) float, on the CPU: time, row, column in the grid of the current clip; text is at (0, 0, 0)."""
-    text: Tensor
-    """Where the text stream's tokens stand in the pack."""
-    image: Tensor
-    """Where the image stream's tokens stand in the pack."""
+    num_text: int
+    """The length of the text stream, with padding. The image stream begins there."""
     current: Tensor
-    """Where, in the *image* stream, the current clips' tokens stand."""
-    text_parts: tuple[Part, ...]
-    """The text stream as it is computed, see :mod:`rows`."""
-    image_parts: tuple[Part, ...]
-    """The image stream as it is computed."""
-    packed_parts: tuple[Part, ...]
-    """The pack as it is computed."""
-    current_parts: tuple[Part, ...]
-    """The tokens of the current clips as they are computed."""
+    """int64, where, in the *image* stream, the current clips' tokens stand; the last one again up to whole tiles."""
+    rows: "Rows"
+    """Which vectors of sequences (S, ...) the tokens of the pack take."""
+    current_rows: "Rows"
+    """Which vectors the tokens of the current clips take."""
 
     @property
     def num_tokens(self) -> int:
         return self.sequence.shape[0]
 
-    def join(self, text: Tensor, image: Tensor) -> Tensor:
-        """Both streams (num_text, ...) and (num_image, ...) as one in the pack's order (L, ...)."""
-        packed = text.new_empty(self.num_tokens, *text.shape[1:])
-        packed[self.text] = text
-        packed[self.image] = image
-        return packed
+    @property
+    def text_rows(self) -> "Rows":
+        return self.rows if isinstance(self.rows, slice) else self.rows[: self.num_text]
 
-    def split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """The text and the image stream of a packed tensor (L, ...)."""
-        return packed[self.text], packed[self.image]
+    @property
+    def image_rows(self) -> "Rows":
+        return self.rows if isinstance(self.rows, slice) else self.rows[self.num_text :]
+
+
+Rows = slice | Tensor
+"""Which vectors of sequences (S, ...) tokens take: those of the one sequence, or an index of each token (L,)."""
+PADDING_TIME = 2**30
+"""Later than any frame, so that no token sees padding."""
 
 
 class Pack(NamedTuple):
-    """What a transformer computes on, except for the clips, which each variant embeds in its own way."""
+    """What a transformer computes on."""
 
     shapes: tuple[SequenceShape, ...]
     layout: PackLayout
-    timesteps: Tensor
-    """(S,) float32."""
-    pooled_prompt_embeds: Tensor
-    """(S, P)."""
     prompt_embeds: Tensor
     """The text stream, (num_text, D of the text encoder)."""
+    patches: Tensor
+    """The image stream, (num_image, patch features), in the order of channels that the variant asks for."""
 
 
-def pack(sequences: Sequence[ClipSequence], dtype: torch.dtype) -> Pack:
-    """Sequences end to end, their text in ``dtype``. Raises ``ValueError`` for none."""
-    if not sequences:
-        raise ValueError("sequences: give at least one")
+def pack(
+    sequences: Sequence[ClipSequence], dtype: torch.dtype, patchify: Callable[[Tensor], Tensor], *, tile: int
+) -> Pack:
+    """Sequences laid out for one forward, in ``dtype``.
+
+    patchify: a clip (C, T, h, w) -> its patches (T * h/2 * w/2, patch features).
+    """
     shapes, device = tuple(sequence.shape for sequence in sequences), sequences[0].clips[0].device
+    images = (torch.cat([patchify(clip) for clip in sequence.clips]) for sequence in sequences)
     return Pack(
         shapes=shapes,
-        layout=layout_of(shapes, device),
-        timesteps=torch.tensor([s.timestep for s in sequences], dtype=torch.float32, device=device),
-        pooled_prompt_embeds=torch.stack([s.prompt.pooled_prompt_embeds for s in sequences]).to(dtype),
-        prompt_embeds=torch.cat([s.prompt.prompt_embeds for s in sequences]).to(dtype),
+        layout=layout_of(shapes, device, tile),
+        prompt_embeds=_stream([sequence.prompt.prompt_embeds for sequence in sequences], tile).to(dtype),
+        patches=_stream(list(images), tile).to(dtype),
     )
 
 
-@lru_cache(maxsize=16)
+def conditioning_of(sequences: Sequence[ClipSequence], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Timesteps (S,) in float32 and pooled prompts (S, P) in ``dtype`` of sequences. Raises ``ValueError`` for none."""
+    if not sequences:
+        raise ValueError("sequences: give at least one")
+    timesteps = torch.tensor([s.timestep for s in sequences], dtype=torch.float32, device=sequences[0].clips[0].device)
+    return timesteps, torch.stack([s.prompt.pooled_prompt_embeds for s in sequences]).to(dtype)
+
+
+def padded(x: Tensor, tile: int) -> Tensor:
+    """(L, ...) filled up with zeros to a multiple of ``tile``."""
+    num_missing = -x.shape[0] % tile
+    return F.pad(x, (0, 0) * (x.ndim - 1) + (0, num_missing)) if num_missing else x
+
+
+def _stream(parts: Sequence[Tensor], tile: int) -> Tensor:
+    filled = [padded(part, tile) for part in parts]
+    return filled[0] if len(filled) == 1 else torch.cat(filled)
+
+
+@lru_cache(maxsize=128)
 @torch.inference_mode(False)  # what is cached may be used with gradients later
-def layout_of(shapes: tuple[SequenceShape, ...], device: torch.device) -> PackLayout:
+def layout_of(shapes: tuple[SequenceShape, ...], device: torch.device, tile: int = 1) -> PackLayout:
     """The layout of a pack. Cached for the last packs, since a pack's shape stays the same for all steps of a stage."""
     with torch.device("cpu"):
-        return _new_layout(shapes, device)
+        return _new_layout(shapes, device, tile)
 
 
-def _new_layout(shapes: tuple[SequenceShape, ...], device: torch.device) -> PackLayout:
-    starts = list(accumulate((shape.num_tokens for shape in shapes), initial=0))
-    spans, sequence, time, positions, is_text, is_current = [], [], [], [], [], []
-    for index, (shape, start) in enumerate(zip(shapes, starts, strict=False)):
-        spans.append(SequenceSpan(start, start + shape.num_tokens, tuple(start + end for end in shape.frame_ends)))
-        sequence.append(torch.full((shape.num_tokens,), index))
-        clip_positions = [_clip_positions(grid, shape.grids[-1], t) for grid, t in _clip_starts(shape.grids)]
-        positions.append(torch.cat([torch.zeros(shape.num_text_tokens, 3), *clip_positions]))
-        time.append(positions[-1][:, 0].long())
-        token = torch.arange(shape.num_tokens)
-        is_text.append(token < shape.num_text_tokens)
-        is_current.append(token >= shape.num_tokens - shape.num_current_tokens)
-    text_mask, current_mask, sequences = torch.cat(is_text), torch.cat(is_current), torch.cat(sequence)
+def _new_layout(shapes: tuple[SequenceShape, ...], device: torch.device, tile: int) -> PackLayout:
+    num_text = sum(_filled(shape.num_text_tokens, tile) for shape in shapes)
+    spans, texts, images, current = [], [], [], []
+    text_start, image_start = 0, num_text
+    for index, shape in enumerate(shapes):
+        spans.append(SequenceSpan(text_start, shape.num_text_tokens, image_start, tuple(shape.frame_ends)))
+        positions = torch.cat([_clip_positions(grid, shape.grids[-1], t) for grid, t in _clip_starts(shape.grids)])
+        texts.append(_part(index, torch.zeros(shape.num_text_tokens, 3), tile))
+        images.append(_part(index, positions, tile))
+        end = image_start - num_text + shape.num_image_tokens
+        of_clip = torch.arange(_filled(shape.num_current_tokens, tile)) + end - shape.num_current_tokens
+        current.append(of_clip.clamp(max=end - 1))
+        text_start += len(texts[-1].sequence)
+        image_start += len(images[-1].sequence)
+    sequence, time, positions = (torch.cat(column) for column in zip(*texts, *images, strict=True))
+    of_current = torch.cat(current).to(device)
+    sequence = sequence.to(device)
+    is_alone = len(shapes) == 1 and device.type == "cpu"
     return PackLayout(
         spans=tuple(spans),
-        sequence=sequences.to(device),
-        time=torch.cat(time).to(device),
-        positions=torch.cat(positions),
-        text=text_mask.nonzero().squeeze(1).to(device),
-        image=(~text_mask).nonzero().squeeze(1).to(device),
-        current=current_mask[~text_mask].nonzero().squeeze(1).to(device),
-        text_parts=parts_of([shape.num_text_tokens for shape in shapes], sequences[text_mask].to(device)),
-        image_parts=parts_of([shape.num_image_tokens for shape in shapes], sequences[~text_mask].to(device)),
-        packed_parts=parts_of([shape.num_tokens for shape in shapes], sequences.to(device)),
-        current_parts=parts_of([shape.num_current_tokens for shape in shapes], sequences[current_mask].to(device)),
+        sequence=sequence,
+        time=time.to(device),
+        positions=positions,
+        num_text=num_text,
+        current=of_current,
+        rows=slice(0, 1) if is_alone else sequence,
+        current_rows=slice(0, 1) if is_alone else sequence[num_text:][of_current],
     )
+
+
+class _Part(NamedTuple):
+    """The columns of a layout for the text or the image of one sequence."""
+
+    sequence: Tensor
+    time: Tensor
+    positions: Tensor
+
+
+def _part(index: int, positions: Tensor, tile: int) -> _Part:
+    num_tokens = _filled(len(positions), tile)
+    return _Part(
+        sequence=torch.full((num_tokens,), index),
+        time=F.pad(positions[:, 0].long(), (0, num_tokens - len(positions)), value=PADDING_TIME),
+        positions=padded(positions, tile),
+    )
+
+
+def _filled(num_tokens: int, tile: int) -> int:
+    return -(-num_tokens // tile) * tile
 
 
 def _clip_starts(grids: tuple[tuple[int, int, int], ...]) -> list[tuple[tuple[int, int, int], int]]:
@@ -242,12 +297,13 @@ def patchify(clip: Tensor) -> Tensor:
     return rearrange(clip, "c t (h p1) (w p2) -> (t h w) (p1 p2 c)", p1=PATCH_SIZE, p2=PATCH_SIZE)
 
 
-def unpatchify(tokens: Tensor, shapes: Sequence[SequenceShape]) -> list[Tensor]:
-    """Tokens of all current clips (num_current, 4 C) -> each one's (C, T, h, w)."""
-    parts = tokens.split([shape.num_current_tokens for shape in shapes])
+def unpatchify(tokens: Tensor, shapes: Sequence[SequenceShape], tile: int = 1) -> list[Tensor]:
+    """Tokens of all current clips, each filled up to a multiple of ``tile``, (L, 4 C) -> each one's (C, T, h, w)."""
+    parts = tokens.split([_filled(shape.num_current_tokens, tile) for shape in shapes])
     pattern = "(t h w) (p1 p2 c) -> c t (h p1) (w p2)"
     clips = []
     for part, shape in zip(parts, shapes, strict=True):
         t, h, w = shape.grids[-1]
-        clips.append(rearrange(part, pattern, t=t, h=h, w=w, p1=PATCH_SIZE, p2=PATCH_SIZE).contiguous())
+        own = part[: shape.num_current_tokens]
+        clips.append(rearrange(own, pattern, t=t, h=h, w=w, p1=PATCH_SIZE, p2=PATCH_SIZE).contiguous())
     return clips

@@ -16,6 +16,7 @@ from pyramid_serve.checkpoints.weights import load_module
 from pyramid_serve.precision import vae_dtype
 from pyramid_serve.pyramid_flow import autoencoder, flux, mmdit
 from pyramid_serve.pyramid_flow.attention import Attention
+from pyramid_serve.pyramid_flow.fused import fuse_layers
 from pyramid_serve.pyramid_flow.pack import ClipSequence
 from pyramid_serve.pyramid_flow.variants import choose_variant, transformer_folder
 
@@ -76,11 +77,18 @@ def load_transformer(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    fused: bool = True,
 ) -> Transformer:
-    """The transformer of a variant (see :func:`variants.choose_variant`). Raises ``CheckpointError``."""
+    """The transformer of a variant (see :func:`variants.choose_variant`). Raises ``CheckpointError``.
+
+    fused: see :mod:`fused`; without, a layer's weights are its own, so that layers can be moved one by one.
+    """
     folder = transformer_folder(source, variant)
     build = _variant_of(folder.name, read_config(folder)).build
-    return cast(Transformer, load_module(build, folder, dtype=dtype, device=device))
+    module = load_module(build, folder, dtype=dtype, device=device)
+    if fused:
+        fuse_layers(module)
+    return cast(Transformer, module)
 
 
 def load_vae(

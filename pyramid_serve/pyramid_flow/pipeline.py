@@ -116,7 +116,9 @@ class PyramidFlow:
         home = device if offload == "none" else torch.device("cpu")
         return cls(
             text_encoder=TextEncoder.from_pretrained(source, dtype=precision.dtype, device=home),
-            transformer=load_transformer(source, variant, dtype=precision.dtype, device=home),
+            transformer=load_transformer(
+                source, variant, dtype=precision.dtype, device=home, fused=offload != "layers"
+            ),
             vae=load_vae(source, dtype=precision.dtype, device=home),
             latent_scale=latent_scale_of(source, variant),
             capabilities=able,

@@ -1,61 +1,56 @@
 """Products whose result for a row does not depend on the rows beside it.
 
-S sequences in the pack, L tokens of a stream.
+S sequences in the pack, L tokens of a stream, D width.
 
 How a matrix product sums up a row depends on the shape of the whole product: libraries choose another kernel for
-another number of rows, and share rows out among threads. On a CPU every product is therefore computed at a shape that
-has nothing to do with the rest of the pack: the tokens of one sequence at a time, and conditioning in tiles of
-``NUM_ROWS`` sequences. The same holds for element-wise functions that are not exact, such as GELU and SiLU, since
-vectorised loops compute their last few elements in another way. What is packed is exact or works row by row: sums,
-products, norms and copies.
+another number of rows, and share rows out among threads. Element-wise functions that are not exact, such as GELU and
+SiLU, depend on it as well, since vectorised loops compute their last few elements in another way. On a CPU the
+sequences of a pack are therefore computed one after the other, each at a shape of its own, and only what is made of
+their conditioning is computed for all of them, in tiles of ``NUM_ROWS``.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Prediction = Generator[None, None, list[Tensor]]
+"""A forward that yields after each layer, and returns the predictions (C, T, h, w) of its sequences."""
+_Sequence = TypeVar("_Sequence")
+
 NUM_ROWS = 4
 """Products have a multiple of this many rows on a CPU, so that no thread gets so few that it takes another kernel."""
 
 
-class Part(NamedTuple):
-    """Tokens of a stream that are computed together, and which vectors of their sequences (S, ...) they take."""
-
-    num_tokens: int
-    sequence: slice | Tensor
-    """A slice of one sequence, so that its vectors broadcast; or (L,) the sequence of each token."""
+def tile_on(device: torch.device) -> int:
+    """Tokens that the text and the image of a sequence are each filled up to a multiple of."""
+    return NUM_ROWS if device.type == "cpu" else 1
 
 
-def parts_of(lengths: Sequence[int], sequence: Tensor) -> tuple[Part, ...]:
-    """The parts of a stream: each sequence's tokens on a CPU, and otherwise the whole stream at once.
+def in_turn(
+    predict: Callable[[Sequence[_Sequence], list[Tensor]], Prediction],
+    sequences: Sequence[_Sequence],
+    vectors: Sequence[Tensor],
+) -> list[Tensor]:
+    """What ``predict`` returns for sequences and their vectors (S, ...): on a CPU for each by itself, else for all.
 
-    lengths: tokens of each sequence; sequence: (L,) that of each token, on the device.
+    It yields wherever the other sequences may go on: after each layer, so that all use its weights from the cache.
     """
-    if sequence.device.type == "cpu":
-        return tuple(Part(length, slice(index, index + 1)) for index, length in enumerate(lengths))
-    return (Part(sequence.shape[0], sequence),)
-
-
-def split(stream: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
-    """The rows (L, ...) of each part."""
-    rows: tuple[Tensor, ...] = stream.split([part.num_tokens for part in parts])
-    return rows
-
-
-def project(linear: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``linear(x)`` of the rows (L, D) of one part, on a CPU with rows of zeros up to a multiple of ``NUM_ROWS``."""
-    num_missing = -x.shape[0] % NUM_ROWS
-    if x.device.type != "cpu" or not num_missing:
-        return linear(x)
-    return linear(F.pad(x, (0, 0, 0, num_missing)))[: x.shape[0]]
-
-
-def project_parts(linear: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
-    """``linear`` of each part (L, D) of a stream."""
-    return [project(linear, x) for x in parts]
+    if vectors[0].device.type != "cpu":
+        packs = [predict(sequences, list(vectors))]
+    else:
+        own = [slice(i, i + 1) for i in range(len(sequences))]
+        packs = [predict(sequences[i], [x[i] for x in vectors]) for i in own]
+    predictions: dict[int, list[Tensor]] = {}
+    while len(predictions) < len(packs):
+        for i, running in enumerate(packs):
+            try:
+                next(running)
+            except StopIteration as done:
+                predictions[i] = done.value
+    return [prediction for i in range(len(packs)) for prediction in predictions[i]]
 
 
 def in_tiles(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pyramid_serve.pyramid_flow.attention import (
     fastest_on,
     reference_flex_attention,
 )
-from pyramid_serve.pyramid_flow.pack import PackLayout, SequenceShape, layout_of
+from pyramid_serve.pyramid_flow.pack import PADDING_TIME, PackLayout, SequenceShape, layout_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -24,8 +24,10 @@ PACK = (
 )
 
 
-def random_pack(shapes: tuple[SequenceShape, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, PackLayout]:
-    layout = layout_of(shapes, torch.device("cpu"))
+def random_pack(
+    shapes: tuple[SequenceShape, ...], *, tile: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, PackLayout]:
+    layout = layout_of(shapes, torch.device("cpu"), tile)
     q, k, v = torch.randn(3, layout.num_tokens, 2, 16).unbind(0)
     return q, k, v, layout
 
@@ -48,8 +50,9 @@ def test_random_packs_equal_the_dense_attention(fast: Attention) -> None:
             SequenceShape(draw(1, 130), tuple((draw(1, 4), draw(1, 9), draw(1, 17)) for _ in range(draw(1, 4))))
             for _ in range(draw(1, 5))
         )
-        q, k, v, layout = random_pack(shapes)
-        assert torch.allclose(fast(q, k, v, layout), dense_attention(q, k, v, layout), atol=1e-5)
+        q, k, v, layout = random_pack(shapes, tile=draw(1, 140))
+        tokens = layout.time != PADDING_TIME
+        assert torch.allclose(fast(q, k, v, layout)[tokens], dense_attention(q, k, v, layout)[tokens], atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", [dense_attention, block_attention, reference_flex_attention])
@@ -101,9 +104,15 @@ def test_the_blocks_that_flex_attention_visits_are_those_that_are_needed() -> No
             SequenceShape(draw(1, 130), tuple((draw(1, 4), draw(1, 16), draw(1, 24)) for _ in range(draw(1, 5))))
             for _ in range(draw(1, 6))
         )
-        layout = layout_of(shapes, torch.device("cpu"))
-        sees = (layout.sequence[:, None] == layout.sequence) & (layout.time[:, None] >= layout.time)
-        mask = _block_mask(layout.spans, torch.device("cpu"))
+        layout = layout_of(shapes, torch.device("cpu"), draw(1, 140))
+        is_padding, last = (
+            layout.time == PADDING_TIME,
+            torch.tensor([sum(t for t, _, _ in s.grids) - 1 for s in shapes]),
+        )
+        is_text = torch.arange(layout.num_tokens) < layout.num_text
+        time = torch.where(is_padding, torch.where(is_text, 0, last[layout.sequence]), layout.time)
+        sees = (layout.sequence[:, None] == layout.sequence) & (time[:, None] >= time) & ~is_padding
+        mask = _block_mask(layout.spans, layout.num_tokens, torch.device("cpu"))
         for row, queries in enumerate(sees.split(FLEX_BLOCK)):
             blocks = queries.split(FLEX_BLOCK, dim=1)
             needed = {column for column, block in enumerate(blocks) if block.any()}

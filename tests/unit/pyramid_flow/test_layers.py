@@ -1,6 +1,6 @@
 import torch
 
-from pyramid_serve.pyramid_flow.layers import apply_rope, modulate, rope_table, timestep_sinusoids
+from pyramid_serve.pyramid_flow.layers import apply_rope, gelu, modulate, rope_table, timestep_sinusoids
 
 
 def test_rotated_products_depend_on_the_distance_alone() -> None:
@@ -37,6 +37,16 @@ def test_sinusoids_begin_with_cosines_and_stay_float32() -> None:
 
 def test_modulation_of_normalised_tokens() -> None:
     x = torch.randn(4, 8) * 3 + 2
-    out = modulate(x, torch.full((4, 8), 0.5), torch.ones(4, 8))
+    shift, gain = torch.full((1, 8), 0.5), torch.full((1, 8), 2.0)
+    out = modulate(x, shift, gain, slice(0, 1))
     assert torch.allclose(out.mean(dim=-1), torch.full((4,), 0.5), atol=1e-5)
     assert torch.allclose(out.std(dim=-1, correction=0), torch.full((4,), 2.0), atol=1e-3)
+    assert torch.allclose(modulate(x, shift, gain, torch.zeros(4, dtype=torch.long)), out, atol=1e-6)
+
+
+def test_gelu_is_that_of_torch() -> None:
+    x = torch.linspace(-12, 12, 10001)
+    expected = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    assert (gelu(x) - expected).abs().max() <= 1e-6
+    half = x.bfloat16()
+    assert torch.equal(gelu(half), torch.nn.functional.gelu(half, approximate="tanh"))

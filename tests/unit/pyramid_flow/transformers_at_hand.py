@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pyramid_serve.pyramid_flow import flux, mmdit
+from pyramid_serve.pyramid_flow.fused import fuse_layers
 from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 
@@ -75,4 +76,6 @@ def lively_transformer(build: type[mmdit.MMDiT] | type[flux.Flux], dtype: torch.
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
-    return model.to(dtype).eval().requires_grad_(False)
+    model.to(dtype).eval().requires_grad_(False)
+    fuse_layers(model)
+    return model
