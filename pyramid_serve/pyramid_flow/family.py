@@ -14,7 +14,7 @@ from pyramid_serve.families import CommandLineOption, PartSource, Pipeline
 from pyramid_serve.pyramid_flow import planning
 from pyramid_serve.pyramid_flow.capabilities import Capabilities, capabilities
 from pyramid_serve.pyramid_flow.request_fields import RequestFields, ShownFields
-from pyramid_serve.pyramid_flow.settings import AttentionName
+from pyramid_serve.pyramid_flow.settings import AttentionName, CompiledName
 from pyramid_serve.pyramid_flow.variants import VARIANT_PREFIX
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class DenoiseOptions(BaseModel):
 
     attention: AttentionName | None = None
     """None: "flex" on CUDA, else "blocks"."""
+    compiled: CompiledName | None = None
+    """What is compiled beside attention. None: "blocks" on CUDA, unless ``batch_invariant``; else "none"."""
+    batch_invariant: bool = False
+    """Whether a seed gives the same bits whatever shares its forwards, at a price. On a CPU this is so in any case."""
 
 
 class DecodeOptions(BaseModel):
@@ -52,6 +56,19 @@ class PipelineOptions(BaseModel):
     attention: Annotated[
         AttentionName | None, CommandLineOption("--attention", "NAME", "flex on CUDA, else blocks")
     ] = None
+    compiled: Annotated[
+        CompiledName | None,
+        CommandLineOption("--compiled", "NAME", "what is compiled beside attention: blocks on CUDA, else none"),
+    ] = None
+    batch_invariant: Annotated[
+        bool,
+        CommandLineOption(
+            "--batch-invariant",
+            "BOOL",
+            "on CUDA: the bits that a server with this option gives; on a CPU they are the same anyway",
+            without_value="true",
+        ),
+    ] = False
     tiling: Annotated[
         Annotated[int, Field(ge=1)] | None,
         CommandLineOption("--tiling", "PIXELS", "tile the VAE, slower, in less device memory", without_value="256"),

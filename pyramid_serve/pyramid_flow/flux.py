@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyramid_serve.checkpoints.configs import Count, Features, Layers, parse_config
 from pyramid_serve.pyramid_flow.attention import Attention, block_attention
-from pyramid_serve.pyramid_flow.fused import HeadNorms, SharedInput
+from pyramid_serve.pyramid_flow.fused import HeadNorms, Linear, SharedInput
 from pyramid_serve.pyramid_flow.layers import (
     JointBlock,
     Modulation,
@@ -75,10 +75,12 @@ class Flux(nn.Module):
     def __init__(self, config: FluxConfig) -> None:
         super().__init__()
         self.config = config
+        self.batch_invariant = False
+        """Whether packs are laid out so that no sequence's result depends on the others, see :mod:`rows`."""
         width = config.width
         self.time_text_embed = TimeTextEmbed(config.pooled_features, width)
-        self.context_embedder = nn.Linear(config.text_features, width)
-        self.x_embedder = nn.Linear(config.patch_features, width)
+        self.context_embedder = Linear(config.text_features, width)
+        self.x_embedder = Linear(config.patch_features, width)
         self.transformer_blocks = nn.ModuleList(
             JointBlock(width, config.num_heads, head_size=config.head_size, eps=QK_NORM_EPS, text_norm="norm_added")
             for _ in range(config.num_double_blocks)
@@ -87,7 +89,7 @@ class Flux(nn.Module):
             SingleBlock(width, config.num_heads, head_size=config.head_size) for _ in range(config.num_single_blocks)
         )
         self.norm_out = Modulation(width, 2, scales=(0,))
-        self.proj_out = nn.Linear(width, config.patch_features)
+        self.proj_out = Linear(width, config.patch_features)
         self._modulations = Modulations.of(self.transformer_blocks, self.single_transformer_blocks, self.norm_out)
 
     def forward(self, sequences: Sequence[ClipSequence], *, attention: Attention = block_attention) -> list[Tensor]:
@@ -99,7 +101,7 @@ class Flux(nn.Module):
         self, attention: Attention, sequences: Sequence[ClipSequence], vectors: Sequence[Tensor]
     ) -> Prediction:
         device = vectors[0].device
-        tile = tile_on(device)
+        tile = tile_on(device, batch_invariant=self.batch_invariant)
         shapes, layout, prompt_embeds, patches = pack(sequences, vectors[0].dtype, patchify, tile=tile)
         context = PackContext(layout, pack_rope(shapes, self.config.axes_dims, device, tile), attention)
         text: Tensor = self.context_embedder(prompt_embeds)
@@ -127,9 +129,9 @@ class SingleAttention(nn.Module):
         inner = num_heads * head_size
         self.norm_q = nn.RMSNorm(head_size, eps=QK_NORM_EPS)
         self.norm_k = nn.RMSNorm(head_size, eps=QK_NORM_EPS)
-        self.to_q = nn.Linear(width, inner)
-        self.to_k = nn.Linear(width, inner)
-        self.to_v = nn.Linear(width, inner)
+        self.to_q = Linear(width, inner)
+        self.to_k = Linear(width, inner)
+        self.to_v = Linear(width, inner)
 
 
 class SingleBlock(nn.Module):
@@ -138,8 +140,8 @@ class SingleBlock(nn.Module):
     def __init__(self, width: int, num_heads: int, *, head_size: int) -> None:
         super().__init__()
         self.norm = Modulation(width, 3, scales=(1,))
-        self.proj_mlp = nn.Linear(width, 4 * width)
-        self.proj_out = nn.Linear(5 * width, width)
+        self.proj_mlp = Linear(width, 4 * width)
+        self.proj_out = Linear(5 * width, width)
         self.attn = SingleAttention(width, num_heads, head_size=head_size)
         self._norms = HeadNorms(self.attn.norm_q, self.attn.norm_k)
         self._qkv_and_mlp = SharedInput([self.attn.to_q, self.attn.to_k, self.attn.to_v, self.proj_mlp])

@@ -1,20 +1,43 @@
-"""Layers that are computed together, and keep their names in the checkpoint.
+"""Linear layers and norms, of which some are computed together; all keep their names in the checkpoint.
 
 L tokens of a stream, N heads, d head size.
 
-They compute the same before and after :func:`fuse_layers`, which lays their weights together in memory, so that one
-product or norm does for all of them.
+What is computed together gives the same before and after :func:`fuse_layers`, which lays the weights together in
+memory, so that one product or norm does for all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Rows (L, in), weight (out, in) and bias (out,) of a linear layer -> (L, out)."""
+
+
+class Linear(nn.Linear):
+    """A linear layer whose product another function may compute: (L, in) -> (L, out)."""
+
+    product: Product = staticmethod(F.linear)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.product(input, self.weight, self.bias)
+
+
+class PatchProjection(nn.Conv2d):
+    """A convolution over whole patches, which is such a product: (L, C p p) -> (L, D)."""
+
+    product: Product = staticmethod(F.linear)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.product(input, self.weight.flatten(1), self.bias)
+
 
 class SharedInput(nn.Module):
     """Linear layers that take the same input, as one product: (L, in) -> (L, the sum of their outs)."""
+
+    product: Product = staticmethod(F.linear)
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -36,7 +59,7 @@ class SharedInput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight is None:
             return torch.cat([layer(x) for layer in self._layers], dim=-1)
-        return F.linear(x, self.weight, self.bias)
+        return self.product(x, self.weight, self.bias)
 
 
 class HeadNorms(nn.Module):
@@ -55,6 +78,13 @@ class HeadNorms(nn.Module):
         if self.weight is None:
             return torch.stack([norm(x) for norm, x in zip(self._norms, heads.unbind(1), strict=True)], dim=1)
         return F.rms_norm(heads, heads.shape[-1:], eps=self._norms[0].eps) * self.weight
+
+
+def set_product(model: nn.Module, product: Product) -> None:
+    """Let a function compute all linear layers of a transformer."""
+    for module in model.modules():
+        if isinstance(module, Linear | PatchProjection | SharedInput):
+            module.product = product
 
 
 def fuse_layers(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyramid_serve.pyramid_flow.attention import Attention
-from pyramid_serve.pyramid_flow.fused import HeadNorms, SharedInput
+from pyramid_serve.pyramid_flow.fused import HeadNorms, Linear, SharedInput
 from pyramid_serve.pyramid_flow.pack import PackLayout, Rows, SequenceShape, layout_of
 from pyramid_serve.pyramid_flow.rows import in_tiles
 
@@ -104,8 +104,8 @@ class MLPEmbedder(nn.Module):
 
     def __init__(self, in_features: int, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_features, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(in_features, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
@@ -138,7 +138,7 @@ class Modulation(nn.Module):
         super().__init__()
         self.count = count
         self.scales = tuple(scales)
-        self.linear = nn.Linear(width, count * width)
+        self.linear = Linear(width, count * width)
 
 
 class Modulations(nn.Module):
@@ -175,7 +175,7 @@ def _ones_where(chosen: tuple[bool, ...], dtype: torch.dtype, device: torch.devi
 class GELU(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, hidden)
+        self.proj = Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         return gelu(self.proj(x))
@@ -186,7 +186,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(GELU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(GELU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.net(x)
@@ -207,17 +207,17 @@ class JointAttention(nn.Module):
         inner = num_heads * head_size
         self.norm_q = nn.RMSNorm(head_size, eps=eps)
         self.norm_k = nn.RMSNorm(head_size, eps=eps)
-        self.to_q = nn.Linear(width, inner)
-        self.to_k = nn.Linear(width, inner)
-        self.to_v = nn.Linear(width, inner)
-        self.add_k_proj = nn.Linear(width, inner)
-        self.add_v_proj = nn.Linear(width, inner)
-        self.add_q_proj = nn.Linear(width, inner)
+        self.to_q = Linear(width, inner)
+        self.to_k = Linear(width, inner)
+        self.to_v = Linear(width, inner)
+        self.add_k_proj = Linear(width, inner)
+        self.add_v_proj = Linear(width, inner)
+        self.add_q_proj = Linear(width, inner)
         text_norm_q, text_norm_k = (nn.RMSNorm(head_size, eps=eps) for _ in range(2))
         self.add_module(f"{text_norm}_q", text_norm_q)
         self.add_module(f"{text_norm}_k", text_norm_k)
-        self.to_out = nn.ModuleList([nn.Linear(inner, width)])
-        self.to_add_out = nn.Linear(inner, width) if has_text_output else None
+        self.to_out = nn.ModuleList([Linear(inner, width)])
+        self.to_add_out = Linear(inner, width) if has_text_output else None
         self._image_qkv = SharedInput([self.to_q, self.to_k, self.to_v])
         self._text_qkv = SharedInput([self.add_q_proj, self.add_k_proj, self.add_v_proj])
         self._image_norms = HeadNorms(self.norm_q, self.norm_k)

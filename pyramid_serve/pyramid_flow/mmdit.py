@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyramid_serve.checkpoints.configs import Count, Features, Layers, parse_config
 from pyramid_serve.pyramid_flow.attention import Attention, block_attention
+from pyramid_serve.pyramid_flow.fused import Linear, PatchProjection
 from pyramid_serve.pyramid_flow.layers import (
     JointBlock,
     Modulation,
@@ -78,9 +79,11 @@ class MMDiT(nn.Module):
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
         self.config = config
+        self.batch_invariant = False
+        """Whether packs are laid out so that no sequence's result depends on the others, see :mod:`rows`."""
         self.pos_embed = PatchEmbed(config)
         self.time_text_embed = TimeTextEmbed(config.pooled_features, config.width)
-        self.context_embedder = nn.Linear(config.text_features, config.width)
+        self.context_embedder = Linear(config.text_features, config.width)
         self.transformer_blocks = nn.ModuleList(
             JointBlock(
                 config.width,
@@ -93,7 +96,7 @@ class MMDiT(nn.Module):
             for i in range(config.num_layers)
         )
         self.norm_out = Modulation(config.width, 2, scales=(0,))
-        self.proj_out = nn.Linear(config.width, PATCH_SIZE**2 * config.in_channels)
+        self.proj_out = Linear(config.width, PATCH_SIZE**2 * config.in_channels)
         self._modulations = Modulations.of(self.transformer_blocks, self.norm_out)
 
     def forward(self, sequences: Sequence[ClipSequence], *, attention: Attention = block_attention) -> list[Tensor]:
@@ -105,7 +108,7 @@ class MMDiT(nn.Module):
         self, attention: Attention, sequences: Sequence[ClipSequence], vectors: Sequence[Tensor]
     ) -> Prediction:
         device = vectors[0].device
-        tile = tile_on(device)
+        tile = tile_on(device, batch_invariant=self.batch_invariant)
         shapes, layout, prompt_embeds, patches = pack(sequences, vectors[0].dtype, _patchify, tile=tile)
         context = PackContext(layout, pack_rope(shapes, (self.config.head_size,), device, tile), attention)
         text: Tensor = self.context_embedder(prompt_embeds)
@@ -120,13 +123,6 @@ class MMDiT(nn.Module):
 def _patchify(clip: Tensor) -> Tensor:
     """(C, T, h, w) -> (T * h/2 * w/2, 4 C): tokens frame by frame, row by row, each (c p q)."""
     return rearrange(clip, "c t (h p) (w q) -> (t h w) (c p q)", p=PATCH_SIZE, q=PATCH_SIZE)
-
-
-class PatchProjection(nn.Conv2d):
-    """A convolution over whole patches, which is a matrix product: (L, C p p) -> (L, D)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.flatten(1), self.bias)
 
 
 class PatchEmbed(nn.Module):

@@ -200,6 +200,11 @@ def conditioning_of(sequences: Sequence[ClipSequence], dtype: torch.dtype) -> tu
     return timesteps, torch.stack([s.prompt.pooled_prompt_embeds for s in sequences]).to(dtype)
 
 
+def is_one_by_one(device: torch.device) -> bool:
+    """Whether every sequence is a pack of its own on a device, see :mod:`rows`."""
+    return device.type == "cpu"
+
+
 def padded(x: Tensor, tile: int) -> Tensor:
     """(L, ...) filled up with zeros to a multiple of ``tile``."""
     num_missing = -x.shape[0] % tile
@@ -236,7 +241,7 @@ def _new_layout(shapes: tuple[SequenceShape, ...], device: torch.device, tile: i
     sequence, time, positions = (torch.cat(column) for column in zip(*texts, *images, strict=True))
     of_current = torch.cat(current).to(device)
     sequence = sequence.to(device)
-    is_alone = len(shapes) == 1 and device.type == "cpu"
+    is_alone = len(shapes) == 1 and is_one_by_one(device)
     return PackLayout(
         spans=tuple(spans),
         sequence=sequence,

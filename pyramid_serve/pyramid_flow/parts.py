@@ -16,8 +16,10 @@ from pyramid_serve.checkpoints.weights import load_module
 from pyramid_serve.precision import vae_dtype
 from pyramid_serve.pyramid_flow import autoencoder, flux, mmdit
 from pyramid_serve.pyramid_flow.attention import Attention
-from pyramid_serve.pyramid_flow.fused import fuse_layers
+from pyramid_serve.pyramid_flow.compiled import compile_blocks, compiles_on
+from pyramid_serve.pyramid_flow.fused import fuse_layers, set_product
 from pyramid_serve.pyramid_flow.pack import ClipSequence
+from pyramid_serve.pyramid_flow.settings import CompiledName
 from pyramid_serve.pyramid_flow.variants import choose_variant, transformer_folder
 
 VAE_PART = "causal_video_vae"
@@ -25,6 +27,8 @@ VAE_PART = "causal_video_vae"
 
 class Transformer(Protocol):
     """What both variants are: predictions (C, T, h, w), float32, for the current clip of each packed sequence."""
+
+    batch_invariant: bool
 
     def __call__(self, sequences: Sequence[ClipSequence], *, attention: Attention) -> list[Tensor]: ...
 
@@ -89,6 +93,29 @@ def load_transformer(
     if fused:
         fuse_layers(module)
     return cast(Transformer, module)
+
+
+def set_up(
+    transformer: Transformer, device: torch.device, *, compiled: CompiledName | None, batch_invariant: bool
+) -> None:
+    """Prepare a transformer for how it is computed on its device.
+
+    compiled: what :mod:`compiled` compiles; None: the blocks, on CUDA and unless ``batch_invariant``. batch_invariant:
+    whether a video's bits may not depend on what else is in its packs, which on a CPU they never do. Raises
+    ``ValueError`` for what cannot be had together.
+    """
+    module = cast(nn.Module, transformer)
+    if batch_invariant and device.type != "cpu":
+        if device.type != "cuda":
+            raise ValueError(f"batch_invariant=True: needs CUDA or a CPU, not {device.type}")
+        if compiled == "blocks":
+            raise ValueError("compiled='blocks': cannot be had with batch_invariant, since compiled kernels may differ")
+        from pyramid_serve.pyramid_flow.fixed_tiles import fixed_tile_product  # it needs Triton
+
+        set_product(module, fixed_tile_product)
+        transformer.batch_invariant = True
+    elif compiled == "blocks" or (compiled is None and compiles_on(device)):
+        compile_blocks(module)
 
 
 def load_vae(

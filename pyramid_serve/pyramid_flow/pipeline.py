@@ -22,9 +22,16 @@ from pyramid_serve.pyramid_flow.autoencoder import CausalVideoVAE, DecoderMemory
 from pyramid_serve.pyramid_flow.capabilities import Capabilities, capabilities
 from pyramid_serve.pyramid_flow.codec import decode_unit, encode_picture
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
-from pyramid_serve.pyramid_flow.parts import LatentScale, Transformer, latent_scale_of, load_transformer, load_vae
+from pyramid_serve.pyramid_flow.parts import (
+    LatentScale,
+    Transformer,
+    latent_scale_of,
+    load_transformer,
+    load_vae,
+    set_up,
+)
 from pyramid_serve.pyramid_flow.sampler import Predict, append_unit, denoise_unit, run_units
-from pyramid_serve.pyramid_flow.settings import AttentionName, SamplingSettings
+from pyramid_serve.pyramid_flow.settings import AttentionName, CompiledName, SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES
 from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
 from pyramid_serve.pyramid_flow.variants import choose_variant
@@ -98,13 +105,15 @@ class PyramidFlow:
         dtype: DTypeName | torch.dtype | None = None,
         device: torch.device | str = "cpu",
         attention: AttentionName | None = None,
+        compiled: CompiledName | None = None,
+        batch_invariant: bool = False,
         offload: Offload = "none",
     ) -> "PyramidFlow":
         """Load a checkpoint from a local folder, an fsspec URL or a Hub id.
 
         variant: e.g. "768p"; dtype: what suits the device unless given, see :mod:`pyramid_serve.precision`; attention:
-        "flex" on CUDA and "blocks" elsewhere unless given, see :mod:`attention`. Raises ``CheckpointError`` (a
-        ``ValueError``).
+        "flex" on CUDA and "blocks" elsewhere unless given, see :mod:`attention`; compiled, batch_invariant: see
+        :func:`parts.set_up`, nothing is compiled with ``offload``. Raises ``CheckpointError`` (a ``ValueError``).
         """
         if offload not in get_args(Offload):
             raise ValueError(f"offload={offload!r:.60}: must be one of {', '.join(get_args(Offload))}")
@@ -114,11 +123,12 @@ class PyramidFlow:
         precision = choose_dtype(device, asked=dtype, preferred=able.dtype)
         logger.info("%s in %s on %s: %s", source, precision.name, device_name(device), precision.reason)
         home = device if offload == "none" else torch.device("cpu")
+        transformer = load_transformer(source, variant, dtype=precision.dtype, device=home, fused=offload != "layers")
+        may_compile = compiled if offload == "none" else "none"
+        set_up(transformer, device, compiled=may_compile, batch_invariant=batch_invariant)
         return cls(
             text_encoder=TextEncoder.from_pretrained(source, dtype=precision.dtype, device=home),
-            transformer=load_transformer(
-                source, variant, dtype=precision.dtype, device=home, fused=offload != "layers"
-            ),
+            transformer=transformer,
             vae=load_vae(source, dtype=precision.dtype, device=home),
             latent_scale=latent_scale_of(source, variant),
             capabilities=able,

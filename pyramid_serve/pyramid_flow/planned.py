@@ -31,7 +31,14 @@ class PlannedPipeline:
         """See :meth:`PyramidFlow.from_pretrained`."""
         self._tiling = None if options.tiling is None else Tiling(options.tiling)
         self._pipeline = PyramidFlow.from_pretrained(
-            source, variant=variant, dtype=dtype, device=device, attention=options.attention, offload=options.offload
+            source,
+            variant=variant,
+            dtype=dtype,
+            device=device,
+            attention=options.attention,
+            compiled=options.compiled,
+            batch_invariant=options.batch_invariant,
+            offload=options.offload,
         )
 
     @property

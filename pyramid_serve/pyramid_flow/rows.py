@@ -6,7 +6,8 @@ How a matrix product sums up a row depends on the shape of the whole product: li
 another number of rows, and share rows out among threads. Element-wise functions that are not exact, such as GELU and
 SiLU, depend on it as well, since vectorised loops compute their last few elements in another way. On a CPU the
 sequences of a pack are therefore computed one after the other, each at a shape of its own, and only what is made of
-their conditioning is computed for all of them, in tiles of ``NUM_ROWS``.
+their conditioning is computed for all of them, in tiles of ``NUM_ROWS``. A GPU computes a whole pack at once; there
+:mod:`fixed_tiles` has products that do not depend on the pack.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -16,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyramid_serve.pyramid_flow.attention import FLEX_BLOCK
+from pyramid_serve.pyramid_flow.pack import is_one_by_one
+
 Prediction = Generator[None, None, list[Tensor]]
 """A forward that yields after each layer, and returns the predictions (C, T, h, w) of its sequences."""
 _Sequence = TypeVar("_Sequence")
@@ -24,9 +28,15 @@ NUM_ROWS = 4
 """Products have a multiple of this many rows on a CPU, so that no thread gets so few that it takes another kernel."""
 
 
-def tile_on(device: torch.device) -> int:
-    """Tokens that the text and the image of a sequence are each filled up to a multiple of."""
-    return NUM_ROWS if device.type == "cpu" else 1
+def tile_on(device: torch.device, *, batch_invariant: bool) -> int:
+    """Tokens that the text and the image of a sequence are each filled up to a multiple of.
+
+    On a CPU whatever it takes is done always. Elsewhere ``batch_invariant`` asks for it: the parts of a sequence then
+    begin where a tile of attention begins.
+    """
+    if device.type == "cpu":
+        return NUM_ROWS
+    return FLEX_BLOCK if batch_invariant else 1
 
 
 def in_turn(
@@ -38,11 +48,9 @@ def in_turn(
 
     It yields wherever the other sequences may go on: after each layer, so that all use its weights from the cache.
     """
-    if vectors[0].device.type != "cpu":
-        packs = [predict(sequences, list(vectors))]
-    else:
-        own = [slice(i, i + 1) for i in range(len(sequences))]
-        packs = [predict(sequences[i], [x[i] for x in vectors]) for i in own]
+    size = 1 if is_one_by_one(vectors[0].device) else len(sequences)
+    own = [slice(start, start + size) for start in range(0, len(sequences), size)]
+    packs = [predict(sequences[i], [x[i] for x in vectors]) for i in own]
     predictions: dict[int, list[Tensor]] = {}
     while len(predictions) < len(packs):
         for i, running in enumerate(packs):

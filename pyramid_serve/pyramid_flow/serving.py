@@ -3,6 +3,7 @@
 C = 16 channels, U finished units, H W latent size of a video.
 """
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,13 +21,15 @@ from pyramid_serve.pyramid_flow.capabilities import capabilities
 from pyramid_serve.pyramid_flow.codec import decode_unit, encode_picture
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
-from pyramid_serve.pyramid_flow.parts import latent_scale_of, load_transformer, load_vae
+from pyramid_serve.pyramid_flow.parts import latent_scale_of, load_transformer, load_vae, set_up
 from pyramid_serve.pyramid_flow.planning import latent_shape_of, settings_of
 from pyramid_serve.pyramid_flow.sampler import UnitSteps, denoise_unit, run_units
 from pyramid_serve.pyramid_flow.settings import SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, SIZE_MULTIPLE, LatentShape
 from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
 from pyramid_serve.pyramid_flow.variants import transformer_folder
+
+logger = logging.getLogger(__name__)
 
 _EMBEDS = "prompt_embeds"
 _POOLED = "pooled_prompt_embeds"
@@ -60,6 +63,12 @@ class Denoising:
         self._source = source
         self._attention = attention_by_name(source.options.attention or fastest_on(source.device))
         self._transformer = load_transformer(source.source, source.variant, dtype=source.dtype, device=source.device)
+        set_up(
+            self._transformer,
+            source.device,
+            compiled=source.options.compiled,
+            batch_invariant=source.options.batch_invariant,
+        )
 
     def steps(self, given: UnitInput) -> UnitSteps:
         """The steps of a unit. Its tensors are moved to the device before the first, its latents back after the last.
@@ -90,10 +99,16 @@ class Denoising:
         return None  # any sequence shares a forward with any other
 
     def warm_up(self, size: tuple[int, int] | None) -> None:
+        """Make one unit of a video. On CUDA, packs of several sequences come first, whose kernels are those of all."""
+        if self._source.device.type == "cuda":
+            logger.info("compiling for packs of any sequences")
+            run_units(self.forward, [self._warm_up_steps(size), self._warm_up_steps(size)])
+            logger.info("compiling for packs of one sequence")
+            run_units(self.forward, [self._warm_up_steps(size, guidance_scale=0.0)])
         run_units(self.forward, [self._warm_up_steps(size)])
 
-    def _warm_up_steps(self, size: tuple[int, int] | None) -> UnitSteps:
-        """Unit 2 of a video, one step a stage, with guidance: every kind of clip that there is."""
+    def _warm_up_steps(self, size: tuple[int, int] | None, *, guidance_scale: float = 7.0) -> UnitSteps:
+        """Unit 2 of a video, one step a stage: every kind of clip that there is."""
         width, height = size or (SIZE_MULTIPLE, SIZE_MULTIPLE)
         shape, device = LatentShape.of_pixels(height=height, width=width, num_latent_frames=3), self._source.device
         config = read_config(transformer_folder(self._source.source, self._source.variant))
@@ -104,7 +119,7 @@ class Denoising:
             prompt,
             prompt,
             torch.zeros(LATENT_CHANNELS, 2, *shape.size_at(NUM_STAGES - 1), device=device),
-            settings=SamplingSettings(num_inference_steps=(1, 1, 1), video_num_inference_steps=(1, 1, 1)),
+            settings=SamplingSettings((1, 1, 1), (1, 1, 1), guidance_scale=guidance_scale),
             noise=SeededNoise(0, shape),
         )
 

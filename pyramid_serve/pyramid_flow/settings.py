@@ -9,6 +9,8 @@ from pyramid_serve.pyramid_flow.shapes import NUM_STAGES
 
 AttentionName = Literal["dense", "blocks", "flex"]
 """See :mod:`attention`."""
+CompiledName = Literal["blocks", "none"]
+"""See :mod:`compiled`."""
 Steps = tuple[int, int, int]
 """Denoising steps of each stage."""
 

@@ -8,7 +8,12 @@ from torch import nn
 
 from pyramid_serve.pyramid_flow import flux, mmdit
 from pyramid_serve.pyramid_flow.pack import ClipSequence
-from tests.unit.pyramid_flow.transformers_at_hand import any_sequence, lively_transformer, random_sequence
+from tests.unit.pyramid_flow.transformers_at_hand import (
+    any_sequence,
+    largest_difference,
+    lively_transformer,
+    random_sequence,
+)
 
 
 @pytest.fixture(
@@ -44,3 +49,17 @@ def test_the_number_of_threads_changes_no_bit(model: nn.Module, num_threads: int
             assert all(map(torch.equal, model(pack), alone))
     finally:
         torch.set_num_threads(before)
+
+
+@settings(deadline=None, max_examples=5, derandomize=True)
+@given(sequences=st.lists(any_sequence(), min_size=1, max_size=4))
+def test_texts_and_images_filled_up_to_tiles_of_attention_change_nothing(sequences: list[ClipSequence]) -> None:
+    """As a GPU lays a pack out where the same is asked of it."""
+    for build in (mmdit.MMDiT, flux.Flux):
+        model = lively_transformer(build, torch.float32)
+        with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+            exact = model(sequences)
+            patch.setattr("pyramid_serve.pyramid_flow.rows.is_one_by_one", lambda device: False)
+            for module in (mmdit, flux):
+                patch.setattr(module, "tile_on", lambda device, batch_invariant: 128)
+            assert largest_difference(model(sequences), exact) <= 1e-4

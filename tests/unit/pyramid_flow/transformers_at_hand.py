@@ -69,10 +69,15 @@ def any_sequence(draw: st.DrawFn) -> ClipSequence:
     return ClipSequence(prompt, (*clips, random(16, 1, height // scale, width // scale)), draw(st.floats(0, 1000)))
 
 
-def lively_transformer(build: type[mmdit.MMDiT] | type[flux.Flux], dtype: torch.dtype) -> nn.Module:
+def lively_transformer(
+    build: type[mmdit.MMDiT] | type[flux.Flux], dtype: torch.dtype, *, num_blocks: int | None = None
+) -> nn.Module:
     """A tiny transformer in which everything acts on the result: weights as large as those of a trained model."""
     config = {mmdit.MMDiT: mmdit.MMDiTConfig, flux.Flux: flux.FluxConfig}[build]
-    model = build(config.from_dict(MMDIT_CONFIG if build is mmdit.MMDiT else FLUX_CONFIG))  # type: ignore[arg-type]
+    sizes = dict(MMDIT_CONFIG if build is mmdit.MMDiT else FLUX_CONFIG)
+    if num_blocks is not None:
+        sizes |= {"num_layers": num_blocks} | ({"num_single_layers": num_blocks} if build is flux.Flux else {})
+    model = build(config.from_dict(sizes))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
