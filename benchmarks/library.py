@@ -2,11 +2,10 @@
 
 Without options the tiny checkpoint of the tests on the CPU; with ``packs`` the model in the package there, packed and
 alone; with ``flops`` the published sizes on no device at all; with ``gpu`` the published sizes with random weights on a
-CUDA device.
+CUDA device, see :mod:`benchmarks.gpu`.
 """
 
 import argparse
-import gc
 import itertools
 import json
 import resource
@@ -14,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyramid_serve.pyramid_flow import autoencoder, flux, mmdit
-from pyramid_serve.pyramid_flow.attention import attention_by_name, block_attention, dense_attention
-from pyramid_serve.pyramid_flow.fused import fuse_layers
+from pyramid_serve.pyramid_flow.attention import attention_by_name, block_attention
 from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
@@ -217,90 +215,10 @@ def decode_flops(size: tuple[int, int]) -> tuple[float, float]:
     return count(lambda: vae.decode_unit(latents, None)), count(lambda: vae.decode_unit(latents, memory))
 
 
-# --- published sizes on a GPU ---------------------------------------------------------------------------------------
-
-
-def measure_gpu(family: str, sizes: Sequence[str], device: str) -> Iterator[dict[str, Any]]:
-    """Parity and speed of one transformer with random bfloat16 weights, and of the VAE, at some of ``SHAPES``."""
-    rate = matrix_rate(device)
-    yield {"part": "matrix product", "tflops": rate / 1e12}
-    with torch.device(device):
-        model = TRANSFORMERS[family](published_config(f"{family}_transformer")).bfloat16().eval()
-        vae = autoencoder.from_config(published_config("causal_video_vae")).bfloat16().eval()
-    fuse_layers(model)
-    attention = attention_by_name("flex")
-    prompt = random_prompt(model, num_tokens=NUM_TEXT_TOKENS, device=device, dtype=torch.bfloat16)
-
-    def sequence(shape: LatentShape, unit: int, stage: int) -> ClipSequence:
-        current = torch.randn(LATENT_CHANNELS, 1, *shape.size_at(stage), device=device)
-        return ClipSequence(prompt, (*history_clips(random_history(shape, unit, device), stage), current), 500.0)
-
-    for name in sizes:
-        shape = SHAPES[name]
-        forget_peak(device)
-        for unit in (0, 8, 15, 30):
-            if unit >= shape.num_latent_frames:
-                continue
-            unit_seconds = 0.0
-            for stage, num_steps in enumerate(SamplingSettings().steps_of(unit)):
-                for num_videos in (1, 2, 4):
-                    pack = [sequence(shape, unit, stage)] * (2 * num_videos)
-                    with torch.inference_mode():
-                        flops = count(lambda p=pack[:1]: model(p, attention=attention_by_name("blocks")))  # type: ignore[misc]
-                        seconds = seconds_of(lambda p=pack: model(p, attention=attention), device=device)  # type: ignore[misc]
-                    unit_seconds += seconds * num_steps if num_videos == 1 else 0.0
-                    yield {
-                        "part": f"{family} {name}",
-                        "unit": unit,
-                        "stage": stage,
-                        "packed": num_videos,
-                        "seconds_per_step": seconds / num_videos,
-                        "share_of_matrix_rate": flops * len(pack) / seconds / rate,
-                    }
-            yield {"part": f"{family} {name}", "unit": unit, "seconds_per_unit": unit_seconds}
-        yield {"part": f"{family} {name}", "peak_gigabytes": peak_gigabytes(device)}
-        with torch.inference_mode():
-            yield {"part": f"decode {name}", **measure_decode(vae, shape, device)}
-    with torch.inference_mode():
-        pack = [sequence(SHAPES["384p 5 s"], 15, 2)] * 2
-        fast, exact = (model(pack, attention=how)[0] for how in (attention, dense_attention))
-        error = (fast - exact).abs().max() / exact.abs().max()
-    yield {"part": f"{family} flex against dense", "largest_relative_difference": error.item()}
-
-
-def matrix_rate(device: str) -> float:
-    """FLOP/s of a large bfloat16 matrix product on this card."""
-    a, b = torch.randn(2, 8192, 8192, device=device, dtype=torch.bfloat16).unbind(0)
-    return float(2 * 8192**3 / seconds_of(lambda: a @ b, repeats=20, device=device))
-
-
 def count(work: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())
-
-
-def measure_decode(vae: autoencoder.CausalVideoVAE, shape: LatentShape, device: str) -> dict[str, float]:
-    forget_peak(device)
-    latents = torch.randn(1, LATENT_CHANNELS, 1, *shape.size_at(2), device=device)
-    _, memory = vae.decode_unit(latents, None)
-    seconds = seconds_of(lambda: vae.decode_unit(latents, memory), device=device)
-    return {
-        "seconds_per_unit": seconds,
-        "memory_gigabytes": memory.num_bytes / 2**30,
-        "peak_gigabytes": peak_gigabytes(device),
-    }
-
-
-def forget_peak(device: str) -> None:
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_gigabytes(device: str) -> float:
-    """Since ``forget_peak``, with the weights of all parts."""
-    return torch.cuda.max_memory_allocated(device) / 2**30
 
 
 # --- command line ---------------------------------------------------------------------------------------------------
@@ -311,15 +229,16 @@ def main() -> None:
     parser.add_argument(
         "what", nargs="?", default="tiny", choices=("tiny", "packs", "memory", "flops", "gpu", "one-video")
     )
-    parser.add_argument("--family", choices=("mmdit", "miniflux", "sd3"), default="miniflux")
+    parser.add_argument("--family", choices=("mmdit", "miniflux"), default="miniflux")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--units", type=int, default=16)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SIZE", help="gpu: which")
+    gpu = parser.add_argument_group("gpu")
+    gpu.add_argument("--device", default="cuda")
+    gpu.add_argument("--families", nargs="+", choices=TRANSFORMERS, default=list(TRANSFORMERS))
+    gpu.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES)[:2], metavar="SIZE")
+    gpu.add_argument("--compare", action="store_true", help="also without compiling, and with batch_invariant")
+    gpu.add_argument("--seconds", type=float, default=300.0, help="begin nothing after this time")
     arguments = parser.parse_args()
-    known = TRANSFORMERS if arguments.what == "gpu" else ("mmdit", "miniflux")  # published sizes, or golden ones
-    if arguments.what != "flops" and arguments.family not in known:
-        parser.error(f"--family {arguments.family}: {arguments.what} knows {', '.join(known)}")
     match arguments.what:
         case "tiny":
             shape = LatentShape.of_pixels(height=128, width=128, num_latent_frames=8)
@@ -337,7 +256,15 @@ def main() -> None:
                 row = {"model": f"{family} {name}", "transformer": transformer / 1e15, "decoder": decoder / 1e15}
                 print(json.dumps({**row, "known": known}))
         case "gpu":
-            for row in measure_gpu(arguments.family, arguments.sizes, arguments.device):
+            from benchmarks.gpu import measure
+
+            for row in measure(
+                arguments.families,
+                arguments.sizes,
+                arguments.device,
+                compare=arguments.compare,
+                seconds=arguments.seconds,
+            ):
                 print(json.dumps(row), flush=True)
         case "one-video":
             make_one_video(arguments.family, arguments.units)
