@@ -67,7 +67,7 @@ def random_model(family: str, way: str, device: str) -> Transformer:
     generator = torch.Generator(device).manual_seed(1)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
-            parameter.normal_(0, 0.02, generator=generator)
+            parameter.normal_(0, parameter.shape[1:].numel() ** -0.5, generator=generator)  # so that every layer acts
         elif name.endswith("bias"):
             parameter.zero_()
     fuse_layers(model)
