@@ -9,10 +9,6 @@ from collections.abc import Sequence
 
 import imageio_ffmpeg
 
-BT709 = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
-"""A filter that tags frames as BT.709, which players assume for video of these sizes."""
-H264 = ("-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{BT709}", "-c:v", "libx264")
-"""Output options: RGB frames are converted to BT.709, tagged as such, and encoded as H.264."""
 STALL_TIMEOUT_S = 300.0
 """How long a streaming ffmpeg may read nothing, or take to end after its input. It encodes even a large frame in a
 second and copies the file once at its end (faststart); five minutes leave room for a disk or machine under load."""

@@ -7,19 +7,23 @@ path never holds an incomplete file.
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pyramid_serve.media.ffmpeg import H264, STALL_TIMEOUT_S, FfmpegStream, raw_frames
+from pyramid_serve.media.ffmpeg import STALL_TIMEOUT_S, FfmpegStream, raw_frames
+from pyramid_serve.media.fragments import encode_fragment, join_fragments
 from pyramid_serve.whole_files import aside_of, move_whole, replaced_whole
 
-_MP4 = [*H264, "-preset", "medium", "-crf", "18", "-movflags", "+faststart", "-f", "mp4"]
 # A palette for each frame: the colours are good, and encoding need not wait for the last frame.
 _PALETTES = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1"
 _GIF = ["-lavfi", _PALETTES, "-loop", "0", "-f", "gif"]
@@ -47,8 +51,9 @@ def check_video_path(path: str | os.PathLike[str]) -> Path:
 def write_video(chunks: Tensor | Iterable[Tensor], path: str | os.PathLike[str], *, fps: float) -> None:
     """Write frames, or an iterable of chunks of frames, to a file or folder by its ending (``check_video_path``).
 
-    fps: frames per second. Raises ``ValueError`` for a path or frames that cannot be written and ``EncodeError`` when
-    ffmpeg fails. After an error, also one of ``chunks``, whatever was at ``path`` before is unchanged.
+    fps: frames per second. The bytes of an MP4 depend on how its frames are divided into chunks; those of units are the
+    bytes of a server. Raises ``ValueError`` for a path or frames that cannot be written and ``EncodeError`` when ffmpeg
+    fails. After an error, also one of ``chunks``, whatever was at ``path`` before is unchanged.
     """
     path = check_video_path(path)
     chunks = [chunks] if isinstance(chunks, Tensor) else chunks
@@ -64,73 +69,69 @@ def write_video(chunks: Tensor | Iterable[Tensor], path: str | os.PathLike[str],
             _write_png_folder(chunks, path)
 
 
-class _FileWriter:
-    """Frames to a file through ffmpeg, which starts with the first frames, as they give the size.
+class _FileWriter(ABC):
+    """Frames to a file that is written beside ``path``, moved there by ``close`` and removed by ``abort``.
 
-    The file is written beside ``path``, moved there by ``close`` and removed by ``abort``.
+    As a context manager it is closed at the end of the block, or aborted after an error.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, arguments: Sequence[str], fps: float, stall_timeout_s: float
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, fps: float) -> None:
         self.path = Path(path)
         self._aside = aside_of(self.path)
-        self._arguments = arguments
         self._fps = fps
-        self._stall_timeout_s = stall_timeout_s
-        self._ffmpeg: FfmpegStream | None = None
-        self._size = (0, 0)
+        self._size: tuple[int, int] | None = None
         self._is_over = False
 
     def write(self, frames: Tensor) -> None:
         """Append uint8 frames (F, H, W, 3), all of one even size.
 
-        Raises ``ValueError`` for other frames or after the end, ``EncodeError`` when ffmpeg fails or stalls.
+        Raises ``ValueError`` for other frames or after the end, ``EncodeError`` when ffmpeg fails, also for frames that
+        were written before.
         """
         if self._is_over:
             raise ValueError("frames: the video is closed")
         _check_frames(frames)
         if frames.shape[0] == 0:
             return
-        if self._ffmpeg is None:
-            self._ffmpeg = self._start(height=frames.shape[1], width=frames.shape[2])
+        height, width = self._size = self._size or (frames.shape[1], frames.shape[2])
+        if height % 2 or width % 2:
+            raise ValueError(f"frames: size {width}x{height}, but a video's must be even")
         if tuple(frames.shape[1:3]) != self._size:
-            height, width = self._size
             raise ValueError(f"frames: size {frames.shape[2]}x{frames.shape[1]}, but the video is {width}x{height}")
-        self._ffmpeg.write(frames.contiguous().cpu().numpy().data)
+        self._encode(frames.contiguous().cpu().numpy())
 
     def close(self) -> None:
         """Finish the file and move it to ``path``. Does nothing after ``close`` or ``abort``.
 
-        Raises ``ValueError`` without a frame, ``EncodeError`` when ffmpeg fails or stalls.
+        Raises ``ValueError`` without a frame, ``EncodeError`` when ffmpeg fails.
         """
         if self._is_over:
             return
         try:
-            if self._ffmpeg is None:
+            if self._size is None:
                 raise ValueError("frames: none were written")
-            self._ffmpeg.finish()
+            self._finish()
             move_whole(self._aside, self.path)
         finally:
             self.abort()
 
     def abort(self) -> None:
-        """Stop ffmpeg and remove the unfinished file. After ``close`` there is nothing to remove."""
+        """Stop encoding and remove the unfinished file. After ``close`` there is nothing to remove."""
         self._is_over = True
-        if self._ffmpeg is not None:
-            self._ffmpeg.kill()
+        self._stop()
         self._aside.unlink(missing_ok=True)
 
-    def _start(self, *, height: int, width: int) -> FfmpegStream:
-        if height % 2 or width % 2:
-            raise ValueError(f"frames: size {width}x{height}, but a video's must be even")
-        self._size = (height, width)
-        frames = raw_frames(width=width, height=height, fps=self._fps)
-        at_once = ("-probesize", "32", "-analyzeduration", "0")
-        output = f"file:{self._aside}"  # without "file:", a name like "12:30.mp4" would name a protocol
-        return FfmpegStream(
-            [*frames, *at_once, "-i", "pipe:0", *self._arguments, output], stall_timeout_s=self._stall_timeout_s
-        )
+    @abstractmethod
+    def _encode(self, frames: NDArray[numpy.uint8]) -> None:
+        """Begin to encode frames, the next of the video."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Write the whole file aside."""
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """Release what encoding takes. It may be over already, or not have begun."""
 
     def __enter__(self) -> Self:
         return self
@@ -143,20 +144,64 @@ class _FileWriter:
 
 
 class Mp4Writer(_FileWriter):
-    """H.264 in yuv420p, with the index in front (faststart).
+    """H.264 in yuv420p, with the index in front (faststart): the file that a server makes of the same chunks.
 
-    As a context manager it is closed at the end of the block, or aborted after an error.
+    Each chunk is a fragment, see :mod:`fragments`, which a thread encodes while the next frames are made.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, fps: float, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:
-        super().__init__(path, arguments=_MP4, fps=fps, stall_timeout_s=stall_timeout_s)
+    def __init__(self, path: str | os.PathLike[str], *, fps: float) -> None:
+        super().__init__(path, fps=fps)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._encoding: Future[bytes] | None = None
+        self._fragments: list[bytes] = []
+        self._num_frames = 0
+
+    def _encode(self, frames: NDArray[numpy.uint8]) -> None:
+        self._take_encoded()
+        place = {"index": len(self._fragments), "first_frame": self._num_frames}
+        self._encoding = self._thread.submit(encode_fragment, frames, fps=self._fps, **place)
+        self._num_frames += frames.shape[0]
+
+    def _take_encoded(self) -> None:
+        if self._encoding is not None:
+            self._fragments.append(self._encoding.result())
+            self._encoding = None
+
+    def _finish(self) -> None:
+        self._take_encoded()
+        join_fragments(self._fragments, self._aside)
+
+    def _stop(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
 
 
 class GifWriter(_FileWriter):
-    """A looping GIF with a palette for each frame. A context manager like ``Mp4Writer``."""
+    """A looping GIF with a palette for each frame, by an ffmpeg that starts with the first frames, for their size.
+
+    stall_timeout_s: an ffmpeg that takes nothing for so long is killed.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, fps: float, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:
-        super().__init__(path, arguments=_GIF, fps=fps, stall_timeout_s=stall_timeout_s)
+        super().__init__(path, fps=fps)
+        self._stall_timeout_s = stall_timeout_s
+        self._ffmpeg: FfmpegStream | None = None
+
+    def _encode(self, frames: NDArray[numpy.uint8]) -> None:
+        if self._ffmpeg is None:
+            raw = raw_frames(width=frames.shape[2], height=frames.shape[1], fps=self._fps)
+            at_once = ("-probesize", "32", "-analyzeduration", "0")
+            output = f"file:{self._aside}"  # without "file:", a name like "12:30.gif" would name a protocol
+            arguments = [*raw, *at_once, "-i", "pipe:0", *_GIF, output]
+            self._ffmpeg = FfmpegStream(arguments, stall_timeout_s=self._stall_timeout_s)
+        self._ffmpeg.write(frames.data)
+
+    def _finish(self) -> None:
+        assert self._ffmpeg is not None
+        self._ffmpeg.finish()
+
+    def _stop(self) -> None:
+        if self._ffmpeg is not None:
+            self._ffmpeg.kill()
 
 
 def _check_frames(frames: Tensor) -> None:

@@ -28,7 +28,7 @@ from pyramid_serve.api import (
     VideoRequest,
     new_record,
 )
-from pyramid_serve.media.fragments import encode_fragment, join_fragments
+from pyramid_serve.media.writers import write_video
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 from pyramid_serve.pyramid_flow.planning import settings_of
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
@@ -155,13 +155,8 @@ async def test_eight_videos_at_once_have_the_bytes_of_each_alone_and_of_the_libr
     together = [store.files.fetch(record.id, VideoFile.VIDEO) for record in records]
     for request, record, file in zip(requests, records, together, strict=True):
         frames = frames_of_the_loop(pipeline, request, record)
-        ends = numpy.cumsum([record.plan.unit(unit).num_frames for unit in range(record.plan.num_units)])
-        units = enumerate(numpy.split(frames, ends[:-1]))
-        fragments = [
-            encode_fragment(unit, index=index, first_frame=record.plan.num_frames_before(index), fps=24)
-            for index, unit in units
-        ]
-        join_fragments(fragments, tmp_path / "video.mp4")
+        units = torch.from_numpy(frames).split([record.plan.unit(u).num_frames for u in range(record.plan.num_units)])
+        write_video(units, tmp_path / "video.mp4", fps=24)
         assert file == (tmp_path / "video.mp4").read_bytes()
     for index in (1, 6):
         alone = await handle.generate.remote(requests[index])
@@ -209,14 +204,6 @@ async def test_a_stream_yields_the_frames_unit_by_unit(handle: Handle) -> None:
     assert newest.record.status is Status.COMPLETED
     assert numpy.array_equal(numpy.concatenate(units), await frames_of(handle, newest.record.id))
     assert numpy.array_equal(numpy.concatenate(units[2:]), await frames_of(handle, newest.record.id, 2))
-
-
-async def test_the_same_video_alone_and_among_seven_others(handle: Handle) -> None:
-    alone = await handle.generate.remote(request_of(5))
-    together = await asyncio.gather(*(handle.generate.remote(request_of(5 + index % 4)) for index in range(8)))
-    expected = await frames_of(handle, alone.id)
-    for record in (together[0], together[4]):
-        assert numpy.array_equal(await frames_of(handle, record.id), expected)
 
 
 async def test_the_record_tells_the_truth_as_it_goes(handle: Handle) -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from pyramid_serve.media import writers as video
 from pyramid_serve.media.ffmpeg import EncodeError
-from pyramid_serve.media.writers import Mp4Writer, check_video_path, write_video
+from pyramid_serve.media.fragments import encode_fragment, join_fragments
+from pyramid_serve.media.writers import GifWriter, Mp4Writer, check_video_path, write_video
 
 HEIGHT, WIDTH = 64, 128
 
@@ -124,10 +125,33 @@ def test_nothing_lies_at_the_path_before_the_video_is_whole(tmp_path: Path) -> N
 
 
 def test_an_error_of_ffmpeg_tells_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "_MP4", ["-c:v", "no_such_codec", "-f", "mp4"])
+    monkeypatch.setattr(video, "_GIF", ["-c:v", "no_such_codec", "-f", "gif"])
     with pytest.raises(EncodeError, match="no_such_codec"):
-        write_video(clip(200).split(50), tmp_path / "a.mp4", fps=24)
+        write_video(clip(200).split(50), tmp_path / "a.gif", fps=24)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_encoder_comes_with_the_next_frames_or_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> bytes:
+        raise EncodeError("ffmpeg failed: no memory")
+
+    monkeypatch.setattr(video, "encode_fragment", fail)
+    for chunks in (clip(9).split(8), [clip(1)]):
+        with pytest.raises(EncodeError, match="no memory"):
+            write_video(chunks, tmp_path / "a.mp4", fps=24)
+        assert not list(tmp_path.iterdir())
+
+
+def test_an_mp4_is_the_one_that_a_server_makes_of_the_same_units(tmp_path: Path) -> None:
+    units = clip(17).split([1, 8, 8])
+    write_video(iter(units), tmp_path / "a.mp4", fps=24)
+    fragments = [
+        encode_fragment(unit.numpy(), index=i, first_frame=max(8 * i - 7, 0), fps=24) for i, unit in enumerate(units)
+    ]
+    join_fragments(fragments, tmp_path / "joined.mp4")
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "joined.mp4").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -170,11 +194,11 @@ def test_an_ffmpeg_that_stalls_is_killed_and_leaves_the_older_file(
 ) -> None:
     fake_ffmpeg("exec sleep 60")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/a.mp4").write_bytes(b"older")
+    (tmp_path / "out/a.gif").write_bytes(b"older")
     frames = torch.zeros(1, 512, 512, 3, dtype=torch.uint8)  # more than a pipe holds
     with (
         pytest.raises(EncodeError, match=r"within 0\.3 s and was killed"),
-        Mp4Writer(tmp_path / "out/a.mp4", fps=24, stall_timeout_s=0.3) as writer,
+        GifWriter(tmp_path / "out/a.gif", fps=24, stall_timeout_s=0.3) as writer,
     ):
         writer.write(frames)
     assert [file.read_bytes() for file in (tmp_path / "out").iterdir()] == [b"older"]
