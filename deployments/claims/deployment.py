@@ -16,7 +16,6 @@ from contextlib import suppress
 import ray
 from cachetools import TTLCache
 from ray import serve
-from ray.serve import metrics
 
 from deployments.claims.admission import Admission
 from deployments.claims.config import ClaimsConfig
@@ -30,6 +29,8 @@ from deployments.claims.sweep import Sweep
 from deployments.errors import QueueFullError, SupersededError
 from deployments.rpc.tasks import to_its_end
 from deployments.telemetry.logs import configure_logging
+from deployments.telemetry.queue import QueueMetrics
+from deployments.telemetry.storage import StorageMetrics
 from pyramid_serve.api import VideoError, VideoRecord
 from pyramid_serve.storage import StorageError, VideoStore, shown_root
 
@@ -57,24 +58,12 @@ class Claims:
         if self._is_served:
             configure_logging(serve.get_replica_context().replica_tag)
         self._config = config
-        outcomes = metrics.Counter(
-            "pyramid_serve_videos", description="Videos by how they ended.", tag_keys=("outcome",)
-        )
-        queued = metrics.Gauge("pyramid_serve_videos_queued", description="Videos that wait for a denoiser.")
-        running = metrics.Gauge("pyramid_serve_videos_in_progress", description="Videos that are being made.")
-        unreadable = metrics.Gauge("pyramid_serve_records_unreadable", description="Records that cannot be read.")
-
-        def gauge(state: QueueState) -> None:
-            queued.set(state.num_queued)
-            running.set(state.num_in_progress)
-            unreadable.set(store.num_unreadable)
-
-        store = VideoStore(storage)
+        self._metrics = QueueMetrics(max_queued=config.max_queued)
+        self._storage_metrics = StorageMetrics()
+        self._store = store = VideoStore(storage)
         self._rate = StepRate()
         self._holder = Holder(store, app=_app_here() if app is None else app, lease_s=config.app_lease_s)
-        self._ledger = Ledger(
-            store, self._holder, config, on_outcome=lambda outcome: outcomes.inc(tags={"outcome": outcome})
-        )
+        self._ledger = Ledger(store, self._holder, config, on_outcome=self._metrics.ended)
         self._places = Places(self._ledger.records, self._rate)
         self._admission = Admission(self._ledger, store, self._rate, max_queued=config.max_queued)
         self._sweep = Sweep(
@@ -83,7 +72,8 @@ class Claims:
             self._holder,
             config,
             orchestrators or OrchestratorHandles("Orchestrator"),
-            on_queue=gauge,
+            on_sweep=self._measure,
+            on_storage_failure=self._storage_metrics.refused,
         )
         self._granted: TTLCache[str, str] = TTLCache(_MAX_REMEMBERED, _REMEMBERED_S)
         self._deleted: TTLCache[str, str] = TTLCache(_MAX_REMEMBERED, _REMEMBERED_S)
@@ -94,6 +84,16 @@ class Claims:
         """Serve calls it when the replica is stopped in order."""
         if self._is_served:
             self._holder.leave()
+
+    def _measure(self) -> None:
+        """Tell the metrics how the videos stand."""
+        state = self._ledger.state
+        self._metrics.swept(
+            num_queued=state.num_queued,
+            num_in_progress=state.num_in_progress,
+            oldest_queued_at=self._ledger.oldest_queued_at,
+            num_unreadable=self._store.num_unreadable,
+        )
 
     # --- for clients ------------------------------------------------------------------------------------------------
 
@@ -111,7 +111,10 @@ class Claims:
             match result:
                 case VideoRecord():
                     answers.append(Admitted(result, self._places.of(result.id)))
-                case QueueFullError() | StorageError():
+                case QueueFullError():
+                    answers.append(result)
+                case StorageError():
+                    self._storage_metrics.refused()
                     answers.append(result)
                 case Exception() if not isinstance(result, SupersededError):
                     logger.error("not accepted", exc_info=result, extra={"video_id": record.id})

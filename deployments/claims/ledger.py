@@ -62,6 +62,11 @@ class Ledger:
         """How many of the videos wait and how many are in progress."""
         return QueueState(len(self._waiting), len(self._records) - len(self._waiting))
 
+    @property
+    def oldest_queued_at(self) -> float | None:
+        """When the oldest of the videos that wait was accepted, in unix seconds; None if none waits."""
+        return min((self._records[video_id].created_at for video_id in self._waiting), default=None)
+
     # --- looking at a record ----------------------------------------------------------------------------------------
 
     async def get(self, video_id: str) -> VideoRecord:

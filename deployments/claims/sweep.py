@@ -11,7 +11,6 @@ from ray.exceptions import RayActorError
 from deployments.claims.config import ClaimsConfig
 from deployments.claims.holder import Holder
 from deployments.claims.ledger import Ledger
-from deployments.claims.messages import QueueState
 from deployments.claims.orchestrators import Orchestrators
 from deployments.claims.queue import next_up
 from deployments.claims.takeover import Takeover
@@ -42,15 +41,19 @@ class Sweep:
         config: ClaimsConfig,
         orchestrators: Orchestrators,
         *,
-        on_queue: Callable[[QueueState], None],
+        on_sweep: Callable[[], None],
+        on_storage_failure: Callable[[], None],
     ) -> None:
-        """``on_queue`` is called after each sweep."""
+        """on_sweep: called after each sweep; on_storage_failure: called when the storage refused a sweep, a search for
+        videos, or to note that this app is there.
+        """
         self._ledger = ledger
         self._store = store
         self._holder = holder
         self._config = config
         self._orchestrators = orchestrators
-        self._on_queue = on_queue
+        self._on_sweep = on_sweep
+        self._on_storage_failure = on_storage_failure
         self._takeover = Takeover(ledger, store, holder, on_lost=self._forget_run)
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
@@ -106,6 +109,7 @@ class Sweep:
                 return
             except StorageError as error:
                 logger.warning("claims: could not say that it is there: %s", error)
+                self._on_storage_failure()
             except Exception:
                 logger.exception("claims: could not say that it is there, trying again")
 
@@ -124,6 +128,7 @@ class Sweep:
                 return
             except StorageError as error:
                 logger.warning("claims: no sweep: %s", error)
+                self._on_storage_failure()
             except Exception:  # of one video: the others must not wait for ever
                 logger.exception("claims: a sweep failed, trying again")
 
@@ -140,6 +145,7 @@ class Sweep:
                 await self._takeover.scan()
             except StorageError as error:
                 logger.warning("claims: the storage is not searched: %s", error)
+                self._on_storage_failure()
             except Exception:
                 logger.exception("claims: a search of the storage failed, trying again")
 
@@ -152,7 +158,7 @@ class Sweep:
         started = time.perf_counter()
         self._hand_out()
         self._hand_out_s = time.perf_counter() - started
-        self._on_queue(self._ledger.state)
+        self._on_sweep()
 
     # --- taking videos from owners that are gone ----------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from PIL import Image
 from deployments.cli.answers import Video
 from deployments.cli.printing import duration, frames_of, reason_of
 from deployments.cli.server import Server
-from deployments.local.chart import hidden_share, timeline_chart
+from deployments.local.chart import timeline_chart
+from deployments.telemetry.timelines import hidden_share
 from pyramid_serve.api import Stage, TimelineEntry
 from pyramid_serve.outputs import written_aside
 from pyramid_serve.terminal import printable

@@ -19,8 +19,8 @@ from ray import serve
 
 from deployments.client import Client
 from deployments.config import ModelOptions
-from deployments.local.chart import hidden_share
 from deployments.telemetry.forwards import ReplicaStats
+from deployments.telemetry.timelines import hidden_share
 from pyramid_serve.api import Plan, Stage, Status, TimelineEntry, VideoRecord, VideoRequest
 from pyramid_serve.families import family_of
 

@@ -1,11 +1,9 @@
-"""The timeline of a video as text (which unit was where, when), and how much of the decoding ran during denoising."""
+"""The timeline of a video as text: which unit was where, when."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from pyramid_serve.api import Stage, TimelineEntry
-
-Interval = tuple[float, float]
 
 _DEPLOYMENTS = {
     Stage.ENCODE: "text encoder",
@@ -49,39 +47,6 @@ def timeline_chart(timeline: Sequence[TimelineEntry], *, width: int = 100) -> st
             cells[first:last] = [_symbol(entry.unit)] * (last - first)
         lines.append(f"{names[key]:{margin}}  {''.join(cells)}")
     return "\n".join(lines)
-
-
-def hidden_share(timeline: Iterable[TimelineEntry]) -> float | None:
-    """The share of the decoding time, without the last unit, during which a later unit was denoised.
-
-    None for a video of one unit.
-    """
-    timeline = list(timeline)
-    decodes = [entry for entry in timeline if entry.stage is Stage.DECODE and entry.unit is not None]
-    last_unit = max((entry.unit or 0 for entry in decodes), default=0)
-    total = hidden = 0.0
-    for decode in decodes:
-        if decode.unit is None or decode.unit == last_unit:
-            continue
-        later = [
-            (entry.start, entry.end)
-            for entry in timeline
-            if entry.stage is Stage.DENOISE and entry.unit is not None and entry.unit > decode.unit
-        ]
-        total += decode.end - decode.start
-        hidden += _overlap((decode.start, decode.end), later)
-    return hidden / total if total else None
-
-
-def _overlap(interval: Interval, others: Iterable[Interval]) -> float:
-    """Seconds of an interval that are covered by the others."""
-    covered, reached = 0.0, interval[0]
-    for start, end in sorted(others):
-        start, end = max(start, reached), min(end, interval[1])
-        if end > start:
-            covered += end - start
-            reached = end
-    return covered
 
 
 def _is_shared(rows: Iterable[tuple[Stage, str]], key: tuple[Stage, str]) -> bool:

@@ -37,7 +37,7 @@ from deployments.pools.wire import (
 )
 from deployments.rpc.calls import call, retrying
 from deployments.telemetry.videos import VideoMetrics
-from pyramid_serve.api import Stage, VideoRecord
+from pyramid_serve.api import Stage, Status, TimelineEntry, VideoRecord
 from pyramid_serve.media.fragments import encode_fragment, join_fragments
 from pyramid_serve.storage import VideoFile, VideoStore
 
@@ -113,6 +113,9 @@ class VideoRun:
         self._latents: list[Latents] = []
         self._num_saved = 0
         self._saved_latents: set[int] = set()
+        self._is_begun = record.status is not Status.QUEUED
+        self.timeline: list[TimelineEntry] = []
+        """What this attempt has done."""
 
     async def make(self) -> None:
         """Bring the video to its end: every unit saved, and ``video.mp4`` there.
@@ -214,12 +217,12 @@ class VideoRun:
                 if isinstance(item, UnitResult):
                     break
                 self._lease.tell(has_started=True, num_steps_done=num_steps_before + item.step)
+                self._begin()
         finally:
             stream.cancel()
         self._lease.tell(num_steps_done=num_steps_before + item.num_steps)
         self._lease.tell_computed(item.computed)
-        self._lease.note(Stage.DENOISE, unit, start=item.started, end=item.ended, replica=item.replica)
-        self._metrics.stage(Stage.DENOISE, item.ended - item.started)
+        self._note(Stage.DENOISE, unit, start=item.started, end=item.ended, replica=item.replica)
         return latents_from_wire(item.latents)
 
     def _unit_job(self, unit: int, conditioning: Conditioning) -> UnitJob:
@@ -252,8 +255,7 @@ class VideoRun:
                 is_last=unit == self._plan.num_units - 1,
             )
             self._lease.tell_computed(result.computed)
-            self._lease.note(Stage.DECODE, unit, start=result.started, end=result.ended, replica=result.replica)
-            self._metrics.stage(Stage.DECODE, result.ended - result.started)
+            self._note(Stage.DECODE, unit, start=result.started, end=result.ended, replica=result.replica)
             await decoded.put((unit, result.frames))
 
     async def _latents_before(self, unit: int) -> list[Latents]:
@@ -268,7 +270,7 @@ class VideoRun:
                 fragment = await asyncio.to_thread(self._encode_fragment, frames, unit)
                 await asyncio.to_thread(self._store.files.save_fragment, self._id, unit, fragment)
             if unit == 0:
-                self._metrics.first_frame(time.time() - self._record.created_at)
+                self._metrics.first_frame(self._plan, since_accepted_s=time.time() - self._record.created_at)
             self._lease.tell(num_units_done=unit + 1)
 
     def _encode_fragment(self, frames: Frames, unit: int) -> bytes:
@@ -287,17 +289,29 @@ class VideoRun:
             attempt, video_id=self._id, max_retries=self._config.max_call_retries, on_retry=self._on_retry
         )
 
-    def _on_retry(self) -> None:
+    def _on_retry(self, cause: str) -> None:
         self._lease.tell_retry()
-        self._metrics.retry()
+        self._metrics.retry(cause)
+
+    # --- what was done ----------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """A denoiser works on the video. Measures how long it waited for that, the first time."""
+        if not self._is_begun:
+            self._is_begun = True
+            self._metrics.begun(self._plan, since_accepted_s=time.time() - self._record.created_at)
+
+    def _note(self, stage: Stage, unit: int | None, *, start: float, end: float, replica: str) -> None:
+        entry = TimelineEntry(stage=stage, unit=unit, start=start, end=end, replica=replica)
+        self.timeline.append(entry)
+        self._lease.note(entry)
+        self._metrics.stage(self._plan, stage, end - start)
 
     @contextmanager
     def _noting(self, stage: Stage, unit: int | None, *, replica: str) -> Iterator[None]:
         started = time.time()
         yield
-        ended = time.time()
-        self._lease.note(stage, unit, start=started, end=ended, replica=replica)
-        self._metrics.stage(stage, ended - started)
+        self._note(stage, unit, start=started, end=time.time(), replica=replica)
 
 
 def _join_fragments(store: VideoStore, video_id: str, num_units: int) -> None:

@@ -29,6 +29,7 @@ from deployments.pools.wire import Latents
 from deployments.rpc.tasks import apart, begin_apart
 from deployments.telemetry.logs import configure_logging
 from deployments.telemetry.replicas import replica_name
+from deployments.telemetry.storage import StorageMetrics
 from deployments.telemetry.videos import VideoMetrics
 from deployments.videos.videos import Videos
 from deployments.videos.view import VideoView
@@ -69,7 +70,8 @@ class Orchestrator:
         self._pools = {name: Pools(text_encoders[name], denoisers[name], decoders[name]) for name in models.names}
         self._videos = Videos(self._store, claims, models)
         self._families = {model.name: model.family.name for model in models.models}
-        self._metrics = VideoMetrics()
+        self._metrics = VideoMetrics(models)
+        self._storage_metrics = StorageMetrics()
         self._attempts: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     # --- making videos ----------------------------------------------------------------------------------------------
@@ -149,6 +151,7 @@ class Orchestrator:
             if isinstance(cause, StorageError):
                 # No fault of the video. Where claims cannot write either, it takes the video when the lease is over.
                 logger.warning("given back: %s", cause, extra={"video_id": record.id})
+                self._storage_metrics.refused()
                 with suppress(StorageError):
                     await lease.release(pause_s=_STORAGE_PAUSE_S)
                 return
@@ -158,7 +161,12 @@ class Orchestrator:
             await lease.fail(told, is_final=told.code != _SERVER_ERROR)
         else:
             now = time.time()
-            self._metrics.video(record.plan, since_accepted_s=now - record.created_at, making_s=now - started)
+            self._metrics.video(
+                record.plan,
+                since_accepted_s=now - record.created_at,
+                making_s=now - started,
+                timeline=run.timeline,
+            )
         finally:
             begin_apart(run.clean_up())  # nobody waits for it
 

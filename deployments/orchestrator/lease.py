@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.claims.asking import UNREACHABLE, ask_claims
 from deployments.claims.messages import RunUpdate
-from pyramid_serve.api import Computed, Stage, TimelineEntry, VideoError, VideoRecord
+from pyramid_serve.api import Computed, TimelineEntry, VideoError, VideoRecord
 from pyramid_serve.storage import StorageError
 
 logger = logging.getLogger(__name__)
@@ -49,9 +49,8 @@ class Lease:
             others = [other for other in self._update.computed if other.part != computed.part]
             self.tell(computed=(*others, computed))
 
-    def note(self, stage: Stage, unit: int | None, *, start: float, end: float, replica: str) -> None:
+    def note(self, entry: TimelineEntry) -> None:
         """Add to the timeline."""
-        entry = TimelineEntry(stage=stage, unit=unit, start=start, end=end, replica=replica)
         self.tell(timeline=(*self._update.timeline, entry))
 
     async def keep(self) -> None:

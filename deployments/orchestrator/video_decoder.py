@@ -31,10 +31,11 @@ class VideoDecoder:
         *,
         submitted_at: float,
         max_retries: int,
-        on_retry: Callable[[], None],
+        on_retry: Callable[[str], None],
     ) -> None:
         """key: what the decoders keep the video's memory under: two at once need two keys; submitted_at: unix seconds
-        by which its units are older or younger than those of other videos.
+        by which its units are older or younger than those of other videos; on_retry: called with the cause of each
+        retry, see ``rpc.retry.CAUSES``.
         """
         self._key = key
         self._handle = decoder.options(session_id=key)

@@ -60,12 +60,13 @@ class Decoder:
         )
         with reported_if_not_finite():
             warm_up(self._part, config)
-        self._calls = CallMetrics()
+        self._calls, metrics = CallMetrics(), ForwardMetrics()
         self._engine: Engine[Any, Any] = Engine(
             self._part.forward,
             max_slots=config.max_batch_size,
             packs_with=self._part.packs_with,
-            on_forward=ForwardMetrics().record,
+            on_forward=metrics.record,
+            on_out_of_memory=metrics.out_of_memory,
             thread=config.compute_thread("decoder"),
         )
 

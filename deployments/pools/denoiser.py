@@ -46,13 +46,14 @@ class Denoiser:
         self._computed = config.computed_as("denoiser", self._part.dtype)
         with reported_if_not_finite():
             self._part.warm_up(config.warm_up_size)
-        self._calls = CallMetrics()
+        self._calls, metrics = CallMetrics(), ForwardMetrics()
         self._engine: Engine[Any, Any] = Engine(
             self._part.forward,
             token_budget=config.token_budget,
             max_slots=config.max_slots,
             packs_with=self._part.packs_with,
-            on_forward=ForwardMetrics().record,
+            on_forward=metrics.record,
+            on_out_of_memory=metrics.out_of_memory,
             thread=config.compute_thread("denoiser"),
         )
 

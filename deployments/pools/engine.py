@@ -166,13 +166,15 @@ class Engine(Generic[RequestT, ResponseT]):
         max_slots: int | None = None,
         packs_with: Callable[[RequestT], Hashable] | None = None,
         on_forward: Callable[[Forward, EngineStats], None] | None = None,
+        on_out_of_memory: Callable[[], None] | None = None,
         thread: ComputeThread | None = None,
     ) -> None:
         """forward: responses to the requests of a whole pack, in order; called on the compute thread.
 
         token_budget, max_slots: of one forward, None for no limit; packs_with: only requests with equal values share a
-        forward, all of them where None; on_forward: called on the compute thread after each; thread: the engine's own,
-        which says what happens when the device hangs; None for one without a limit. Raises ``ValueError``.
+        forward, all of them where None; on_forward, on_out_of_memory: called on the compute thread after each forward,
+        and after each one for which memory was too little; thread: the engine's own, which says what happens when the
+        device hangs; None for one without a limit. Raises ``ValueError``.
         """
         for setting, value in (("token_budget", token_budget), ("max_slots", max_slots)):
             if value is not None and value < 1:
@@ -181,6 +183,7 @@ class Engine(Generic[RequestT, ResponseT]):
         self._max_slots = max_slots
         self._packs_with = packs_with
         self._on_forward = on_forward
+        self._on_out_of_memory = on_out_of_memory
         self._thread = thread or ComputeThread("engine")
         self._lock = threading.Lock()
         self._joining: list[Slot] = []
@@ -334,6 +337,8 @@ class Engine(Generic[RequestT, ResponseT]):
     def _note_failure(self, error: Exception, pack: Sequence[Slot], num_tokens: int) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             logger.warning("out of memory: %d slots, %d tokens: %s", len(pack), num_tokens, error)
+            if self._on_out_of_memory is not None:
+                self._on_out_of_memory()
         else:
             logger.exception("a forward failed: %d slots, %d tokens", len(pack), num_tokens)
         if len(pack) == 1:

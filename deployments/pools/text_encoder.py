@@ -110,6 +110,8 @@ class TextEncoder:
         except torch.AcceleratorError:
             raise
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                self._metrics.out_of_memory()
             if len(prompts) == 1:
                 return [error.with_traceback(None)]
         return [embeds for prompt in prompts for embeds in self._encode([prompt])]

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from deployments.rpc.retry import RETRIED, retried
+from deployments.rpc.retry import RETRIED, cause_of, retried
 
 __all__ = ["RETRIED", "call", "retrying", "under_an_id_of_its_own"]
 
@@ -37,12 +37,15 @@ async def call(response: Any) -> Any:
 
 
 async def retrying(
-    attempt: Callable[[], Awaitable[Result]], *, video_id: str, max_retries: int, on_retry: Callable[[], None]
+    attempt: Callable[[], Awaitable[Result]], *, video_id: str, max_retries: int, on_retry: Callable[[str], None]
 ) -> Result:
-    """The result of ``attempt``, a call for a video, which is made again as ``retry.retries`` says."""
+    """The result of ``attempt``, a call for a video, which is made again as ``retry.retries`` says.
+
+    on_retry: called before each further try with the cause, one of ``retry.CAUSES``.
+    """
 
     def tell(error: BaseException) -> None:
         logger.warning("call lost: %s, trying again", type(error).__name__, extra={"video_id": video_id})
-        on_retry()
+        on_retry(cause_of(error))
 
     return await retried(attempt, max_retries=max_retries, on_retry=tell)

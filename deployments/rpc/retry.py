@@ -1,6 +1,6 @@
 """Which failed calls are worth another try, and how they are tried again."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
@@ -29,6 +29,17 @@ RETRIED = (
     TimeoutError,  # it hangs
 )
 """The errors after which the same call may yet succeed."""
+CAUSES: Mapping[type[Exception], str] = {
+    RayActorError: "replica_lost",
+    OutOfMemoryError: "out_of_memory",
+    ObjectLostError: "result_lost",
+    ReplicaUnavailableError: "unavailable",
+    DeploymentUnavailableError: "unavailable",
+    BackPressureError: "queue_full",
+    DeviceFailedError: "device_failed",
+    TimeoutError: "stalled",
+}
+"""What each of these errors is called in metrics."""
 
 MAX_RETRIES = 20
 """Half a minute in all, in which Serve starts another replica."""
@@ -46,6 +57,11 @@ def raised_there(error: BaseException) -> BaseException:
 def is_worth_retrying(error: BaseException, *, also: tuple[type[Exception], ...] = ()) -> bool:
     """Whether an error is one of ``RETRIED`` or of ``also``, however often Ray has wrapped it."""
     return isinstance(raised_there(error), RETRIED + also)
+
+
+def cause_of(error: BaseException) -> str:
+    """What an error that is one of ``RETRIED`` is called in metrics."""
+    return next((cause for kind, cause in CAUSES.items() if isinstance(raised_there(error), kind)), "other")
 
 
 def retries(

@@ -21,7 +21,9 @@ def replica_name() -> str:
 
 
 class ForwardMetrics:
-    """Measures each forward of a replica: seconds, tokens, and slots, units or prompts in its pack; and the queue."""
+    """Measures each forward of a replica: seconds, tokens, and slots, units or prompts in its pack; the queue; how
+    long its thread computes, which is the same on a GPU and on a CPU; and when memory runs out.
+    """
 
     def __init__(self) -> None:
         self._seconds = metrics.Histogram(
@@ -39,6 +41,13 @@ class ForwardMetrics:
         self._queue_depth = metrics.Gauge(
             "pyramid_serve_queue_depth", description="Slots waiting, beside those in the forward."
         )
+        self._busy = metrics.Counter(
+            "pyramid_serve_busy_seconds", description="Seconds in which the replica's compute thread worked."
+        )
+        self._out_of_memory = metrics.Counter(
+            "pyramid_serve_out_of_memory", description="Forwards for which the device had too little memory."
+        )
+        self._busy_seconds = 0.0
 
     def record(self, forward: Forward, stats: EngineStats) -> None:
         """Count a forward. ``stats``: those of the engine after it."""
@@ -49,6 +58,13 @@ class ForwardMetrics:
             self._tokens.observe(forward.num_tokens)
             self._total_tokens.inc(forward.num_tokens)
         self._queue_depth.set(stats.queue_depth)
+        if stats.busy_seconds > self._busy_seconds:
+            self._busy.inc(stats.busy_seconds - self._busy_seconds)
+            self._busy_seconds = stats.busy_seconds
+
+    def out_of_memory(self) -> None:
+        """The device had too little memory for a forward."""
+        self._out_of_memory.inc()
 
 
 class CallMetrics:

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import threading
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from deployments.claims.messages import RunUpdate
 from deployments.errors import SupersededError
 from pyramid_serve.api import Status, VideoRecord
 from pyramid_serve.storage import VideoNotFoundError, VideoStore
+from tests.switched_storage import refusing
 from tests.unit.claims.claims_at_hand import FakeOrchestrators, claimed, claims_of, eventually, submitted
+from tests.unit.metrics_at_hand import Told
 
 pytestmark = pytest.mark.asyncio
 
@@ -95,3 +98,33 @@ async def test_a_superseded_replica_says_that_it_is_not_well(tmp_path: Path, orc
             with pytest.raises(SupersededError):
                 await old.check_health()
             await new.check_health()
+
+
+async def test_sweeps_measure_the_queue(told: Told, tmp_path: Path, orchestrators: FakeOrchestrators) -> None:
+    async with claims_of(tmp_path, orchestrators, max_queued=7) as claims:
+        records = [await submitted(claims) for _ in range(3)]
+        await claimed(claims, records[0].id)
+        await claims.update(records[0].id, 1, RunUpdate(has_started=True))
+        await claims.cancel(records[1].id)
+        await eventually(lambda: told.of("pyramid_serve_videos_queued")[-1:] == [1])
+        assert told.of("pyramid_serve_videos_in_progress")[-1] == 1
+        assert told.of("pyramid_serve_videos_queued_limit")[-1] == 7
+        assert told.of("pyramid_serve_oldest_queued_seconds")[-1] > 0
+        assert told.of("pyramid_serve_videos", outcome="cancelled") == [1]
+        seen = told.of("pyramid_serve_sweep_timestamp_seconds")[-1]
+        await eventually(lambda: told.of("pyramid_serve_sweep_timestamp_seconds")[-1] > seen)
+
+
+async def test_a_storage_that_refuses_is_counted_and_sweeps_are_not(
+    told: Told, tmp_path: Path, orchestrators: FakeOrchestrators
+) -> None:
+    async with claims_of(f"switched://{tmp_path}", orchestrators, app_lease_s=0.2) as claims:
+        await eventually(lambda: len(told.of("pyramid_serve_sweep_timestamp_seconds")) > 1)
+        assert told.of("pyramid_serve_storage_failures") == []
+        with refusing(errno.EIO):
+            await eventually(lambda: len(told.of("pyramid_serve_storage_failures")) > 2)
+            await asyncio.sleep(0.5)  # longer than what this app has said of itself is believed
+            num_sweeps = len(told.of("pyramid_serve_sweep_timestamp_seconds"))
+            await asyncio.sleep(0.3)
+            assert len(told.of("pyramid_serve_sweep_timestamp_seconds")) == num_sweeps
+        await claims.check_health()

@@ -1,6 +1,4 @@
-import pytest
-
-from deployments.local.chart import hidden_share, timeline_chart
+from deployments.local.chart import timeline_chart
 from pyramid_serve.api import Stage, TimelineEntry
 
 
@@ -42,32 +40,3 @@ def test_the_briefest_work_is_seen() -> None:
 
 def test_no_timeline_is_said_to_be_none() -> None:
     assert timeline_chart([]) == "no timeline"
-
-
-@pytest.mark.parametrize(
-    ("denoise_of_unit_1", "share"), [((4, 6), 1.0), ((5, 9), 0.5), ((6, 7), 0.0), ((4.5, 5), 0.25), ((0, 20), 1.0)]
-)
-def test_hidden_decoding_is_that_during_the_denoising_of_later_units(
-    denoise_of_unit_1: tuple[float, float], share: float
-) -> None:
-    timeline = [
-        entry(Stage.DENOISE, 0, 0, 20),
-        entry(Stage.DECODE, 0, 4, 6),
-        entry(Stage.DENOISE, 1, *denoise_of_unit_1),
-        entry(Stage.DECODE, 1, 9, 99),
-    ]
-    assert hidden_share(timeline) == pytest.approx(share)
-
-
-def test_overlapping_units_are_counted_once() -> None:
-    timeline = [
-        entry(Stage.DECODE, 0, 0, 10),
-        entry(Stage.DENOISE, 1, 0, 4),
-        entry(Stage.DENOISE, 2, 2, 6),
-        entry(Stage.DECODE, 2, 20, 30),
-    ]
-    assert hidden_share(timeline) == pytest.approx(0.6)
-
-
-def test_a_single_unit_hides_nothing() -> None:
-    assert hidden_share([entry(Stage.DENOISE, 0, 0, 1), entry(Stage.DECODE, 0, 1, 2)]) is None

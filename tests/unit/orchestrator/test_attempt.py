@@ -17,6 +17,7 @@ from pyramid_serve.api import Status, VideoRecord
 from pyramid_serve.errors import InputError, VideoNotFoundError
 from tests.switched_storage import refusing
 from tests.unit.claims.claims_at_hand import eventually
+from tests.unit.metrics_at_hand import Told
 from tests.unit.orchestrator.app_at_hand import App, app_of, request_of
 
 pytestmark = pytest.mark.asyncio
@@ -180,6 +181,32 @@ async def test_a_video_whose_picture_is_missing_fails_with_an_error_of_the_serve
         app.denoiser.before = lambda _: _raise(VideoNotFoundError("no input.png"))
         record = await made(app)
         assert record.error is not None and record.error.message.startswith("4 attempts failed")
+
+
+async def test_a_video_measures_its_wait_its_stages_and_the_cause_of_a_retry_once_each(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def before(job: UnitJob) -> None:
+        if len(app.denoiser.jobs) == 2:
+            raise DeviceFailedError("the device hangs")
+
+    async with app_of(tmp_path, monkeypatch) as app:
+        app.denoiser.before = before
+        assert (await made(app)).status is Status.COMPLETED
+        labels = {"model": "tiny", "size": "64x64"}
+        await eventually(lambda: len(told.of("pyramid_serve_video_seconds", **labels)) == 1)
+    assert len(told.of("pyramid_serve_queue_wait_seconds", **labels)) == 1
+    assert len(told.of("pyramid_serve_time_to_first_frame_seconds", **labels)) == 1
+    assert told.of("pyramid_serve_stage_seconds", stage="denoise", **labels) == [1.0] * 4
+    assert told.of("pyramid_serve_decode_hidden_share", **labels) == [1.0]
+    assert told.of("pyramid_serve_calls_retried", cause="device_failed") == [1.0]
+
+
+async def test_what_the_storage_refuses_is_counted(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with app_of(f"switched://{tmp_path}/storage", monkeypatch) as app:
+        with refusing(errno.ENOSPC, containing="latents"):
+            await app.orchestrator.submit(request_of())
+            await eventually(lambda: told.of("pyramid_serve_storage_failures") == [1.0])
 
 
 async def _raise(error: Exception) -> None:

@@ -108,6 +108,16 @@ async def test_a_unit_that_alone_is_out_of_memory_fails_alone() -> None:
     assert isinstance(big, torch.OutOfMemoryError)
 
 
+async def test_each_forward_for_which_memory_is_too_little_is_told() -> None:
+    told: list[None] = []
+    engine = Engine(forward_within(30), token_budget=100, on_out_of_memory=lambda: told.append(None))
+    await engine.run(unit("a", 5, num_tokens=10), submitted_at=0)
+    assert len(told) == 0
+    with pytest.raises(torch.OutOfMemoryError):
+        await engine.run(unit("b", 5, num_tokens=31), submitted_at=0)
+    assert len(told) == 1
+
+
 async def test_a_device_that_failed_for_good_fails_all_units_and_takes_no_more() -> None:
     packs = []
     is_running, may_fail = threading.Event(), threading.Event()

@@ -9,7 +9,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments.errors import DeviceFailedError, SupersededError
-from deployments.rpc.retry import is_worth_retrying, raised_there, retried, retries
+from deployments.rpc.retry import CAUSES, cause_of, is_worth_retrying, raised_there, retried, retries
 
 pytestmark = pytest.mark.asyncio
 
@@ -58,6 +58,18 @@ async def test_what_is_lost_is_worth_another_try_however_often_it_was_passed_on(
     twice = passed_on(passed_on(error))
     assert is_worth_retrying(twice)
     assert raised_there(twice) is error
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+async def test_what_is_lost_has_a_cause_of_a_few_however_often_it_was_passed_on(error: Exception) -> None:
+    assert cause_of(error) == cause_of(passed_on(passed_on(error)))
+    assert cause_of(error) in CAUSES.values()
+
+
+async def test_causes_tell_a_lost_replica_from_one_whose_device_failed() -> None:
+    assert cause_of(ActorDiedError()) == "replica_lost"
+    assert cause_of(DeviceFailedError("x")) == "device_failed"
+    assert cause_of(TimeoutError()) == "stalled"
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), RayError("x"), SupersededError("x"), asyncio.CancelledError()])

@@ -1,0 +1,15 @@
+"""What tests of several rooms share."""
+
+import pytest
+from ray.serve import metrics
+
+from tests.unit.metrics_at_hand import Told, kept_metric
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    """What is told to the metrics that are made while the test runs."""
+    told = Told()
+    for name, method in (("Counter", "inc"), ("Gauge", "set"), ("Histogram", "observe")):
+        monkeypatch.setattr(metrics, name, kept_metric(told, method))
+    return told
