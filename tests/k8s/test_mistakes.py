@@ -102,6 +102,16 @@ MISTAKES = [
         "'selectors' was unexpected",
     ),
     Mistake("a route's timeout misspelt", lambda m: route(m).update(timeout={}), "timeout: Extra inputs"),
+    Mistake(
+        "an alert without its expression",
+        lambda m: m.find("PrometheusRule", "pyramid-serve")["spec"]["groups"][0]["rules"][0].pop("expr"),
+        "expr: Field required",
+    ),
+    Mistake(
+        "a time of an alert misspelt",
+        lambda m: m.find("PrometheusRule", "pyramid-serve")["spec"]["groups"][0]["rules"][0].update({"for": "10min"}),
+        "for: String should match pattern",
+    ),
     # --- KubeRay ---
     Mistake("a long name", lambda m: m.service["metadata"].update(name="p" * 48), "at most 47 characters"),
     Mistake("rayStartParams left out", lambda m: head(m).pop("rayStartParams"), "rayStartParams is written"),

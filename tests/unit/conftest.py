@@ -10,6 +10,6 @@ from tests.unit.metrics_at_hand import Told, kept_metric
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     """What is told to the metrics that are made while the test runs."""
     told = Told()
-    for name, method in (("Counter", "inc"), ("Gauge", "set"), ("Histogram", "observe")):
-        monkeypatch.setattr(metrics, name, kept_metric(told, method))
+    for kind, method in (("Counter", "inc"), ("Gauge", "set"), ("Histogram", "observe")):
+        monkeypatch.setattr(metrics, kind, kept_metric(told, kind, method))
     return told

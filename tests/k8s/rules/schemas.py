@@ -5,12 +5,12 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jsonschema
 import kubernetes_validate
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tests.k8s.manifests_at_hand import Manifests
 
@@ -160,4 +160,33 @@ class _PodMonitor(_Strict):
     spec: _MonitorSpec
 
 
-_OTHER_KINDS: dict[str, type[_Strict]] = {"Gateway": _Gateway, "HTTPRoute": _HTTPRoute, "PodMonitor": _PodMonitor}
+class _Alert(_Strict):
+    alert: str
+    expr: str
+    duration: Annotated[str, Field(alias="for", pattern=r"^\d+[smh]$")] = "0s"
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+
+class _AlertGroup(_Strict):
+    name: str
+    rules: list[_Alert]
+
+
+class _RuleSpec(_Strict):
+    groups: list[_AlertGroup]
+
+
+class _PrometheusRule(_Strict):
+    apiVersion: str  # noqa: N815
+    kind: str
+    metadata: _Metadata
+    spec: _RuleSpec
+
+
+_OTHER_KINDS: dict[str, type[_Strict]] = {
+    "Gateway": _Gateway,
+    "HTTPRoute": _HTTPRoute,
+    "PodMonitor": _PodMonitor,
+    "PrometheusRule": _PrometheusRule,
+}
