@@ -40,7 +40,13 @@ def local_ray() -> Iterator[None]:
 
 
 def _start_local_ray() -> None:
-    ray.init(address="local", include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=300_000_000,
+        log_to_driver=False,
+        _system_config={"metrics_report_interval_ms": 2000},  # tests of metrics wait for it
+    )
 
 
 @contextmanager

@@ -3,7 +3,7 @@ import io
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
-from deployments.app import AppConfig, build
+from deployments.app import build
 from deployments.client import Client
 from deployments.telemetry.forwards import ReplicaStats
 from pyramid_serve.api import (
@@ -32,51 +31,12 @@ from pyramid_serve.media.writers import write_video
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 from pyramid_serve.pyramid_flow.planning import settings_of
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
-from tests.serve.conftest import QUICK, deployed
+from tests.serve.conftest import deployed
+from tests.serve.orchestrator.conftest import APP, Handle, config_of, request_of
 
 pytestmark = pytest.mark.asyncio
 
-Handle = DeploymentHandle[Any]
 Frames = NDArray[numpy.uint8]
-APP = "pipeline"
-
-
-def config_of(checkpoint: Path, storage: Path, **options: Any) -> AppConfig:
-    pools = {name: {**QUICK, **options.get(name, {})} for name in ("text_encoder", "denoiser", "decoder", "claims")}
-    pools["orchestrator"] = {**QUICK, "settings": {"heartbeat_s": 0.3}, **options.get("orchestrator", {})}
-    return AppConfig.model_validate(
-        {"model": {"source": str(checkpoint), "name": "mini", "dtype": "float32"}, "storage": str(storage), **pools}
-    )
-
-
-def request_of(
-    seed: int = 1, *, seconds: float = 1, steps: int = 2, size: str = "128x64", **fields: Any
-) -> VideoRequest:
-    return VideoRequest(
-        prompt=f"a red ball, {seed}",
-        seed=seed,
-        size=size,
-        seconds=seconds,
-        num_inference_steps=(steps,) * 3,
-        video_num_inference_steps=(steps,) * 3,
-        **fields,
-    )
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("videos")
-
-
-@pytest.fixture(scope="module")
-def store(storage: Path) -> VideoStore:
-    return VideoStore(str(storage))
-
-
-@pytest.fixture(scope="module")
-def handle(local_ray: None, miniflux: Path, storage: Path) -> Iterator[Handle]:
-    with deployed(build(config_of(miniflux, storage)), APP):
-        yield serve.get_deployment_handle("Orchestrator", APP)
 
 
 @pytest.fixture(scope="module")
