@@ -1,8 +1,9 @@
 """The settings of the claims deployment."""
 
+from importlib.util import find_spec
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ClaimsConfig(BaseModel):
@@ -31,3 +32,20 @@ class ClaimsConfig(BaseModel):
     """The pause after an error, or after the second lost orchestrator. It doubles with each further one, to 60 s."""
     retention_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
     """A video is deleted this long after it ended."""
+    traces_endpoint: Annotated[str, Field(pattern=r"^https?://.+")] | None = None
+    """Where a trace of each video is sent when it is over, as OTLP over HTTP: ``http://collector:4318/v1/traces``. It
+    needs the extra ``otel``. None: nowhere."""
+
+    @field_validator("traces_endpoint")
+    @classmethod
+    def _can_be_sent(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not _has_exporter():
+            raise ValueError('traces need OpenTelemetry: pip install "pyramid-serve[otel]"')
+        return endpoint
+
+
+def _has_exporter() -> bool:
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:  # of one of the packages above it
+        return False

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import ray
 from cachetools import TTLCache
@@ -33,6 +34,9 @@ from deployments.telemetry.queue import QueueMetrics
 from deployments.telemetry.storage import StorageMetrics
 from pyramid_serve.api import VideoError, VideoRecord
 from pyramid_serve.storage import StorageError, VideoStore, shown_root
+
+if TYPE_CHECKING:
+    from deployments.telemetry.traces import VideoTraces
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +67,8 @@ class Claims:
         self._store = store = VideoStore(storage)
         self._rate = StepRate()
         self._holder = Holder(store, app=_app_here() if app is None else app, lease_s=config.app_lease_s)
-        self._ledger = Ledger(store, self._holder, config, on_outcome=self._metrics.ended)
+        self._traces = None if config.traces_endpoint is None else _traces_to(config.traces_endpoint)
+        self._ledger = Ledger(store, self._holder, config, on_outcome=self._metrics.ended, on_end=self._trace)
         self._places = Places(self._ledger.records, self._rate)
         self._admission = Admission(self._ledger, store, self._rate, max_queued=config.max_queued)
         self._sweep = Sweep(
@@ -84,6 +89,13 @@ class Claims:
         """Serve calls it when the replica is stopped in order."""
         if self._is_served:
             self._holder.leave()
+            if self._traces is not None:
+                self._traces.close()
+
+    def _trace(self, record: VideoRecord) -> None:
+        """Trace a video that is over, where that is asked for."""
+        if self._traces is not None:
+            self._traces.send(record)
 
     def _measure(self) -> None:
         """Tell the metrics how the videos stand."""
@@ -277,6 +289,12 @@ class Claims:
                 return False
             await self._ledger.release(record, not_before=time.time() + pause_s)
             return True
+
+
+def _traces_to(endpoint: str) -> "VideoTraces":
+    from deployments.telemetry.traces import traces_to  # of an extra
+
+    return traces_to(endpoint)
 
 
 def _app_here() -> str:

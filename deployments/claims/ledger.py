@@ -33,13 +33,22 @@ class Ledger:
     """Every unfinished record that is held here, with its lock, lease and watchers. For one event loop."""
 
     def __init__(
-        self, store: VideoStore, holder: Holder, config: ClaimsConfig, *, on_outcome: Callable[[str], None]
+        self,
+        store: VideoStore,
+        holder: Holder,
+        config: ClaimsConfig,
+        *,
+        on_outcome: Callable[[str], None],
+        on_end: Callable[[VideoRecord], None],
     ) -> None:
-        """``on_outcome`` is called with ``completed``, ``cancelled`` or an error's code when a video has ended."""
+        """on_outcome: called with ``completed``, ``cancelled`` or an error's code when a video has ended; on_end: with
+        its last record, unless it was deleted.
+        """
         self._store = store
         self._holder = holder
         self._config = config
         self._on_outcome = on_outcome
+        self._on_end = on_end
         self._records: dict[str, VideoRecord] = {}
         self._waiting: set[str] = set()
         self._terms: dict[str, int] = {}
@@ -215,6 +224,7 @@ class Ledger:
         self.drop(record.id)
         if ended == last:
             self._ended(record.id, "completed" if error is None else error.code)
+            self._on_end(ended)
         return ended
 
     async def delete(self, video_id: str) -> None:

@@ -12,7 +12,7 @@ from tests.k8s.manifests_at_hand import K8S, ROOT
 
 LOCK = K8S / "image" / "requirements.txt"
 DOCKERFILE = K8S / "image" / "Dockerfile"
-EXTRAS = ("azure", "gcs", "s3")
+EXTRAS = ("azure", "gcs", "otel", "s3")
 AGAIN = "update it with the command that it begins with"
 
 

@@ -4,10 +4,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from deployments.claims.config import ClaimsConfig
 from deployments.claims.messages import RunUpdate
 from deployments.errors import SupersededError
-from pyramid_serve.api import Status, VideoRecord
+from pyramid_serve.api import Stage, Status, TimelineEntry, VideoRecord
 from pyramid_serve.storage import VideoNotFoundError, VideoStore
 from tests.switched_storage import refusing
 from tests.unit.claims.claims_at_hand import FakeOrchestrators, claimed, claims_of, eventually, submitted
@@ -128,3 +130,59 @@ async def test_a_storage_that_refuses_is_counted_and_sweeps_are_not(
             await asyncio.sleep(0.3)
             assert len(told.of("pyramid_serve_sweep_timestamp_seconds")) == num_sweeps
         await claims.check_health()
+
+
+class Traces:
+    """Keeps the records that it is to trace."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.records: list[VideoRecord] = []
+
+    def send(self, record: VideoRecord) -> None:
+        self.records.append(record)
+
+
+async def test_a_video_is_traced_when_it_is_over_with_all_of_its_timeline(
+    tmp_path: Path, orchestrators: FakeOrchestrators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Traces] = []
+
+    def traces_to(endpoint: str) -> Traces:
+        made.append(Traces(endpoint))
+        return made[-1]
+
+    monkeypatch.setattr("deployments.telemetry.traces.traces_to", traces_to)
+    entries = [TimelineEntry(stage=Stage.SAVE, unit=unit, start=unit, end=unit + 1, replica="a") for unit in (0, 1)]
+    async with claims_of(tmp_path, orchestrators, traces_endpoint="http://collector:4318/v1/traces") as claims:
+        done, cancelled, deleted = [await submitted(claims) for _ in range(3)]
+        await claimed(claims, done.id)
+        await claims.update(done.id, 1, RunUpdate(has_started=True, timeline=(entries[0],)))
+        (traces,) = made
+        assert traces.records == []
+        await claims.complete(done.id, 1, RunUpdate(timeline=(entries[1],)))
+        await claims.cancel(cancelled.id)
+        await claims.delete(deleted.id, "token")
+        assert [record.id for record in traces.records] == [done.id, cancelled.id]
+        assert traces.records[0].timeline == tuple(entries) and traces.records[0].is_over
+        assert traces.endpoint == "http://collector:4318/v1/traces"
+
+
+async def test_nothing_is_traced_unless_an_address_is_given(
+    tmp_path: Path, orchestrators: FakeOrchestrators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.telemetry.traces.traces_to", lambda _: pytest.fail("traced"))
+    async with claims_of(tmp_path, orchestrators) as claims:
+        await claims.cancel((await submitted(claims)).id)
+
+
+@pytest.mark.parametrize("endpoint", ["collector:4318", "ftp://collector", "http://"])
+async def test_an_address_for_traces_that_is_no_url_is_refused(endpoint: str) -> None:
+    with pytest.raises(ValidationError, match="traces_endpoint"):
+        ClaimsConfig(traces_endpoint=endpoint)
+
+
+async def test_an_address_for_traces_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.claims.config.find_spec", lambda name: None)
+    with pytest.raises(ValidationError, match=r"pip install \"pyramid-serve\[otel\]\""):
+        ClaimsConfig(traces_endpoint="http://collector:4318/v1/traces")
