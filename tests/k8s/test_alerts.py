@@ -51,6 +51,21 @@ def test_for_each_alert_it_is_tried_that_it_fires_and_that_it_does_not() -> None
     assert fires == {alert: {True, False} for alert in ALERTS}
 
 
+def test_the_head_is_looked_for_under_the_labels_that_its_monitor_gives() -> None:
+    monitors = yaml.safe_load_all((K8S / "components" / "monitoring" / "pod-monitors.yaml").read_text())
+    given = {
+        (f"videos/{monitor['metadata']['name']}", endpoint["port"])  # as the Prometheus operator names jobs
+        for monitor in monitors
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]
+    }
+    asked = re.findall(r'up\{job=~"(.*?)", endpoint="(.*?)"\}', ALERTS["PyramidServeHeadDown"]["expr"])
+    assert len(asked) == 2
+    for job, endpoint in asked:
+        assert [name for name, port in given if re.fullmatch(job, name) and port == endpoint] == [
+            "videos/pyramid-serve-head"
+        ]
+
+
 def test_the_runbook_of_each_alert_is_a_heading_that_says_what_it_means_and_what_to_do() -> None:
     documentation = (ROOT / "docs" / "operations.md").read_text()
     for name, rule in ALERTS.items():

@@ -32,6 +32,7 @@ def local_ray() -> Iterator[None]:
     """Ray and Serve on this machine, with no HTTP proxy: tests talk to handles."""
     # Workers start with this process's environment, and have to find the project.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["RAY_SERVE_STATUS_GAUGE_REPORT_INTERVAL_S"] = "1"  # else Ray drops these gauges between two reports
     start_ray(_start_local_ray)
     serve.start(proxy_location="Disabled")
     yield
@@ -45,7 +46,7 @@ def _start_local_ray() -> None:
         include_dashboard=False,
         object_store_memory=300_000_000,
         log_to_driver=False,
-        _system_config={"metrics_report_interval_ms": 2000},  # tests of metrics wait for it
+        _system_config={"metrics_report_interval_ms": 2000},  # instead of 10 s, for which tests would wait
     )
 
 

@@ -168,9 +168,14 @@ ROWS = (
             ),
             Panel(
                 "Waiting in replicas",
-                "Units or prompts that are in a replica and not in its forward.",
+                "Units or prompts that are in a replica and not in its forward, at most. Idle replicas report none.",
                 "short",
-                (Query("sum by (deployment) (ray_pyramid_serve_queue_depth{$app})", "{{deployment}}"),),
+                (
+                    Query(
+                        "sum by (deployment) (max_over_time(ray_pyramid_serve_queue_depth{$app}[$__rate_interval]))",
+                        "{{deployment}}",
+                    ),
+                ),
             ),
             Panel(
                 "Replicas",

@@ -1,9 +1,13 @@
 """A real Prometheus scrapes the running app, and is asked everything that the dashboard and the alerts ask."""
 
 import asyncio
+import functools
 import math
+import operator
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,9 +18,11 @@ import pytest
 import ray
 import yaml
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+from ray.serve.context import _get_global_client
 
 from deployments.local.cluster import free_port
 from pyramid_serve.api import Status
+from pyramid_serve.storage import VideoStore
 from tests.serve.conftest import ROOT
 from tests.serve.orchestrator.conftest import APP, Handle, request_of
 from tools.dashboard.grafana import expression
@@ -107,12 +113,18 @@ def scraped(prometheus: Prometheus, handle: Handle) -> Prometheus:
     """After a video, and another one during the time over which rates are taken."""
     counts = f'{{__name__=~"ray_pyramid_serve_(videos_total|decode_hidden_share_count)", application="{APP}"}}'
     busy = f'ray_pyramid_serve_busy_seconds_total{{application="{APP}"}}'
-    for num_videos in (1, 2):
-        record: Any = handle.generate.remote(request_of(num_videos)).result()
+
+    def is_told(num_videos: float, busy_before: list[float]) -> bool:
+        """Whether claims, the orchestrator and the three pools have told of what they did."""
+        now = prometheus.values(busy)
+        is_busy = len(now) == 3 and all(map(operator.ne, now, busy_before or [0.0] * 3))
+        return is_busy and sum(prometheus.values(counts)) >= num_videos + 2
+
+    for seed in (1, 2):
+        num_videos, busy_before = sum(prometheus.values(counts)), prometheus.values(busy)
+        record: Any = handle.generate.remote(request_of(seed)).result()
         assert record.status is Status.COMPLETED, record.error
-        before = prometheus.values(busy)
-        until(lambda: prometheus.values(counts) == [num_videos] * 2)  # noqa: B023
-        until(lambda: len(prometheus.values(busy)) == 3 and prometheus.values(busy) != before)  # noqa: B023
+        until(functools.partial(is_told, num_videos, busy_before))
     return prometheus
 
 
@@ -135,12 +147,13 @@ async def test_the_panels_about_gpus_ask_for_what_ray_reports_of_them() -> None:
     assert names and set(names) <= set(METRICS_GAUGES)
 
 
-async def test_numbers_are_those_of_the_videos(scraped: Prometheus) -> None:
+async def test_numbers_are_those_of_the_videos(scraped: Prometheus, store: VideoStore) -> None:
     app = f'application="{APP}"'
-    assert scraped.values(f'ray_pyramid_serve_videos_total{{{app}, outcome="completed"}}') == [2]
-    assert scraped.values(f'ray_pyramid_serve_queue_wait_seconds_count{{{app}, model="mini"}}') == [2]
-    units = f'ray_pyramid_serve_stage_seconds_count{{{app}, stage=~"denoise|decode"}}'
-    assert scraped.values(units) == [2 * 4] * 2  # units of a second of video
+    videos = [record for record in map(store.read, store.ids()) if record.status is Status.COMPLETED]
+    assert scraped.values(f'ray_pyramid_serve_videos_total{{{app}, outcome="completed"}}') == [len(videos)]
+    assert scraped.values(f'sum(ray_pyramid_serve_queue_wait_seconds_count{{{app}, model="mini"}})') == [len(videos)]
+    units = f'sum by (stage) (ray_pyramid_serve_stage_seconds_count{{{app}, stage=~"denoise|decode"}})'
+    assert scraped.values(units) == [sum(video.plan.num_units for video in videos)] * 2
     (since_sweep,) = scraped.values(f"time() - ray_pyramid_serve_sweep_timestamp_seconds{{{app}}}")
     assert 0 < since_sweep < 30
 
@@ -155,3 +168,29 @@ async def test_every_alert_is_evaluated_on_series_that_exist_and_none_is_raised_
         assert (rule["health"], rule["state"]) == ("ok", "inactive"), rule
         asked = set(re.findall(r"\bray_\w+|\bup\b", rule["query"]))
         assert asked and asked - FROM_THE_FIRST_EVENT_ON <= names, rule["name"]
+
+
+def pid_of(deployment: str) -> int:
+    """The process of a deployment's one replica."""
+    client = _get_global_client()
+    assert client is not None
+    details: Any = ray.get(client._controller.get_serve_instance_details.remote())
+    (replica,) = details["applications"][APP]["deployments"][deployment]["replicas"]
+    pid: int = replica["pid"]
+    return pid
+
+
+@pytest.mark.slow
+async def test_a_replica_that_dies_is_counted_under_the_labels_that_the_alerts_ask_for(
+    scraped: Prometheus, handle: Handle
+) -> None:
+    making = asyncio.ensure_future(handle.generate.remote(request_of(3, seconds=5, steps=10)))
+    await asyncio.sleep(2)
+    os.kill(pid_of("Denoiser"), signal.SIGKILL)  # of the app that this test's folder started
+    record: Any = await making
+    assert record.status is Status.COMPLETED and record.num_units_retried > 0, record.error
+    causes = f'sum by (cause) (ray_pyramid_serve_calls_retried_total{{application="{APP}"}})'
+    died = f'sum(ray_serve_health_check_failures_total{{application="{APP}", deployment="Denoiser"}})'
+    await asyncio.to_thread(until, lambda: scraped.values(causes) and scraped.values(died))
+    (retried,) = scraped.get("/api/v1/query", query=causes)["result"]
+    assert retried["metric"] == {"cause": "replica_lost"}
