@@ -88,6 +88,7 @@ def test_videos_move_as_their_prompts_say() -> None:
     assert num_right("motion") >= NUM_VIDEOS - 2  # by chance, one
 
 
+@pytest.mark.slow
 def test_videos_begin_as_a_persons_own_words_say() -> None:
     rng = np.random.default_rng(0)
     latents = make_latents(
@@ -142,6 +143,7 @@ def test_brackets_and_unknown_words_within_a_prompt_leave_its_meaning() -> None:
         assert sum(verdict[word] for verdict in right) >= NUM_VIDEOS - 1, word
 
 
+@pytest.mark.slow
 def test_without_history_units_do_not_go_on_from_each_other() -> None:
     def change(frames: Frames) -> float:
         return float(np.abs(frames[8].astype(float) - frames[0]).mean())

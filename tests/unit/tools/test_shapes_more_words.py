@@ -47,6 +47,7 @@ def test_what_was_known_is_encoded_as_before_when_weights_are_copied(tmp_path: P
         assert float(measure_distance(old, new, OLD)) < 1e-6
 
 
+@pytest.mark.slow
 def test_new_words_come_to_be_told_and_known_ones_stay_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
