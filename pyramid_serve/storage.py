@@ -33,8 +33,9 @@ from typing import Any
 from pyramid_serve.api import VideoRecord, created_at_of, is_video_id
 from pyramid_serve.errors import VideoNotFoundError
 from pyramid_serve.families import record_fields
+from pyramid_serve.filesystems import mask_credentials, shown_root
 from pyramid_serve.reasons import first_line
-from pyramid_serve.stored_files import StorageError, StoredFiles, check_root, mask_credentials, shown_root
+from pyramid_serve.stored_files import PATIENCE_S, StorageError, StoredFiles, check_root
 from pyramid_serve.video_files import RECORD, VideoFile, VideoFiles, folder_of
 from pyramid_serve.video_holds import HOLDERS, VideoHolds, marker_of
 from pyramid_serve.video_keys import VideoKeys
@@ -69,13 +70,14 @@ class VideoStore:
     the idempotency keys that made them.
     """
 
-    def __init__(self, root: str) -> None:
-        """``root``: a local path, or an fsspec URL such as ``s3://bucket/folder``.
+    def __init__(self, root: str, *, patience_s: float = PATIENCE_S) -> None:
+        """``root``: a local path, or an fsspec URL such as ``s3://bucket/folder``; ``patience_s``: for how long errors
+        of an object store that may pass are waited out.
 
         Raises ``ValueError`` for a URL that no installed filesystem serves.
         """
         self.root = root
-        self._stored = StoredFiles(root)
+        self._stored = StoredFiles(root, patience_s=patience_s)
         self.files = VideoFiles(self._stored)
         self.holds = VideoHolds(self._stored)
         self.keys = VideoKeys(self._stored)

@@ -1,52 +1,41 @@
 """Files under one storage root, on any fsspec URL, and every error of a filesystem as one class.
 
-No reader ever sees half a file: it is written aside and moved (local), or put whole (object stores, memory).
+No reader ever sees half a file: it is written aside and moved (local), or put whole (object stores, memory). Errors of
+an object store that may pass are waited out for a while (see ``patience``); those of a local disk are raised at once.
 
 Paths are relative to the root, with ``/`` between their parts. The methods block.
 """
 
 import errno
 import os
-import re
 import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pyramid_serve.filesystems import EXTRAS, filesystem_of, shown_root
+from pyramid_serve.patience import Patience
 from pyramid_serve.reasons import first_line
 from pyramid_serve.whole_files import create_whole, make_folder, written_whole
 
+Result = TypeVar("Result")
+
+PATIENCE_S = 10.0
+"""For how long the errors of an object store that may pass are waited out, unless another time is given."""
 _MAX_REMOVALS = 5
 _MAX_ASIDE_S = 3600.0
 _PROBE_BYTES = 4096
 """About the size of a record: fewer bytes may still fit on a disk that takes no record any more."""
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*:\S*@")
-_EXTRAS = {
-    **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("gs", "gcs"), "gcs"),
-    **dict.fromkeys(("abfs", "abfss", "adl", "az"), "azure"),
-}
-"""The extra of this package that installs the filesystem of a protocol."""
-_EXCLUSIVE = frozenset(("file", "local", "memory", *_EXTRAS))
+_EXCLUSIVE = frozenset(("file", "local", "memory", *EXTRAS))
 """The protocols whose filesystems create a file only if it is absent, however many try at once."""
-
-
-def mask_credentials(text: str) -> str:
-    """A text in which the credentials of URLs, such as ``s3://key:secret@bucket``, are ``***``."""
-    return _CREDENTIALS.sub("***@", text)
-
-
-def shown_root(root: str) -> str:
-    """A storage root for people to read: credentials and query parameters of a URL are masked."""
-    return root if "://" not in root else re.sub(r"\?.*", "?***", mask_credentials(root))
 
 
 class StorageError(OSError):
@@ -59,23 +48,16 @@ class StorageError(OSError):
 class StoredFiles:
     """The files under one root. Every method raises ``StorageError`` when the storage cannot be read or written."""
 
-    def __init__(self, root: str) -> None:
-        """``root``: a local path, or an fsspec URL such as ``s3://bucket/folder``.
+    def __init__(self, root: str, *, patience_s: float = PATIENCE_S) -> None:
+        """``root``: a local path, or an fsspec URL such as ``s3://bucket/folder``; ``patience_s``: for how long errors
+        that may pass are waited out, which is never done where the root is on a local disk.
 
         Raises ``ValueError`` for a URL that no installed filesystem serves.
         """
         self.root = root
-        url = os.path.abspath(root) if "://" not in root else root
-        try:
-            self._fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)  # others write here too
-        except ImportError as error:
-            extra = _EXTRAS.get(root.partition("://")[0].lower())
-            remedy = str(error) if extra is None else f'pip install "pyramid-serve[{extra}]"'
-            raise ValueError(f"storage {shown_root(root)}: its filesystem is not installed: {remedy}") from None
-        except ValueError as error:
-            raise ValueError(f"storage {shown_root(root)}: {error}") from None
-        self._root = str(path).rstrip("/")
+        self._fs, self._root = filesystem_of(root)
         self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._patience = Patience(0.0 if self._is_local else patience_s)
         self._probe = f"probe/{uuid4().hex}"
 
     def check(self) -> None:
@@ -97,55 +79,64 @@ class StoredFiles:
 
     def cat(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of a file from ``start`` up to ``end``. Raises ``FileNotFoundError``."""
-        with self._accessing("cannot be read"):
+        if start is not None and end is not None and 0 <= end <= start:
+            self.size(path)
+            return b""  # HTTP has no empty ranges: object stores would send the whole file
+
+        def cat() -> bytes:
             self._check_regular(path)
             content: bytes = self._fs.cat_file(self._at(path), start=start, end=end)
-        return content
+            return content
+
+        return self._do("cannot be read", cat)
 
     def size(self, path: str) -> int:
         """Bytes of a file. Raises ``FileNotFoundError``."""
-        with self._accessing("cannot be read"):
+
+        def size() -> int:
             self._check_regular(path)
             return int(self._fs.info(self._at(path))["size"])
+
+        return self._do("cannot be read", size)
 
     def exists(self, path: str) -> bool:
         """Whether a file or folder is there."""
         # Not the filesystem's own `exists`, which takes a file that it cannot look at for one that is not there.
         try:
-            with self._accessing("cannot be read"):
-                self._fs.info(self._at(path))
+            self._do("cannot be read", lambda: self._fs.info(self._at(path)))
         except FileNotFoundError:
             return False
         return True
 
     def names(self, folder: str) -> list[str]:
         """The names of what is in a folder, in no order; none where the folder is not there."""
+        at = self._at(folder)
         try:
-            with self._accessing("cannot be read"):
-                entries: list[Any] = self._fs.ls(self._at(folder), detail=False)
+            paths: list[Any] = self._do("cannot be read", lambda: self._fs.ls(at, detail=False))
         except FileNotFoundError:
             return []
-        return [_name_of(str(entry)) for entry in entries]
+        return [_name_of(str(path)) for path in paths if _is_in(at, str(path))]
 
     def sizes(self, folder: str) -> dict[str, int]:
         """The bytes of each file in a folder by its name; none where the folder is not there."""
+        at = self._at(folder)
         try:
-            with self._accessing("cannot be read"):
-                entries: list[dict[str, Any]] = self._fs.ls(self._at(folder), detail=True)
+            entries: list[dict[str, Any]] = self._do("cannot be read", lambda: self._fs.ls(at, detail=True))
         except FileNotFoundError:
             return {}
-        return {_name_of(str(entry["name"])): int(entry["size"]) for entry in entries}
+        sizes = {str(entry["name"]): int(entry["size"]) for entry in entries}
+        return {_name_of(path): size for path, size in sizes.items() if _is_in(at, path)}
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def put(self, path: str, content: bytes) -> None:
         """Write a file, in place of one that is there; on a local disk it survives a crash when this returns."""
+        at = self._at(path)
         try:
-            with self._accessing("cannot be written"):
-                if self._is_local:
-                    self._put_locally(Path(self._at(path)), content)
-                else:
-                    self._fs.pipe_file(self._at(path), content)
+            if self._is_local:
+                self._do("cannot be written", lambda: self._put_locally(Path(at), content))
+            else:
+                self._do("cannot be written", lambda: self._fs.pipe_file(at, content))
         except FileNotFoundError as error:
             raise self._error(errno.ENOENT, f"cannot be written: {first_line(error)}") from error
 
@@ -155,12 +146,12 @@ class StoredFiles:
         Raises ``FileExistsError`` where there is a file with another content; one with this content is the caller's
         own, from a try whose answer was lost.
         """
+        at = self._at(path)
         try:
-            with self._accessing("cannot be written"):
-                if self._is_local:
-                    self._create_locally(Path(self._at(path)), content)
-                else:
-                    self._fs.pipe_file(self._at(path), content, mode="create")
+            if self._is_local:
+                self._do("cannot be written", lambda: self._create_locally(Path(at), content))
+            else:
+                self._do("cannot be written", lambda: self._fs.pipe_file(at, content, mode="create"))
         except FileNotFoundError as error:
             raise self._error(errno.ENOENT, f"cannot be written: {first_line(error)}") from error
         except StorageError:  # filesystems do not agree on the error for a file that is there
@@ -198,8 +189,20 @@ class StoredFiles:
 
     def remove_existing(self, path: str) -> None:
         """Remove a file. Raises ``FileNotFoundError`` where someone else was faster."""
-        with self._accessing("cannot be written"):
-            self._fs.rm_file(self._at(path))
+        at = self._at(path)
+        was_there = False
+
+        def remove() -> None:
+            nonlocal was_there
+            try:
+                self._fs.info(at)  # S3 says nothing of a file that is not there
+                was_there = True
+                self._fs.rm_file(at)
+            except FileNotFoundError:
+                if not was_there:
+                    raise  # else a try whose answer was lost has removed it
+
+        self._do("cannot be written", (lambda: self._fs.rm_file(at)) if self._is_local else remove)
 
     def is_odd(self, path: str) -> bool:
         """Whether something that is no file is in its place: a folder, a pipe, a link. Only of a local storage."""
@@ -209,18 +212,14 @@ class StoredFiles:
     def remove_odd(self, path: str) -> None:
         """Remove what is in the place of a file but is none; of a link only the link. Raises ``StorageError``."""
         at = self._at(path)
-        with self._accessing("cannot be written"):
-            if os.path.isdir(at) and not os.path.islink(at):
-                shutil.rmtree(at)
-            else:
-                os.unlink(at)
+        is_folder = os.path.isdir(at) and not os.path.islink(at)
+        self._do("cannot be written", lambda: shutil.rmtree(at) if is_folder else os.unlink(at))
 
     def remove_folder(self, folder: str) -> None:
         """Remove a folder with all that is in it; one that is gone already is no error."""
         for attempt in range(_MAX_REMOVALS):
             try:
-                with self._accessing("cannot be written"):
-                    self._fs.rm(self._at(folder), recursive=True)
+                self._do("cannot be written", lambda: self._remove_tree(self._at(folder)))
             except FileNotFoundError:
                 return  # gone with its last file, or someone else was faster
             except StorageError as error:
@@ -235,9 +234,13 @@ class StoredFiles:
         if not self._is_local:
             return
         for path in Path(self._at("aside")).glob("*"):
-            with suppress(FileNotFoundError), self._accessing("cannot be written"):
-                if path.stat().st_mtime < time.time() - _MAX_ASIDE_S:
-                    path.unlink()
+            with suppress(FileNotFoundError):
+                self._do("cannot be written", partial(_unlink_old, path))
+
+    def _remove_tree(self, at: str) -> None:
+        self._fs.rm(at, recursive=True)
+        if not self._is_local and self._fs.find(at):  # s3fs is silent about files that S3 did not remove
+            raise OSError(errno.EBUSY, "not all files are removed")
 
     def _put_locally(self, path: Path, content: bytes) -> None:
         with written_whole(path, aside=self._aside_for(path)) as opened:
@@ -272,17 +275,20 @@ class StoredFiles:
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
 
-    @contextmanager
-    def _accessing(self, problem: str) -> Iterator[None]:
-        """Raise the block's errors of the filesystem as ``StorageError``, except for a file that is not there."""
+    def _do(self, problem: str, work: Callable[[], Result]) -> Result:
+        """What some work with the filesystem returns; it is done again where its errors may pass.
+
+        Errors are raised as ``StorageError``, except for a file that is not there.
+        """
         try:
-            yield
+            return self._patience.wait_out(work)
         except (FileNotFoundError, StorageError):
             raise
         except Exception as error:  # each object store raises classes of its own
             number = error.errno if isinstance(error, OSError) else None
-            reason = os.strerror(number) if number else first_line(error)
-            raise self._error(number or errno.EIO, f"{problem}: {reason}") from error
+            # S3's own words for errors that have the number of another; without the path, which local ones would name.
+            reason = error.strerror if isinstance(error, OSError) and isinstance(error.strerror, str) else None
+            raise self._error(number or errno.EIO, f"{problem}: {reason or first_line(error)}") from error
 
     def _error(self, number: int, problem: str) -> StorageError:
         return StorageError(number, f"storage {shown_root(self.root)}: {problem}")
@@ -311,3 +317,13 @@ def check_root(root: str, *, timeout_s: float = 30.0) -> None:
 
 def _name_of(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
+
+
+def _is_in(folder: str, path: str) -> bool:
+    """False for the empty object by which consoles of object stores stand for a folder: ``FOLDER/``."""
+    return path.rstrip("/") != folder
+
+
+def _unlink_old(path: Path) -> None:
+    if path.stat().st_mtime < time.time() - _MAX_ASIDE_S:
+        path.unlink()

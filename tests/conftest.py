@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
@@ -55,6 +56,24 @@ def miniflux() -> Path:
 def mmdit() -> Path:
     """A tiny random checkpoint of the SD3 variant."""
     return GOLDEN / "mmdit" / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The URL of an S3 in this process, the same one for all tests."""
+    from tests.object_storage import serve_s3  # here, since most runs need none
+
+    with serve_s3() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> Iterator[str]:
+    """The URL of a new bucket, ``s3://NAME``, for this test."""
+    from tests.object_storage import bucket_at
+
+    with bucket_at(s3_endpoint) as root:
+        yield root
 
 
 @pytest.fixture(autouse=True)

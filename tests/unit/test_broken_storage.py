@@ -16,7 +16,7 @@ from tests.unit.storage_at_hand import accepted, record_at
 @pytest.fixture
 def switched(tmp_path: Path) -> VideoStore:
     """A storage that can be made to refuse."""
-    return VideoStore(f"switched://{tmp_path}/storage")
+    return VideoStore(f"switched://{tmp_path}/storage", patience_s=0.0)
 
 
 def break_with_a_folder(path: Path) -> None:

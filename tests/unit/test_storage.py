@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import numpy
 import pytest
 
@@ -18,7 +17,7 @@ from pyramid_serve.storage import (
 )
 from pyramid_serve.stored_files import StoredFiles
 from tests.switched_storage import FULL, READ_ONLY, READS, refusing
-from tests.unit.storage_at_hand import PLAN, accepted, record_at
+from tests.unit.storage_at_hand import PLAN, ROOTS, accepted, record_at, root_at
 
 LATENTS = numpy.arange(16 * 8 * 16, dtype=numpy.float32).reshape(16, 1, 8, 16)
 
@@ -26,18 +25,17 @@ LATENTS = numpy.arange(16 * 8 * 16, dtype=numpy.float32).reshape(16, 1, 8, 16)
 @pytest.fixture
 def switched(tmp_path: Path) -> VideoStore:
     """A storage that can be made to refuse."""
-    return VideoStore(f"switched://{tmp_path}/storage")
+    return VideoStore(f"switched://{tmp_path}/storage", patience_s=0.0)
 
 
 def files_of(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.fixture(params=["local", "file", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VideoStore]:
-    roots = {"local": str(tmp_path / "a b"), "file": f"file://{tmp_path}/a b", "memory": "memory://videos/of/a/test"}
-    yield VideoStore(roots[request.param])
-    fsspec.filesystem("memory").store.clear()
+@pytest.fixture(params=ROOTS)
+def store(request: pytest.FixtureRequest) -> Iterator[VideoStore]:
+    with root_at(request.param, request) as root:
+        yield VideoStore(root)
 
 
 @pytest.mark.parametrize(
