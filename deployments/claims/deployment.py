@@ -10,8 +10,8 @@ that it is back soon.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import ray
@@ -64,7 +64,8 @@ class Claims:
         self._config = config
         self._metrics = QueueMetrics(max_queued=config.max_queued)
         self._storage_metrics = StorageMetrics()
-        self._store = store = VideoStore(storage)
+        # Not longer: who waits for the storage for a whole lease is not believed to be there any more.
+        self._store = store = VideoStore(storage, patience_s=config.app_lease_s / 2)
         self._rate = StepRate()
         self._holder = Holder(store, app=_app_here() if app is None else app, lease_s=config.app_lease_s)
         self._traces = None if config.traces_endpoint is None else _traces_to(config.traces_endpoint)
@@ -244,8 +245,7 @@ class Claims:
     @to_its_end
     async def update(self, video_id: str, attempt: int, update: RunUpdate) -> bool:
         """Renew the lease and note what was done. False: the video is no longer the caller's, who is to stop."""
-        async with self._ledger.hold(video_id):
-            record = self._ledger.owned(video_id, attempt)
+        async with self._hold_for_owner(video_id, attempt) as record:
             if record is None:
                 return False
             num_new_steps = max(update.num_steps_done - record.num_steps_done, 0)
@@ -256,8 +256,7 @@ class Claims:
     @to_its_end
     async def complete(self, video_id: str, attempt: int, update: RunUpdate) -> bool:
         """End a video all of whose files are in the storage. False: it is no longer the caller's."""
-        async with self._ledger.hold(video_id):
-            record = self._ledger.owned(video_id, attempt)
+        async with self._hold_for_owner(video_id, attempt) as record:
             if record is None:
                 return False
             fields = update.changes(record, now=time.time()) | {"num_steps_done": num_steps_of(record)}
@@ -270,8 +269,7 @@ class Claims:
 
         False: the video is no longer the caller's.
         """
-        async with self._ledger.hold(video_id):
-            record = self._ledger.owned(video_id, attempt)
+        async with self._hold_for_owner(video_id, attempt) as record:
             if record is None:
                 return False
             await self._ledger.fail(record, error, is_final=is_final)
@@ -283,12 +281,24 @@ class Claims:
 
         False: the video is no longer the caller's.
         """
-        async with self._ledger.hold(video_id):
-            record = self._ledger.owned(video_id, attempt)
+        async with self._hold_for_owner(video_id, attempt) as record:
             if record is None:
                 return False
             await self._ledger.release(record, not_before=time.time() + pause_s)
             return True
+
+    @asynccontextmanager
+    async def _hold_for_owner(self, video_id: str, attempt: int) -> AsyncIterator[VideoRecord | None]:
+        """Hold the lock of a record that an attempt asks about; None where it is not this attempt that owns the video.
+
+        An owner that stays one has a whole lease after its answer, also where that is an error of the storage.
+        """
+        async with self._ledger.hold(video_id):
+            try:
+                yield self._ledger.owned(video_id, attempt)
+            finally:
+                if self._ledger.owned(video_id, attempt) is not None:
+                    self._ledger.renew(video_id)
 
 
 def _traces_to(endpoint: str) -> "VideoTraces":

@@ -20,7 +20,7 @@ from deployments.claims.messages import QueueState, RunUpdate
 from deployments.claims.queue import backoff_s, is_suspect
 from deployments.claims.watchers import Changes, Watchers
 from pyramid_serve.api import Status, VideoError, VideoRecord
-from pyramid_serve.storage import VideoNotFoundError, VideoStore
+from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Ledger:
 
         Progress within a unit is not written to the storage each time; a finished unit and a new status are.
         """
-        self._renew(record.id)
+        self.renew(record.id)
         fields = update.changes(record, now=time.time())
         if not fields:
             return
@@ -164,8 +164,16 @@ class Ledger:
         await self._change_and_renew(record, save=is_unit or "status" in fields or is_old, **fields)
 
     async def release(self, record: VideoRecord, **fields: Any) -> None:
-        """Take a video from its owner, so that another can have it, and set other fields of its record."""
-        await self._change(record, owner=None, lease_expires_at=None, **fields)
+        """Take a video from its owner, so that another can have it, and set other fields of its record.
+
+        Where the storage refuses, this is known here only, until the next change of the record is saved.
+        """
+        fields |= {"owner": None, "lease_expires_at": None}
+        try:
+            await self._change(record, **fields)
+        except StorageError as error:
+            logger.warning("taken from its owner, but not in the storage: %s", error, extra={"video_id": record.id})
+            await self._change(record, save=False, **fields)
         self.has_news.set()
 
     async def fail(self, record: VideoRecord, error: VideoError, *, is_final: bool) -> None:
@@ -246,8 +254,8 @@ class Ledger:
 
     async def _change_and_renew(self, record: VideoRecord, *, save: bool = True, **fields: Any) -> VideoRecord:
         """``_change`` by the owner, who has a whole lease after it: the time of a slow write is not its silence."""
-        changed = await self._change(record, save=save, lease_expires_at=self._renew(record.id), **fields)
-        self._renew(record.id)
+        changed = await self._change(record, save=save, lease_expires_at=self.renew(record.id), **fields)
+        self.renew(record.id)
         return changed
 
     async def _change(self, record: VideoRecord, *, save: bool = True, **fields: Any) -> VideoRecord:
@@ -272,7 +280,7 @@ class Ledger:
         self._keep(record)
         self._terms[record.id] = term
         if record.owner is not None:
-            self._renew(record.id)
+            self.renew(record.id)
         self._tell(record.id)
         self.has_news.set()
 
@@ -286,6 +294,11 @@ class Ledger:
             of_video.pop(video_id, None)
         self._waiting.discard(video_id)
         self._tell(video_id)
+
+    def renew(self, video_id: str) -> float:
+        """Begin a new lease, as its owner was heard from; return its end in unix seconds."""
+        self._leases[video_id] = time.monotonic() + self._config.lease_s
+        return time.time() + self._config.lease_s
 
     def end_lease(self, video_id: str) -> None:
         """The owner of a video is known to be gone."""
@@ -310,11 +323,6 @@ class Ledger:
         logger.info(outcome, extra={"video_id": video_id})
         self._on_outcome(outcome)
         self.has_news.set()
-
-    def _renew(self, video_id: str) -> float:
-        """Begin a new lease; return its end in unix seconds."""
-        self._leases[video_id] = time.monotonic() + self._config.lease_s
-        return time.time() + self._config.lease_s
 
 
 @dataclass

@@ -205,6 +205,9 @@ class Sweep:
             if record is not None and record.owner is not None:
                 self._ledger.end_lease(video_id)
                 await self._lose_quietly(video_id, record.attempts, f"{record.owner}: {type(error).__name__}")
+        except StorageError as error:
+            logger.warning("not begun: %s", error, extra={"video_id": video_id})
+            await asyncio.sleep(self._config.sweep_interval_s)
         except Exception:
             logger.exception("run failed", extra={"video_id": video_id})
             await asyncio.sleep(self._config.sweep_interval_s)

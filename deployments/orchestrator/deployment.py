@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 Frames = NDArray[numpy.uint8]
 
 _SERVER_ERROR = "server_error"
+_STORAGE_PATIENCE_S = 45.0
+"""For how long an attempt waits for an object store that fails; with the last try it is a minute at most."""
 _STORAGE_PAUSE_S = 5.0
 
 
@@ -64,7 +66,7 @@ class Orchestrator:
         """``text_encoders``, ``denoisers``, ``decoders``: the pools of each model, by its public name."""
         self._replica = replica_name()
         configure_logging(self._replica)
-        self._store = VideoStore(storage)
+        self._store = VideoStore(storage, patience_s=_STORAGE_PATIENCE_S)
         self._config = config
         self._claims = claims
         self._pools = {name: Pools(text_encoders[name], denoisers[name], decoders[name]) for name in models.names}

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from deployments.claims.asking import UNREACHABLE, ask_claims
 from deployments.claims.messages import RunUpdate
@@ -84,15 +86,31 @@ class Lease:
 
     async def complete(self) -> None:
         """Every file is there. Raises ``LeaseLostError``."""
-        if not await ask_claims(lambda: self._claims.complete.remote(self.video_id, self._attempt, self._update)):
+        if not await self._insist(lambda: self._claims.complete.remote(self.video_id, self._attempt, self._update)):
             raise LeaseLostError("the video is over, or another's")
 
     async def fail(self, error: VideoError, *, is_final: bool) -> None:
-        await ask_claims(lambda: self._claims.fail.remote(self.video_id, self._attempt, error, is_final=is_final))
+        await self._insist(lambda: self._claims.fail.remote(self.video_id, self._attempt, error, is_final=is_final))
 
     async def release(self, *, pause_s: float = 0.0) -> None:
         """Give the video back, to be taken up again after so many seconds."""
         await ask_claims(lambda: self._claims.release.remote(self.video_id, self._attempt, pause_s))
+
+    async def _insist(self, call: Callable[[], Awaitable[bool]]) -> bool:
+        """The answer of claims, which is asked again for up to a minute while it cannot use the storage.
+
+        The pauses are shorter than a heartbeat, so that the video is not taken for left.
+        """
+
+        async def ask() -> bool:
+            return await ask_claims(call)
+
+        return await AsyncRetrying(
+            retry=retry_if_exception_type(StorageError),
+            stop=stop_after_delay(_GIVE_UP_S),
+            wait=wait_random(0.1 * self._heartbeat_s, self._heartbeat_s),
+            reraise=True,
+        )(ask)
 
     def _forget_sent(self, sent: RunUpdate) -> None:
         unsent = self._update.timeline[len(sent.timeline) :]

@@ -15,6 +15,9 @@ from deployments.errors import DeviceFailedError
 from deployments.pools.wire import DecodeJob, UnitJob
 from pyramid_serve.api import Status, VideoRecord
 from pyramid_serve.errors import InputError, VideoNotFoundError
+from pyramid_serve.storage import VideoFile
+from tests.faulty_proxy import Fault, faulty_proxy
+from tests.object_storage import bucket_at, reached_at
 from tests.switched_storage import refusing
 from tests.unit.claims.claims_at_hand import eventually
 from tests.unit.metrics_at_hand import Told
@@ -157,6 +160,7 @@ async def test_a_storage_that_refuses_for_a_while_fails_no_video(
 async def test_a_storage_that_takes_no_record_for_a_while_fails_no_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("deployments.orchestrator.deployment._STORAGE_PAUSE_S", 0.1)
     async with app_of(f"switched://{tmp_path}/storage", monkeypatch, max_attempts=2, lease_s=0.5) as app:
 
         async def fill_the_disk(job: UnitJob) -> None:
@@ -211,3 +215,100 @@ async def test_what_the_storage_refuses_is_counted(told: Told, tmp_path: Path, m
 
 async def _raise(error: Exception) -> None:
     raise error
+
+
+# --- on an object storage ---------------------------------------------------------------------------------------------
+
+
+async def made_on(app: App, num_videos: int) -> list[VideoRecord]:
+    """The records of so many videos when they are over."""
+
+    async def make(number: int) -> VideoRecord:
+        record = await app.orchestrator.submit(request_of(number), f"key {number}")
+        return await app.orchestrator.wait(record.id)
+
+    async with asyncio.timeout(120):
+        return list(await asyncio.gather(*map(make, range(num_videos))))
+
+
+def check_made_at_once(app: App, records: list[VideoRecord]) -> None:
+    """Nothing that went wrong was held against a video, and no unit was made twice."""
+    for record in records:
+        assert record.status is Status.COMPLETED, record.error
+        assert (record.attempts, record.num_failures, record.num_losses) == (1, 0, 0)
+        assert app.store.files.num_fragments(record.id) == record.plan.num_units
+        assert app.store.files.size_of(record.id, VideoFile.VIDEO) > 0
+    assert len(app.denoiser.jobs) == sum(record.plan.num_units for record in records)
+    assert app.store.holds.terms() == {}
+
+
+async def test_errors_of_an_object_storage_cost_no_attempt(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with faulty_proxy(s3_endpoint) as proxy, bucket_at(s3_endpoint) as root, reached_at(proxy.url):
+        async with app_of(root, monkeypatch, lease_s=5.0) as app:
+            proxy.share, proxy.wait_s = 0.2, 0.1
+            records = await made_on(app, 2)
+            proxy.share = 0.0
+            check_made_at_once(app, records)
+            assert proxy.num_faults.total() > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.1, 0.3])
+async def test_videos_are_made_at_the_first_attempt_on_a_storage_that_goes_wrong_all_the_time(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    with faulty_proxy(s3_endpoint) as proxy, bucket_at(s3_endpoint) as root, reached_at(proxy.url):
+        async with app_of(root, monkeypatch, lease_s=5.0) as app:
+            proxy.share, proxy.wait_s = share, 2.0
+            records = await made_on(app, 12)
+            proxy.share = 0.0
+            check_made_at_once(app, records)
+            assert all(proxy.num_faults[fault] > 10 for fault in Fault)
+
+
+async def test_a_storage_that_is_away_for_longer_than_anybody_waits_is_not_held_against_a_video(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("deployments.orchestrator.deployment._STORAGE_PATIENCE_S", 0.3)
+    monkeypatch.setattr("deployments.orchestrator.deployment._STORAGE_PAUSE_S", 0.1)
+    monkeypatch.setattr("deployments.orchestrator.lease._GIVE_UP_S", 0.5)
+    with faulty_proxy(s3_endpoint) as proxy, bucket_at(s3_endpoint) as root, reached_at(proxy.url):
+        proxy.faults = (Fault.SLOW_DOWN,)
+        async with app_of(root, monkeypatch, lease_s=1.0, app_lease_s=1.0, max_attempts=2, max_losses=2) as app:
+
+            async def go_away(job: UnitJob) -> None:
+                if job.unit == 1:
+                    proxy.share = 1.0
+
+            app.denoiser.before = go_away
+            making = asyncio.create_task(made_on(app, 1))
+            await eventually(lambda: proxy.share == 1.0)
+            await asyncio.sleep(3.0)
+            app.denoiser.before = None
+            proxy.share = 0.0
+            (record,) = await making
+            assert record.status is Status.COMPLETED, record.error
+            told = " ".join(caplog.messages)
+            assert "given back" in told and "Please reduce your request rate" in told
+            assert "owner lost" not in told and "attempt failed" not in told
+
+
+async def test_a_video_on_an_object_storage_goes_on_where_a_killed_app_left_it(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with app_of(bucket, monkeypatch) as app:
+
+        async def hang(job: UnitJob) -> None:
+            if job.unit == 2:
+                await asyncio.Event().wait()
+
+        app.denoiser.before = hang
+        video_id = (await app.orchestrator.submit(request_of(), "a key")).id
+        await eventually(lambda: len(app.store.files.load_latents(video_id)) == 2)
+    async with app_of(bucket, monkeypatch, lease_s=0.5) as app:
+        assert (await app.orchestrator.submit(request_of(), "a key")).id == video_id
+        record = await asyncio.wait_for(app.orchestrator.wait(video_id), 20)
+        assert record.status is Status.COMPLETED, record.error
+        assert [job.unit for job in app.denoiser.jobs] == [2, 3]
+        await app.orchestrator.delete(video_id)
+        assert app.store.ids() == [] and app.store.holds.terms() == {} and app.store.keys.id_of("a key") is None
