@@ -185,7 +185,7 @@ class StoredFiles:
     def remove(self, path: str) -> None:
         """Remove a file; one that is gone already is no error."""
         with suppress(FileNotFoundError):  # someone else was faster
-            self.remove_existing(path)
+            self._do("cannot be written", lambda: self._fs.rm_file(self._at(path)))
 
     def remove_existing(self, path: str) -> None:
         """Remove a file. Raises ``FileNotFoundError`` where someone else was faster."""

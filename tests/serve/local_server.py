@@ -38,6 +38,7 @@ from pyramid_serve.pyramid_flow.capabilities import Capabilities
 from pyramid_serve.pyramid_flow.family import FAMILY
 from pyramid_serve.served_model import ServedModel, ServedModels
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
+from pyramid_serve.stored_files import PATIENCE_S
 
 MODEL = ServedModel(
     name="tiny",
@@ -167,11 +168,13 @@ async def local_app(
     claims: ClaimsConfig | None = None,
     http: HttpConfig | None = None,
     models: Sequence[ServedModel] = (MODEL,),
+    patience_s: float = PATIENCE_S,
+    app: str = "local",
 ) -> FastAPI:
-    store = VideoStore(root)
+    store = VideoStore(root, patience_s=patience_s)
     invented = InventedVideos(store, unit_seconds=unit_seconds)
     deployment = Claims.__new__(Claims)
-    await Claims.__init__(deployment, root, claims or ClaimsConfig(), orchestrators=invented, app="local")
+    await Claims.__init__(deployment, root, claims or ClaimsConfig(), orchestrators=invented, app=app)
     invented.claims = deployment
     return create_app(Videos(store, LocalHandle(deployment), ServedModels(tuple(models))), http)  # type: ignore[arg-type]
 

@@ -26,7 +26,8 @@ from tests.switched_storage import FULL, READ_ONLY, READS, SwitchedFileSystem, r
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     root = f"switched://{tmp_path_factory.mktemp('storage')}"
-    with serve_locally(root, http=HttpConfig(storage_check_interval_s=0.1)) as server:
+    # No patience, as with a local disk.
+    with serve_locally(root, http=HttpConfig(storage_check_interval_s=0.1), patience_s=0.0) as server:
         yield server
 
 

@@ -27,6 +27,7 @@ from tests.unit.claims.claims_at_hand import (
     kill,
     submitted,
 )
+from tests.unit.storage_at_hand import root_at
 
 pytestmark = pytest.mark.asyncio
 
@@ -34,10 +35,10 @@ APART: dict[str, Any] = {"app_lease_s": 1.0, "sweep_interval_s": 0.05, "lease_s"
 _ = switched_storage  # which registers a filesystem that does not create exclusively
 
 
-@pytest.fixture
-def root() -> str:
-    """A storage that takes no time, so that no app is late to say that it is there."""
-    return f"memory://{uuid4().hex}"
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
+def root(request: pytest.FixtureRequest) -> str:
+    """A storage that takes little time, so that no app is late to say that it is there."""
+    return f"memory://{uuid4().hex}" if request.param == "memory" else str(request.getfixturevalue("bucket"))
 
 
 class Workers:
@@ -269,18 +270,20 @@ async def test_the_next_replica_of_an_app_takes_over_at_once_and_the_one_before_
                 await before.update(record.id, record.attempts, RunUpdate(num_units_done=1))
 
 
-async def test_many_who_want_one_video_at_once_make_it_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["local", "s3"])
+async def test_many_who_want_one_video_at_once_make_it_once(kind: str, request: pytest.FixtureRequest) -> None:
     """Each takes the next term of the same video at the same moment."""
-    stores = [VideoStore(str(tmp_path)) for _ in range(8)]
-    record = new_record(PLAN)
-    stores[0].create(record)
-    generator = random.Random(0)
-    for term in range(1, 20):
-        generator.shuffle(stores)
-        taken = await asyncio.gather(
-            *(asyncio.to_thread(store.holds.take, record.id, term, f"holder {id(store)}") for store in stores)
-        )
-        assert taken.count(True) == 1
+    with root_at(kind, request) as root:
+        stores = [VideoStore(root) for _ in range(8)]
+        record = new_record(PLAN)
+        stores[0].create(record)
+        generator = random.Random(0)
+        for term in range(1, 12):
+            generator.shuffle(stores)
+            taken = await asyncio.gather(
+                *(asyncio.to_thread(store.holds.take, record.id, term, f"holder {id(store)}") for store in stores)
+            )
+            assert taken.count(True) == 1
 
 
 async def test_an_entry_among_the_holders_that_is_none_stops_no_app(tmp_path: Path) -> None:
