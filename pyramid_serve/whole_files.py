@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
+_ASIDE = ".pyramid-serve-"
+ASIDE_PATTERN = f"{_ASIDE}*"
+"""The names of what processes that were killed have left beside the files that they wrote."""
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """The errors of filesystems that have no such operation for a folder; they keep its entries in some other way."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
@@ -20,7 +23,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV
 
 def aside_of(path: Path) -> Path:
     """An unused path in the same folder, with a name of a length that any filesystem takes."""
-    return path.absolute().parent / f".pyramid-serve-{uuid4().hex}"
+    return path.absolute().parent / f"{_ASIDE}{uuid4().hex}"
 
 
 @contextmanager

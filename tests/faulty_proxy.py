@@ -39,8 +39,9 @@ class FaultyProxy:
     faults: tuple[Fault, ...] = tuple(Fault)
     wait_s: float = 2.0
     generator: random.Random = field(default_factory=lambda: random.Random(0))
-    num_requests: int = 0
     num_faults: Counter[Fault] = field(default_factory=Counter)
+    requests: list[str] = field(default_factory=list)
+    """Each as its method and the path of its URL."""
 
     def draw(self) -> Fault | None:
         if self.generator.random() >= self.share:
@@ -81,7 +82,7 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
 async def _answer(
     request: web.Request, proxy: FaultyProxy, session: aiohttp.ClientSession, target: str
 ) -> web.StreamResponse:
-    proxy.num_requests += 1
+    proxy.requests.append(f"{request.method} {request.path}")
     fault = proxy.draw()
     if fault is not None:
         proxy.num_faults[fault] += 1

@@ -6,16 +6,22 @@ reported as ``CheckpointError``, a ``ValueError`` of one line.
 
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pyramid_serve.checkpoints.naming import there
+from pyramid_serve.patience import Patience
 from pyramid_serve.reasons import first_line
-from pyramid_serve.whole_files import make_folder, replaced_whole
+from pyramid_serve.whole_files import ASIDE_PATTERN, make_folder, replaced_whole
+
+logger = logging.getLogger(__name__)
 
 Source = str | os.PathLike[str]
 """A local folder, an fsspec URL (``s3://bucket/model``), a Hub id (``owner/name`` or ``owner/name@revision``), or the
@@ -23,6 +29,8 @@ name of a model in the package (``shapes``)."""
 
 PACKAGED = Path(__file__).parents[1] / "models"
 """Checkpoints that come with the package, each a folder that is named here by its name alone."""
+_PATIENCE_S = 60.0
+"""For how long errors of the filesystem of a URL are waited out."""
 _NEEDED_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
 _STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created", "updated", "md5Hash", "content_md5")
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -43,7 +51,7 @@ def resolve(source: Source, *, parts: Sequence[str] = (), cache: Path | None = N
     URL or the Hub only these sub-folders, the ``config.json`` of the others and the top-level ``*.json`` are copied;
     ``.bin`` weights are not copied where a part has safetensors. Copies of a URL go under ``cache`` (default
     ``~/.cache/pyramid_serve``), file by file, each written aside and then moved, and again when the listing at the
-    URL has changed.
+    URL has changed. Of several processes on a machine one copies, while the others wait.
 
     Raises ``CheckpointError`` for a source that is not there or lacks one of the parts.
     """
@@ -106,9 +114,11 @@ def _copy_from_url(url: str, parts: Sequence[str], cache: Path) -> Path:
     import fsspec  # here, since the other sources do not need it
     from fsspec.implementations.local import LocalFileSystem
 
+    patience = Patience(_PATIENCE_S)
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
-        found = filesystem.find(root, maxdepth=2, detail=True)
+        filesystem.invalidate_cache()  # of listings: the checkpoint may have changed
+        found = patience.wait_out(lambda: _listing(filesystem, root))
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"{url}: cannot be read: {type(error).__name__}: {error}") from error
     if not found:
@@ -119,18 +129,60 @@ def _copy_from_url(url: str, parts: Sequence[str], cache: Path) -> Path:
         return Path(root)
     files = {path.removeprefix(root).lstrip("/"): info for path, info in found.items()}
     folder = cache / hashlib.sha256(f"{url} {_stamp(files)}".encode()).hexdigest()[:24]
-    for name in _needed_files(files, parts):
-        target = folder / name
-        if target.exists():
-            continue
-        try:
-            make_folder(target.parent)
-            with replaced_whole(target) as aside:
-                filesystem.get_file(f"{root.rstrip('/')}/{name}", str(aside))
-        except OSError as error:
-            raise CheckpointError(f"{url}/{name}: cannot be copied: {type(error).__name__}: {error}") from error
-    make_folder(folder)
+    needed = _needed_files(files, parts)
+    if all((folder / name).exists() for name in needed) and folder.is_dir():
+        return folder
+    with _locked(folder):
+        for name in needed:
+            target, remote = folder / name, f"{root.rstrip('/')}/{name}"
+            if target.exists():
+                continue
+            try:
+                make_folder(target.parent)
+                with replaced_whole(target) as aside:
+                    patience.wait_out(partial(filesystem.get_file, remote, str(aside)))
+            except Exception as error:  # each object store raises classes of its own
+                raise CheckpointError(f"{url}/{name}: cannot be copied: {type(error).__name__}: {error}") from error
     return folder
+
+
+def _listing(filesystem: Any, root: str) -> dict[str, dict[str, Any]]:
+    """What is known of each file of a checkpoint, by its path; nothing where the folder is not there."""
+    # Not by `find` or `walk`, which leave out a folder that cannot be listed just now.
+    try:
+        entries: list[dict[str, Any]] = [*filesystem.ls(root, detail=True)]
+    except FileNotFoundError:
+        return {}
+    for part in [entry for entry in entries if entry["type"] == "directory"]:
+        entries += filesystem.ls(part["name"], detail=True)
+    return {str(entry["name"]): entry for entry in entries if entry["type"] != "directory"}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the folder of a copy, and hold its lock, which one process of a machine can have.
+
+    The lock is free when the process that held it is gone; what that has left half written is removed. Raises
+    ``CheckpointError``.
+    """
+    from filelock import FileLock, Timeout  # here, since the other sources do not need it
+
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        make_folder(folder)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("%s: waiting for another process that copies it", folder)
+            lock.acquire()
+        for left in folder.rglob(ASIDE_PATTERN):
+            left.unlink()
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {type(error).__name__}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _stamp(files: Mapping[str, Mapping[str, Any]]) -> str:

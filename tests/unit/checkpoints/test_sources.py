@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -5,9 +10,13 @@ from uuid import uuid4
 import fsspec
 import huggingface_hub
 import pytest
+from s3fs import S3FileSystem
 
 from pyramid_serve.checkpoints.sources import CheckpointError, resolve
 from pyramid_serve.pyramid_flow.variants import variants
+from pyramid_serve.whole_files import ASIDE_PATTERN
+from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
+from tests.object_storage import bucket_at, client, environment_for, reached_at
 from tests.unit.checkpoints.checkpoints_at_hand import write_checkpoint
 
 
@@ -91,10 +100,11 @@ def test_a_copy_that_fails_leaves_no_half_file(url: str, tmp_path: Path, monkeyp
         Path(local).write_bytes(b"v")
         raise OSError("connection lost")
 
+    monkeypatch.setattr("pyramid_serve.checkpoints.sources._PATIENCE_S", 0.0)
     monkeypatch.setattr(fsspec.filesystem("memory"), "get_file", get_half)
     with pytest.raises(CheckpointError, match="connection lost"):
         resolve(url, parts=["causal_video_vae"], cache=tmp_path)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
 
 
 @pytest.mark.parametrize("source", ["memory://nowhere/at/all", "nosuchprotocol://bucket/model"])
@@ -154,3 +164,94 @@ def test_a_hub_checkpoint_that_cannot_be_had_is_one_line(monkeypatch: pytest.Mon
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(CheckpointError, match=r"^owner/name: no such folder, .*: offline$"):
         resolve("owner/name")
+
+
+# --- from an object storage, by several processes ---------------------------------------------------------------------
+
+CONFIG, WEIGHTS = "causal_video_vae/config.json", "causal_video_vae/diffusion_pytorch_model.safetensors"
+RESOLVE = """
+import sys
+from pathlib import Path
+from pyramid_serve.checkpoints.sources import resolve
+print(resolve(sys.argv[1], parts=["causal_video_vae"], cache=Path(sys.argv[2])))
+"""
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str) -> Iterator[FaultyProxy]:
+    with faulty_proxy(s3_endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3_url(s3_endpoint: str, proxy: FaultyProxy) -> Iterator[str]:
+    """A checkpoint on S3, which is reached through the proxy."""
+    with bucket_at(s3_endpoint) as root:
+        for name, content in ((CONFIG, b"{}"), (WEIGHTS, bytes(100_000)), ("pyramid_serve.json", b"{}")):
+            client(s3_endpoint).put_object(Bucket=root.removeprefix("s3://"), Key=f"model/{name}", Body=content)
+        with reached_at(proxy.url):
+            yield f"{root}/model"
+
+
+def resolving(url: str, cache: Path, proxy: FaultyProxy) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", RESOLVE, url, str(cache)]
+    return subprocess.Popen(command, env=os.environ | environment_for(proxy.url), stdout=subprocess.PIPE, text=True)
+
+
+def num_downloads(proxy: FaultyProxy) -> int:
+    return sum(request.startswith("GET ") and request.endswith(WEIGHTS) for request in proxy.requests)
+
+
+def check_copied(folder: Path, cache: Path) -> None:
+    assert listing(folder) == [CONFIG, WEIGHTS, "pyramid_serve.json"]
+    assert (folder / WEIGHTS).read_bytes() == bytes(100_000)
+    assert [path for path in cache.iterdir() if path.suffix != ".lock"] == [folder]
+
+
+def test_of_several_processes_one_copies_and_all_have_the_copy(s3_url: str, proxy: FaultyProxy, tmp_path: Path) -> None:
+    proxy.share, proxy.faults, proxy.wait_s = 1.0, (Fault.WAIT,), 0.3  # so that they meet
+    processes = [resolving(s3_url, tmp_path, proxy) for _ in range(2)]
+    folders = {Path(process.communicate(timeout=60)[0].strip()) for process in processes}
+    assert [process.returncode for process in processes] == [0, 0]
+    (folder,) = folders
+    check_copied(folder, tmp_path)
+    assert num_downloads(proxy) == 1
+
+
+def test_a_copy_whose_process_is_killed_leaves_nothing_half_and_is_made_by_the_next(
+    s3_url: str, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    proxy.share, proxy.faults, proxy.wait_s = 1.0, (Fault.WAIT,), 0.1
+    killed = resolving(s3_url, tmp_path, proxy)
+    deadline = time.monotonic() + 60
+    while not num_downloads(proxy) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    proxy.wait_s = 0.0
+    killed.kill()
+    killed.communicate()
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert not (folder / WEIGHTS).exists()
+    (folder / "causal_video_vae" / f"{ASIDE_PATTERN[:-1]}of-a-killed-process").write_bytes(b"half")
+    assert resolve(s3_url, parts=["causal_video_vae"], cache=tmp_path) == folder
+    check_copied(folder, tmp_path)
+
+
+def test_a_copy_outlasts_errors_of_the_storage_that_pass(s3_url: str, proxy: FaultyProxy, tmp_path: Path) -> None:
+    proxy.share, proxy.wait_s = 0.4, 0.02
+    check_copied(resolve(s3_url, parts=["causal_video_vae"], cache=tmp_path), tmp_path)
+    assert proxy.num_faults
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lsdir = S3FileSystem._lsdir
+
+    async def deny(filesystem: S3FileSystem, path: str, *arguments: Any, **options: Any) -> Any:
+        if path.endswith("causal_video_vae"):
+            raise PermissionError("Access Denied")
+        return await lsdir(filesystem, path, *arguments, **options)
+
+    monkeypatch.setattr(S3FileSystem, "_lsdir", deny)
+    with pytest.raises(CheckpointError, match="cannot be read: PermissionError: Access Denied"):
+        resolve(s3_url, cache=tmp_path)
