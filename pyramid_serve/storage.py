@@ -27,8 +27,12 @@ import logging
 import math
 import time
 from collections.abc import Container, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any
+
+from cachetools import TTLCache
 
 from pyramid_serve.api import VideoRecord, created_at_of, is_video_id
 from pyramid_serve.errors import VideoNotFoundError
@@ -57,6 +61,8 @@ _EPOCH = "epoch"
 _OVER = "over.json"
 _ABANDONED_S = 3600.0
 """A folder or marker without a record is removed when it is this old: whoever was to write the record is gone."""
+_MAX_SEEN = 1_000_000
+_READ_AT_ONCE = 16
 
 
 class VideoExistsError(ValueError):
@@ -82,6 +88,8 @@ class VideoStore:
         self.holds = VideoHolds(self._stored)
         self.keys = VideoKeys(self._stored)
         self._unreadable: dict[str, str] = {}
+        self._seen: TTLCache[str, bool] = TTLCache(_MAX_SEEN, _ABANDONED_S)
+        """Videos that had a record at a sweep of the last hour, so that it is not looked for again."""
 
     def check(self) -> None:
         """Write a small file, read it back and delete it. Raises ``StorageError`` where any of that fails."""
@@ -260,10 +268,15 @@ class VideoStore:
         for video_id in self.ids(newest_first=False):
             if created_at_of(video_id) > now - min(retention_s, _ABANDONED_S):
                 break
+            is_young = created_at_of(video_id) > now - retention_s
+            if is_young and video_id in self._seen:
+                continue
             if self._is_gone(video_id):
                 with _noting(problems):
                     self._stored.remove_folder(folder_of(video_id))
-            elif created_at_of(video_id) <= now - retention_s:
+            elif is_young:
+                self._seen[video_id] = True
+            else:
                 for record in self._records([video_id]):
                     if record.expires_at is not None and record.expires_at <= now:
                         with _noting(problems), suppress(VideoNotFoundError):  # if someone else was faster
@@ -306,16 +319,27 @@ class VideoStore:
 
     def _records(self, ids: Iterable[str]) -> Iterator[VideoRecord]:
         """The records that can be read. Raises ``StorageError`` where not one record but the storage cannot be."""
-        for video_id in ids:
-            try:
-                record = self.read(video_id)
-            except VideoNotFoundError:
-                continue  # deleted since it was listed, or never accepted
-            except (ValueError, StorageError) as error:
-                self._set_aside(video_id, error)
-            else:
+        for video_id, found in self._read_each(iter(ids)):
+            if isinstance(found, VideoRecord):
                 self._unreadable.pop(video_id, None)
-                yield record
+                yield found
+            elif not isinstance(found, VideoNotFoundError):  # deleted since it was listed, or never accepted
+                self._set_aside(video_id, found)
+
+    def _read_each(self, ids: Iterator[str]) -> Iterator[tuple[str, VideoRecord | Exception]]:
+        """Each id with its record or why there is none; of an object store some are read at once."""
+        if self._stored.is_local:
+            yield from ((video_id, self._try_read(video_id)) for video_id in ids)
+            return
+        with ThreadPoolExecutor(_READ_AT_ONCE) as readers:
+            while batch := list(islice(ids, _READ_AT_ONCE)):
+                yield from zip(batch, readers.map(self._try_read, batch), strict=True)
+
+    def _try_read(self, video_id: str) -> VideoRecord | Exception:
+        try:
+            return self.read(video_id)
+        except (ValueError, StorageError, VideoNotFoundError) as error:
+            return error
 
     def _set_aside(self, video_id: str, error: Exception) -> None:
         """Count a record that cannot be read, and log it once. The others can be, unless the storage is away."""

@@ -56,13 +56,14 @@ class StoredFiles:
         """
         self.root = root
         self._fs, self._root = filesystem_of(root)
-        self._is_local = isinstance(self._fs, LocalFileSystem)
-        self._patience = Patience(0.0 if self._is_local else patience_s)
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+        """Whether the files are on a disk of this machine, or look so."""
+        self._patience = Patience(0.0 if self.is_local else patience_s)
         self._probe = f"probe/{uuid4().hex}"
 
     def check(self) -> None:
         """Write a small file, read it back and delete it. Raises ``StorageError`` where any of that fails."""
-        if self._is_local and os.path.lexists(self._root) and not os.path.isdir(self._root):
+        if self.is_local and os.path.lexists(self._root) and not os.path.isdir(self._root):
             kind = "a symbolic link to nothing" if os.path.islink(self._root) else "not a folder"
             raise self._error(errno.ENOTDIR, f"is {kind}")
         content = os.urandom(_PROBE_BYTES)
@@ -133,7 +134,7 @@ class StoredFiles:
         """Write a file, in place of one that is there; on a local disk it survives a crash when this returns."""
         at = self._at(path)
         try:
-            if self._is_local:
+            if self.is_local:
                 self._do("cannot be written", lambda: self._put_locally(Path(at), content))
             else:
                 self._do("cannot be written", lambda: self._fs.pipe_file(at, content))
@@ -148,7 +149,7 @@ class StoredFiles:
         """
         at = self._at(path)
         try:
-            if self._is_local:
+            if self.is_local:
                 self._do("cannot be written", lambda: self._create_locally(Path(at), content))
             else:
                 self._do("cannot be written", lambda: self._fs.pipe_file(at, content, mode="create"))
@@ -202,12 +203,12 @@ class StoredFiles:
                 if not was_there:
                     raise  # else a try whose answer was lost has removed it
 
-        self._do("cannot be written", (lambda: self._fs.rm_file(at)) if self._is_local else remove)
+        self._do("cannot be written", (lambda: self._fs.rm_file(at)) if self.is_local else remove)
 
     def is_odd(self, path: str) -> bool:
         """Whether something that is no file is in its place: a folder, a pipe, a link. Only of a local storage."""
         at = self._at(path)
-        return self._is_local and os.path.lexists(at) and (os.path.islink(at) or not os.path.isfile(at))
+        return self.is_local and os.path.lexists(at) and (os.path.islink(at) or not os.path.isfile(at))
 
     def remove_odd(self, path: str) -> None:
         """Remove what is in the place of a file but is none; of a link only the link. Raises ``StorageError``."""
@@ -231,7 +232,7 @@ class StoredFiles:
 
     def sweep_aside(self) -> None:
         """Remove what was left by writers that were killed before they could move it to its place."""
-        if not self._is_local:
+        if not self.is_local:
             return
         for path in Path(self._at("aside")).glob("*"):
             with suppress(FileNotFoundError):
@@ -239,7 +240,7 @@ class StoredFiles:
 
     def _remove_tree(self, at: str) -> None:
         self._fs.rm(at, recursive=True)
-        if not self._is_local and self._fs.find(at):  # s3fs is silent about files that S3 did not remove
+        if not self.is_local and self._fs.find(at):  # s3fs is silent about files that S3 did not remove
             raise OSError(errno.EBUSY, "not all files are removed")
 
     def _put_locally(self, path: Path, content: bytes) -> None:
@@ -261,7 +262,7 @@ class StoredFiles:
 
         The folders at the root may be links, so that an administrator can spread them over disks.
         """
-        if not self._is_local:
+        if not self.is_local:
             return
         at = self._at(path)
         if not stat.S_ISREG(os.stat(at).st_mode):

@@ -1,6 +1,7 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pyramid_serve.storage import (
     VideoStore,
 )
 from pyramid_serve.stored_files import StoredFiles
-from tests.switched_storage import FULL, READ_ONLY, READS, refusing
+from tests.switched_storage import SwitchedFileSystem, refusing
 from tests.unit.storage_at_hand import PLAN, ROOTS, accepted, record_at, root_at
 
 LATENTS = numpy.arange(16 * 8 * 16, dtype=numpy.float32).reshape(16, 1, 8, 16)
@@ -26,10 +27,6 @@ LATENTS = numpy.arange(16 * 8 * 16, dtype=numpy.float32).reshape(16, 1, 8, 16)
 def switched(tmp_path: Path) -> VideoStore:
     """A storage that can be made to refuse."""
     return VideoStore(f"switched://{tmp_path}/storage", patience_s=0.0)
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture(params=ROOTS)
@@ -106,6 +103,33 @@ def test_pages_follow_the_order_of_creation(store: VideoStore) -> None:
     store.delete(ids[1])
     assert [record.id for record in store.page(after=ids[1])[0]] == [ids[0]]
     assert store.page(limit=0) == ([], True)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("local", {1}), ("memory", set(range(4, 17)))])
+def test_records_of_an_object_store_are_read_many_at_once(
+    kind: str, expected: set[int], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cat, lock = StoredFiles.cat, threading.Lock()
+    num_now, most = 0, 0
+
+    def slow_cat(files: StoredFiles, path: str) -> bytes:
+        nonlocal num_now, most
+        with lock:
+            num_now += 1
+            most = max(most, num_now)
+        time.sleep(0.02)
+        with lock:
+            num_now -= 1
+        return cat(files, path)
+
+    with root_at(kind, request) as root:
+        store = VideoStore(root)
+        records = [record_at(1e9 + number) for number in range(40)]
+        for record in records:
+            store.create(record)
+        monkeypatch.setattr(StoredFiles, "cat", slow_cat)
+        assert store.page(limit=20, newest_first=False) == (records[:20], True)
+        assert most in expected
 
 
 def test_unfinished_videos_are_found_without_the_others(store: VideoStore) -> None:
@@ -301,124 +325,17 @@ def test_what_was_left_without_a_record_is_swept_away_after_a_while(store: Video
     assert store.keys.id_of(old.id) is None and store.keys.id_of(young.id) == young.id
 
 
-# --- a storage that refuses -----------------------------------------------------------------------------------------
+def test_a_sweep_looks_for_each_record_once_in_an_hour(switched: VideoStore) -> None:
+    records = [record_at(1e6 + number) for number in range(3)]
+    for record in records:
+        switched.create(record)
+        switched.end(record.changed(status=Status.COMPLETED, expires_at=3e6))
 
+    def looked_at() -> list[str]:
+        SwitchedFileSystem.calls.clear()
+        assert switched.sweep(retention_s=1e6, now=1.5e6) == []
+        return [path for operation, path in SwitchedFileSystem.calls if operation == "info" and "video_" in path]
 
-@pytest.mark.parametrize("number", FULL + READ_ONLY)
-@pytest.mark.parametrize("what", ["video.json", "unfinished"])
-def test_of_a_video_that_is_not_accepted_nothing_is_left(
-    switched: VideoStore, tmp_path: Path, what: str, number: int
-) -> None:
-    kept = accepted(switched)
-    before = files_of(tmp_path)
-    with refusing(number, operations=("pipe_file",), containing=what), pytest.raises(StorageError) as raised:
-        switched.create(new_record(PLAN))
-    assert raised.value.errno == number
-    assert f"cannot be written: {os.strerror(number)}" in str(raised.value)
-    assert files_of(tmp_path) == before
-    assert [record.id for record in switched.unfinished()] == [kept.id]
-
-
-def test_where_nothing_was_written_nothing_is_said_to_be_left(
-    switched: VideoStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    with refusing(errno.EROFS), pytest.raises(StorageError):
-        switched.create(new_record(PLAN))
-    assert caplog.messages == []
-
-
-def test_a_full_local_disk_leaves_nothing_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    store = VideoStore(str(tmp_path))
-    monkeypatch.setattr(os, "fsync", full)
-    for write in (
-        lambda: store.create(new_record(PLAN)),
-        lambda: store.keys.bind("key", new_video_id()),
-        lambda: store.write_epoch("epoch"),
-        store.check,
-    ):
-        with pytest.raises(StorageError, match="No space left on device"):
-            write()
-    assert files_of(tmp_path) == [] and store.ids() == []
-
-
-class BackendError(Exception):
-    """As object stores raise them: no OSError."""
-
-
-def test_an_error_of_an_object_store_is_one_of_the_storage(switched: VideoStore) -> None:
-    record = accepted(switched)
-    with refusing(BackendError("403 Forbidden\n<Error>"), operations=READS):
-        for read in (
-            lambda: switched.read(record.id),
-            lambda: switched.exists(record.id),
-            lambda: switched.files.fetch(record.id, VideoFile.VIDEO),
-            lambda: switched.files.size_of(record.id, VideoFile.VIDEO),
-            lambda: switched.page(),
-            lambda: switched.read_epoch(),
-            lambda: switched.keys.id_of("key"),
-            lambda: switched.files.num_fragments(record.id),
-        ):
-            with pytest.raises(StorageError, match=r"cannot be read: 403 Forbidden$"):
-                read()
-    assert switched.exists(record.id)
-
-
-@pytest.mark.parametrize("number", READ_ONLY)
-@pytest.mark.parametrize("operation", ["rm_file", "rm"])
-def test_a_video_that_cannot_be_deleted_is_still_whole(
-    switched: VideoStore, tmp_path: Path, number: int, operation: str
-) -> None:
-    record = accepted(switched)
-    switched.files.attach(record.id, VideoFile.VIDEO, b"video")
-    before = files_of(tmp_path)
-    with refusing(number, operations=(operation,)), pytest.raises(StorageError):
-        switched.delete(record.id)
-    assert files_of(tmp_path) == before
-    assert switched.read(record.id) == record and switched.files.fetch(record.id, VideoFile.VIDEO) == b"video"
-    switched.delete(record.id)
-    assert files_of(tmp_path) == []
-
-
-def test_a_video_is_deleted_from_a_full_disk(switched: VideoStore, tmp_path: Path) -> None:
-    record = accepted(switched)
-    with refusing(errno.ENOSPC, operations=("pipe_file",)):
-        switched.delete(record.id)
-    assert files_of(tmp_path) == []
-
-
-def test_a_marker_that_was_not_removed_is_swept_away(switched: VideoStore, tmp_path: Path) -> None:
-    record = record_at(1000.0)
-    switched.create(record)
-    with refusing(errno.EACCES, operations=("rm_file",), containing="unfinished"):
-        switched.delete(record.id)
-    assert not switched.exists(record.id) and switched.unfinished() == []
-    switched.sweep(retention_s=10.0, now=1000.0 + 3601.0)
-    assert files_of(tmp_path) == []
-
-
-def test_what_cannot_be_removed_does_not_keep_the_rest_from_being_swept_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = VideoStore(str(tmp_path))
-    stuck, expired = (record_at(at).changed(expires_at=50.0, status=Status.COMPLETED) for at in (10.0, 20.0))
-    for record in (stuck, expired):
-        store.create(record)
-        store.end(record)
-    remove_folder = StoredFiles.remove_folder
-
-    def remove_unless_stuck(stored: StoredFiles, folder: str) -> None:
-        if stuck.id in folder:
-            raise StorageError(errno.EACCES, "denied")
-        remove_folder(stored, folder)
-
-    monkeypatch.setattr(StoredFiles, "remove_folder", remove_unless_stuck)
-    (tmp_path / "keys" / "0").mkdir(parents=True)
-    store.keys.bind("k", expired.id)
-    store.keys.bind("unused", "video_" + "0" * 32)
-    assert store.sweep(retention_s=1.0, now=1e9) == [expired.id]
-    assert store.exists(stuck.id)
-    store.sweep(retention_s=1.0, now=1e9)
-    assert store.keys.id_of("unused") is None
+    assert len(looked_at()) == 3
+    assert looked_at() == []
+    assert len(switched.sweep(retention_s=1e6, now=3.5e6)) == 3
