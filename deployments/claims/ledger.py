@@ -230,7 +230,8 @@ class Ledger:
             self.drop(record.id)
             raise
         self.drop(record.id)
-        if ended == last:
+        # Only its owner completes a video: an earlier call did, and failed after the end was written.
+        if ended == last or (error is None and ended.status is Status.COMPLETED):
             self._ended(record.id, "completed" if error is None else error.code)
             self._on_end(ended)
         return ended

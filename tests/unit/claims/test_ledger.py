@@ -1,4 +1,6 @@
 import asyncio
+import errno
+import logging
 import threading
 import time
 from collections.abc import Coroutine
@@ -10,7 +12,8 @@ import pytest
 from deployments.claims.messages import RunUpdate
 from deployments.errors import SupersededError
 from pyramid_serve.api import Stage, Status, TimelineEntry, VideoRecord, new_record
-from pyramid_serve.storage import VideoNotFoundError, VideoStore
+from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
+from tests.switched_storage import refusing
 from tests.unit.claims.claims_at_hand import (
     BROKEN,
     PLAN,
@@ -211,3 +214,50 @@ async def test_a_death_counts_against_the_video_that_is_suspected_and_not_agains
             end_lease(claims, record.id)
             await claims._sweep._lose_quietly(record.id, record.attempts, "gone")
         assert [(await claims.get(video_id)).num_losses for video_id in (suspect, neighbour)] == [3, 0]
+
+
+# --- while the storage refuses ----------------------------------------------------------------------------------------
+
+
+async def test_a_video_whose_end_was_interrupted_is_completed_once_when_the_owner_asks_again(
+    tmp_path: Path,
+    orchestrators: FakeOrchestrators,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise StorageError(errno.ENOSPC, "full")
+
+    caplog.set_level(logging.INFO, "deployments.claims.ledger")
+    async with claims_of(tmp_path, orchestrators) as claims:
+        record = await claimed(claims, (await submitted(claims)).id)
+        with monkeypatch.context() as patched, pytest.raises(StorageError):
+            patched.setattr(VideoStore, "settle", refuse)  # after the end was written
+            await claims.complete(record.id, record.attempts, RunUpdate())
+        assert claims._ledger.is_leased(record.id)
+        assert await claims.complete(record.id, record.attempts, RunUpdate())
+        assert (await claims.get(record.id)).status is Status.COMPLETED
+        assert caplog.messages.count("completed") == 1
+
+
+async def test_an_owner_that_is_answered_with_an_error_of_the_storage_keeps_the_video(
+    tmp_path: Path, orchestrators: FakeOrchestrators
+) -> None:
+    async with claims_of(f"switched://{tmp_path}/storage", orchestrators) as claims:
+        record = await claimed(claims, (await submitted(claims)).id)
+        end_lease(claims, record.id)
+        with refusing(errno.ENOSPC), pytest.raises(StorageError):
+            await claims.complete(record.id, record.attempts, RunUpdate())
+        assert claims._ledger.is_leased(record.id)
+
+
+async def test_a_video_is_given_back_though_that_cannot_be_written(
+    tmp_path: Path, orchestrators: FakeOrchestrators
+) -> None:
+    async with claims_of(f"switched://{tmp_path}/storage", orchestrators) as claims:
+        record = await claimed(claims, (await submitted(claims)).id)
+        with refusing(errno.ENOSPC):
+            assert await claims.release(record.id, record.attempts)
+            assert not await claims.update(record.id, record.attempts, RunUpdate(num_steps_done=1))
+        again = await claimed(claims, record.id, "b")
+        assert (again.owner, again.attempts, again.num_losses) == ("b", 2, 0)
