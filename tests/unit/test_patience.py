@@ -118,12 +118,12 @@ def test_without_patience_work_is_done_once() -> None:
 
 
 def test_in_an_outage_that_others_have_waited_for_long_enough_a_call_fails_at_its_first_try() -> None:
-    patience = Patience(0.3)
+    patience = Patience(0.1)
     for _ in range(2):
         work = Failing(ConnectionResetError(), 10_000)
         with pytest.raises(ConnectionResetError):
             patience.wait_out(work)
-        time.sleep(0.4)
+        time.sleep(0.15)
     assert work.num_calls == 1
     assert patience.wait_out(lambda: "done") == "done"  # the outage is over, and the next one is waited for
     assert patience.wait_out(Failing(ConnectionResetError(), 1)) == "done"
@@ -198,11 +198,11 @@ def test_every_kind_of_call_is_right_though_every_fourth_request_goes_wrong(s3_e
 
 def test_a_storage_whose_server_is_gone_is_said_to_fail_when_patience_ends(s3_endpoint: str) -> None:
     with faulty_proxy(s3_endpoint) as proxy, bucket_at(s3_endpoint) as root, reached_at(proxy.url):
-        files = StoredFiles(root, patience_s=0.5)
+        files = StoredFiles(root, patience_s=0.2)
         proxy.share, proxy.faults = 1.0, (Fault.RESET_BEFORE,)
         with pytest.raises(StorageError, match="cannot be written"):
             files.put("a", b"content")
-        time.sleep(0.5)  # the last try may be earlier than that
+        time.sleep(0.2)  # the last try may be earlier than that
         num_requests = len(proxy.requests)
         with pytest.raises(StorageError, match="cannot be read"):
             files.cat("a")

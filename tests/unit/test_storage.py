@@ -124,7 +124,7 @@ def test_records_of_an_object_store_are_read_many_at_once(
 
     with root_at(kind, request) as root:
         store = VideoStore(root)
-        records = [record_at(1e9 + number) for number in range(40)]
+        records = [record_at(1e9 + number) for number in range(24)]
         for record in records:
             store.create(record)
         monkeypatch.setattr(StoredFiles, "cat", slow_cat)

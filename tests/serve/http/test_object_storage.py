@@ -32,7 +32,7 @@ def server(root: str) -> Iterator[LocalServer]:
         yield server
 
 
-@pytest.fixture(params=[0.0, 0.15], ids=["well", "badly"])
+@pytest.fixture(params=[pytest.param(0.0, id="well", marks=pytest.mark.slow), pytest.param(0.15, id="badly")])
 def share(request: pytest.FixtureRequest, proxy: FaultyProxy) -> Iterator[float]:
     """How many of the requests to the storage go wrong."""
     proxy.share, proxy.wait_s = request.param, 0.1
@@ -71,6 +71,7 @@ def test_a_video_is_made_streamed_listed_sent_and_deleted(server: LocalServer, s
     server.client.delete(f"/v1/videos/{again.json()['id']}")
 
 
+@pytest.mark.slow
 def test_pages_follow_each_other_on_an_object_storage(server: LocalServer) -> None:
     made = [server.submit(seconds="0.4") for _ in range(3)]
     for video_id in made:

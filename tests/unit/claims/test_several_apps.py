@@ -270,7 +270,7 @@ async def test_the_next_replica_of_an_app_takes_over_at_once_and_the_one_before_
                 await before.update(record.id, record.attempts, RunUpdate(num_units_done=1))
 
 
-@pytest.mark.parametrize("kind", ["local", "s3"])
+@pytest.mark.parametrize("kind", ["local", pytest.param("s3", marks=pytest.mark.slow)])
 async def test_many_who_want_one_video_at_once_make_it_once(kind: str, request: pytest.FixtureRequest) -> None:
     """Each takes the next term of the same video at the same moment."""
     with root_at(kind, request) as root:

@@ -266,6 +266,7 @@ async def test_videos_are_made_at_the_first_attempt_on_a_storage_that_goes_wrong
             assert all(proxy.num_faults[fault] > 10 for fault in Fault)
 
 
+@pytest.mark.slow
 async def test_a_storage_that_is_away_for_longer_than_anybody_waits_is_not_held_against_a_video(
     s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
