@@ -93,11 +93,12 @@ class _FileWriter(ABC):
         _check_frames(frames)
         if frames.shape[0] == 0:
             return
-        height, width = self._size = self._size or (frames.shape[1], frames.shape[2])
+        height, width = frames.shape[1:3]
         if height % 2 or width % 2:
             raise ValueError(f"frames: size {width}x{height}, but a video's must be even")
-        if tuple(frames.shape[1:3]) != self._size:
-            raise ValueError(f"frames: size {frames.shape[2]}x{frames.shape[1]}, but the video is {width}x{height}")
+        if self._size is not None and (height, width) != self._size:
+            raise ValueError(f"frames: size {width}x{height}, but the video is {self._size[1]}x{self._size[0]}")
+        self._size = (height, width)
         self._encode(frames.contiguous().cpu().numpy())
 
     def close(self) -> None:
@@ -159,7 +160,8 @@ class Mp4Writer(_FileWriter):
     def _encode(self, frames: NDArray[numpy.uint8]) -> None:
         self._take_encoded()
         place = {"index": len(self._fragments), "first_frame": self._num_frames}
-        self._encoding = self._thread.submit(encode_fragment, frames, fps=self._fps, **place)
+        own = frames.copy()  # the caller may reuse its memory for the next frames
+        self._encoding = self._thread.submit(encode_fragment, own, fps=self._fps, **place)
         self._num_frames += frames.shape[0]
 
     def _take_encoded(self) -> None:

@@ -15,7 +15,7 @@ _GROUP = 8
 """Tiles of rows that programs next to each other share a part of the weight for, so that it is read from the cache."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
 def _product_kernel(  # type: ignore[no-untyped-def]
     x,
     weight,

@@ -72,7 +72,10 @@ class HeadNorms(nn.Module):
         self.register_buffer("weight", None, persistent=False)
 
     def fuse(self) -> None:
+        """Replace the weights of both norms, which have no gradients from here on, by views of a joint one."""
         self.weight = torch.stack([norm.weight.detach() for norm in self._norms])[:, None]
+        for norm, (weight,) in zip(self._norms, self.weight, strict=True):
+            norm.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, heads: Tensor) -> Tensor:
         if self.weight is None:

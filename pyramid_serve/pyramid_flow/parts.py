@@ -105,11 +105,11 @@ def set_up(
     ``ValueError`` for what cannot be had together.
     """
     module = cast(nn.Module, transformer)
+    if batch_invariant and compiled == "blocks":
+        raise ValueError("compiled='blocks': cannot be had with batch_invariant, since compiled kernels may differ")
     if batch_invariant and device.type != "cpu":
         if device.type != "cuda":
             raise ValueError(f"batch_invariant=True: needs CUDA or a CPU, not {device.type}")
-        if compiled == "blocks":
-            raise ValueError("compiled='blocks': cannot be had with batch_invariant, since compiled kernels may differ")
         from pyramid_serve.pyramid_flow.fixed_tiles import fixed_tile_product  # it needs Triton
 
         set_product(module, fixed_tile_product)

@@ -113,17 +113,19 @@ class PyramidFlow:
 
         variant: e.g. "768p"; dtype: what suits the device unless given, see :mod:`pyramid_serve.precision`; attention:
         "flex" on CUDA and "blocks" elsewhere unless given, see :mod:`attention`; compiled, batch_invariant: see
-        :func:`parts.set_up`, nothing is compiled with ``offload``. Raises ``CheckpointError`` (a ``ValueError``).
+        :func:`parts.set_up`, with ``offload`` nothing is compiled. Raises ``CheckpointError`` (a ``ValueError``).
         """
         if offload not in get_args(Offload):
             raise ValueError(f"offload={offload!r:.60}: must be one of {', '.join(get_args(Offload))}")
+        if compiled == "blocks" and offload != "none":
+            raise ValueError(f"compiled='blocks': cannot be had with offload={offload!r}, which moves the weights")
         device = available_device(device)  # with its index, which accelerate compares
         variant = choose_variant(source, variant)
         able = capabilities(source, variant)
         precision = choose_dtype(device, asked=dtype, preferred=able.dtype)
         logger.info("%s in %s on %s: %s", source, precision.name, device_name(device), precision.reason)
         home = device if offload == "none" else torch.device("cpu")
-        transformer = load_transformer(source, variant, dtype=precision.dtype, device=home, fused=offload != "layers")
+        transformer = load_transformer(source, variant, dtype=precision.dtype, device=home, fused=offload == "none")
         may_compile = compiled if offload == "none" else "none"
         set_up(transformer, device, compiled=may_compile, batch_invariant=batch_invariant)
         return cls(

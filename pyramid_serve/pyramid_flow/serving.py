@@ -112,8 +112,9 @@ class Denoising:
         width, height = size or (SIZE_MULTIPLE, SIZE_MULTIPLE)
         shape, device = LatentShape.of_pixels(height=height, width=width, num_latent_frames=3), self._source.device
         config = read_config(transformer_folder(self._source.source, self._source.variant))
+        # 11 tokens: a number that torch.compile finds equal to a size of the model is compiled as that size alone.
         prompt = PromptEmbeds(
-            torch.zeros(8, config["joint_attention_dim"]), torch.zeros(config["pooled_projection_dim"])
+            torch.zeros(11, config["joint_attention_dim"]), torch.zeros(config["pooled_projection_dim"])
         ).to(device, self.dtype)
         return denoise_unit(
             prompt,

@@ -144,6 +144,27 @@ def test_an_error_of_the_encoder_comes_with_the_next_frames_or_the_end(
         assert not list(tmp_path.iterdir())
 
 
+def test_frames_whose_memory_is_used_again_are_encoded_as_they_were(tmp_path: Path) -> None:
+    frames = clip(64)
+
+    def reused() -> Iterator[torch.Tensor]:
+        buffer = torch.empty(8, HEIGHT, WIDTH, 3, dtype=torch.uint8)
+        for chunk in frames.split(8):
+            yield buffer.copy_(chunk)
+
+    write_video(reused(), tmp_path / "a.mp4", fps=24)
+    assert (decode(tmp_path / "a.mp4").float() - frames.float()).abs().mean() < 3
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_a_size_that_is_refused_is_not_that_of_the_video(tmp_path: Path, name: str) -> None:
+    writer: Mp4Writer | GifWriter = (Mp4Writer if name == "a.mp4" else GifWriter)(tmp_path / name, fps=24)
+    with pytest.raises(ValueError, match="must be even"):
+        writer.write(torch.zeros(1, 63, WIDTH, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="none were written"):
+        writer.close()
+
+
 def test_an_mp4_is_the_one_that_a_server_makes_of_the_same_units(tmp_path: Path) -> None:
     units = clip(17).split([1, 8, 8])
     write_video(iter(units), tmp_path / "a.mp4", fps=24)

@@ -60,6 +60,19 @@ def test_one_compilation_serves_all_blocks_and_packs(name: str) -> None:
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
+def test_many_models_of_a_process_can_be_compiled() -> None:
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    with torch.inference_mode():
+        for dtype in dtypes:
+            for size in (2, 3):  # a model that was built in inference mode or not counts as another
+                with torch.inference_mode(size == 2):
+                    model = lively_transformer(flux.Flux, dtype, num_blocks=size)
+                compile_blocks(model, backend="eager")
+                for each in (pack((1, 1, 11), (2, 2, 6), (0, 0, 3)), pack((1, 1, 11))):
+                    model(each)
+
+
 def difference(model: nn.Module, packs: Sequence[list[ClipSequence]], exact: Sequence[Sequence[torch.Tensor]]) -> float:
     return max(largest_difference(model(each), own) for each, own in zip(packs, exact, strict=True))
 

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -8,12 +9,37 @@ import torch
 from pyramid_serve.checkpoints.sources import CheckpointError
 from pyramid_serve.pyramid_flow.flux import Flux
 from pyramid_serve.pyramid_flow.mmdit import MMDiT
+from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
 from pyramid_serve.pyramid_flow.parts import LatentScale, latent_scale_of, load_transformer, load_vae
+from pyramid_serve.pyramid_flow.pipeline import PyramidFlow
 
 
 def test_the_class_name_tells_the_variant(mmdit: Path, miniflux: Path) -> None:
     assert isinstance(load_transformer(mmdit), MMDiT)
     assert isinstance(load_transformer(miniflux, "384p"), Flux)
+
+
+def test_a_fused_transformer_takes_other_weights_and_has_those_of_the_file(mmdit: Path) -> None:
+    fused, plain = (cast(MMDiT, load_transformer(mmdit, fused=fused)) for fused in (True, False))
+    state = plain.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in fused.state_dict().items())
+    doubled = {name: 2 * value for name, value in state.items()}
+    for model in (fused, plain):
+        model.load_state_dict(doubled)
+    sequence = ClipSequence(
+        PromptEmbeds(torch.randn(5, plain.config.text_features), torch.randn(plain.config.pooled_features)),
+        (torch.randn(16, 1, 8, 8),),
+        500.0,
+    )
+    with torch.inference_mode():
+        assert torch.allclose(fused([sequence])[0], plain([sequence])[0], atol=1e-5)
+
+
+def test_what_cannot_be_had_together_is_refused(mmdit: Path) -> None:
+    with pytest.raises(ValueError, match="compiled='blocks': cannot be had with batch_invariant"):
+        PyramidFlow.from_pretrained(mmdit, compiled="blocks", batch_invariant=True)
+    with pytest.raises(ValueError, match="compiled='blocks': cannot be had with offload='model'"):
+        PyramidFlow.from_pretrained(mmdit, compiled="blocks", offload="model")
 
 
 def test_an_unknown_class_is_refused_with_the_known_ones(tmp_path: Path) -> None:
