@@ -90,7 +90,7 @@ class Flux(nn.Module):
         )
         self.norm_out = Modulation(width, 2, scales=(0,))
         self.proj_out = Linear(width, config.patch_features)
-        self._modulations = Modulations.of(self.transformer_blocks, self.single_transformer_blocks, self.norm_out)
+        self._modulations = Modulations(self.transformer_blocks, self.single_transformer_blocks, self.norm_out)
 
     def forward(self, sequences: Sequence[ClipSequence], *, attention: Attention = block_attention) -> list[Tensor]:
         """Predictions for the current clip of each sequence, float32, shaped like it: (C, T, h, w)."""

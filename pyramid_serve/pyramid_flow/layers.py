@@ -142,21 +142,17 @@ class Modulation(nn.Module):
 
 
 class Modulations(nn.Module):
-    """All modulations of a model as one product: conditioning (S, D) -> (S, count, D) for each of them, in order.
+    """All modulations of some layers as one product: conditioning (S, D) -> (S, count, D) for each of them.
 
-    One is added to those that scale a layer norm.
+    They come layer by layer, in the order of their definition. One is added to vectors that scale a layer norm.
     """
 
-    def __init__(self, modulations: Sequence[Modulation]) -> None:
+    def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
+        modulations = [m for layer in layers for m in layer.modules() if isinstance(m, Modulation)]
         self._counts = [modulation.count for modulation in modulations]
         self._scales = tuple(i in m.scales for m in modulations for i in range(m.count))
         self._product = SharedInput([modulation.linear for modulation in modulations])
-
-    @classmethod
-    def of(cls, *layers: nn.Module) -> "Modulations":
-        """Of some layers: all the modulations that each of them holds, in the order of its definition."""
-        return cls([m for layer in layers for m in layer.modules() if isinstance(m, Modulation)])
 
     def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
         vectors = in_tiles(self._product, conditioning).unflatten(-1, (sum(self._counts), -1))

@@ -97,7 +97,7 @@ class MMDiT(nn.Module):
         )
         self.norm_out = Modulation(config.width, 2, scales=(0,))
         self.proj_out = Linear(config.width, PATCH_SIZE**2 * config.in_channels)
-        self._modulations = Modulations.of(self.transformer_blocks, self.norm_out)
+        self._modulations = Modulations(self.transformer_blocks, self.norm_out)
 
     def forward(self, sequences: Sequence[ClipSequence], *, attention: Attention = block_attention) -> list[Tensor]:
         """Predictions for the current clip of each sequence, float32, shaped like it: (C, T, h, w)."""

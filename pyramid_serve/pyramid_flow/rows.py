@@ -14,11 +14,10 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyramid_serve.pyramid_flow.attention import FLEX_BLOCK
-from pyramid_serve.pyramid_flow.pack import is_one_by_one
+from pyramid_serve.pyramid_flow.pack import is_one_by_one, padded
 
 Prediction = Generator[None, None, list[Tensor]]
 """A forward that yields after each layer, and returns the predictions (C, T, h, w) of its sequences."""
@@ -34,7 +33,7 @@ def tile_on(device: torch.device, *, batch_invariant: bool) -> int:
     On a CPU whatever it takes is done always. Elsewhere ``batch_invariant`` asks for it: the parts of a sequence then
     begin where a tile of attention begins.
     """
-    if device.type == "cpu":
+    if is_one_by_one(device):
         return NUM_ROWS
     return FLEX_BLOCK if batch_invariant else 1
 
@@ -51,22 +50,20 @@ def in_turn(
     size = 1 if is_one_by_one(vectors[0].device) else len(sequences)
     own = [slice(start, start + size) for start in range(0, len(sequences), size)]
     packs = [predict(sequences[i], [x[i] for x in vectors]) for i in own]
-    predictions: dict[int, list[Tensor]] = {}
-    while len(predictions) < len(packs):
-        for i, running in enumerate(packs):
+    predictions: list[Tensor] = []
+    while not predictions:  # all have as many layers, so all end in the same round
+        for running in packs:
             try:
                 next(running)
             except StopIteration as done:
-                predictions[i] = done.value
-    return [prediction for i in range(len(packs)) for prediction in predictions[i]]
+                predictions += done.value
+    return predictions
 
 
 def in_tiles(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     """``function`` of vectors of sequences (S, ...), on a CPU in tiles of ``NUM_ROWS`` filled up with zeros."""
     num_sequences = vectors[0].shape[0]
-    if vectors[0].device.type != "cpu":
+    if not is_one_by_one(vectors[0].device):
         return function(*vectors)
-    num_missing = -num_sequences % NUM_ROWS
-    padded = [F.pad(x, (0, 0) * (x.ndim - 1) + (0, num_missing)) for x in vectors]
-    tiles = zip(*(x.split(NUM_ROWS) for x in padded), strict=True)
+    tiles = zip(*(padded(x, NUM_ROWS).split(NUM_ROWS) for x in vectors), strict=True)
     return torch.cat([function(*tile) for tile in tiles])[:num_sequences]
