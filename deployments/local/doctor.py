@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pyramid_serve.cores import usable_cores
 from pyramid_serve.storage import check_root, mask_credentials, shown_root
 from pyramid_serve.terminal import printable
 
@@ -209,9 +210,8 @@ def _ray(is_tried: bool) -> str:
 
 
 def _processor() -> str:
-    num_usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     names = _cpuinfo("model name") or [platform.processor() or platform.machine()]
-    return f"{names[0]}, {platform.machine()}, {os.cpu_count()} cores, {num_usable} of them usable"
+    return f"{names[0]}, {platform.machine()}, {os.cpu_count()} cores, {usable_cores()} of them usable"
 
 
 def _flags() -> str:

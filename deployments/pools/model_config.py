@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from deployments.pools.compute_thread import ComputeThread
 from deployments.pools.process_end import end_process_soon
 from pyramid_serve.api import Computed
+from pyramid_serve.cores import usable_cores
 from pyramid_serve.dtypes import DTypeName
 from pyramid_serve.errors import NonFiniteError
 from pyramid_serve.families import Family, PartSource, family_of
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 _NICE = 5
 _MAX_TURN_S = 120.0
 _MAX_TURN_ON_CPU_S = 600.0
+_MAX_AUTO_THREADS = 4
 
 
 @contextmanager
@@ -32,6 +34,11 @@ def reported_if_not_finite() -> Iterator[None]:
         yield
     except NonFiniteError as error:
         logger.error("the model fails its warm-up, so its videos will fail too: %s", error)
+
+
+def auto_threads() -> int:
+    """How many threads a replica computes with on this machine where ``num_threads`` is "auto"."""
+    return min(max(usable_cores() - 1, 1), _MAX_AUTO_THREADS)
 
 
 class ModelConfig(BaseModel):
@@ -49,8 +56,10 @@ class ModelConfig(BaseModel):
     """None: CUDA where the replica has one, else the CPU."""
     dtype: DTypeName | None = None
     """The model's ``dtype``. None: what suits the device, see ``precision.suitable_dtype``."""
-    num_threads: PositiveInt | None = None
-    """Of torch on the CPU. None leaves it to Ray, which gives a replica as many as its ``num_cpus``."""
+    num_threads: PositiveInt | Literal["auto"] | None = None
+    """Of torch on the CPU. "auto": the cores of the machine less one, which the other pools need, and at most four, for
+    more threads than cores wait for each other. None leaves it to Ray: as many as the replica's ``num_cpus``.
+    """
     max_turn_s: PositiveFloat | None = None
     """Seconds that one forward or one picture may take before the device counts as hung: then its work is done again by
     another replica, and this one is replaced. Ten times the longest so far is allowed in any case. None: 120 s, and
@@ -107,6 +116,6 @@ class ModelConfig(BaseModel):
         precision = self.precision
         logger.info("%s in %s on %s: %s", self.source, precision.name, device_name(self.torch_device), precision.reason)
         if self.num_threads is not None:
-            torch.set_num_threads(self.num_threads)
+            torch.set_num_threads(auto_threads() if self.num_threads == "auto" else self.num_threads)
         if self.torch_device.type == "cpu":
             os.nice(max(_NICE - os.nice(0), 0))  # once, though two parts may share this process

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from deployments.pools.decoder import DecoderConfig
 from deployments.pools.denoiser import DenoiserConfig
+from deployments.pools.model_config import auto_threads
 from deployments.pools.text_encoder import TextEncoderConfig
 from pyramid_serve.precision import suitable_dtype
 
@@ -36,3 +37,11 @@ def test_the_options_of_a_part_are_checked_by_its_family(miniflux: Path) -> None
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ValidationError, match="token_budget"):
         DenoiserConfig(source="somewhere", token_budget=0)
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (3, 2), (5, 4), (64, 4)])
+def test_auto_threads_leave_a_core_to_the_other_pools(
+    cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.pools.model_config.usable_cores", lambda: cores)
+    assert auto_threads() == threads
