@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.library import (
     NUM_TEXT_TOKENS,
@@ -29,7 +29,7 @@ from pyramid_serve.pyramid_flow.attention import attention_by_name, dense_attent
 from pyramid_serve.pyramid_flow.fused import fuse_layers
 from pyramid_serve.pyramid_flow.history import history_clips
 from pyramid_serve.pyramid_flow.pack import ClipSequence
-from pyramid_serve.pyramid_flow.parts import Transformer, set_up
+from pyramid_serve.pyramid_flow.parts import Transformer, set_up, set_up_vae
 from pyramid_serve.pyramid_flow.settings import CompiledName, SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, LatentShape
 
@@ -57,7 +57,7 @@ def measure(
             if time.monotonic() < end:
                 yield from measure_steps(family, name, ways, device, rate=rate, end=end)
         if time.monotonic() < end:
-            yield {"part": f"decode {name}", **measure_decode(SHAPES[name], device)}
+            yield from measure_decode(name, ways, device, rate=rate)
 
 
 def random_model(family: str, way: str, device: str) -> Transformer:
@@ -160,18 +160,37 @@ def count_flops(family: str, sequence: ClipSequence) -> float:
 
 
 @torch.inference_mode()
-def measure_decode(shape: LatentShape, device: str) -> dict[str, float]:
-    with torch.device(device):
-        vae = autoencoder.from_config(published_config("causal_video_vae")).bfloat16().eval()
-    forget_peak(device)
+def measure_decode(size: str, ways: Sequence[str], device: str, *, rate: float) -> Iterator[dict[str, Any]]:
+    """A later unit of one video. A way that is compiled as another is not measured again."""
+    shape = SHAPES[size]
     latents = torch.randn(1, LATENT_CHANNELS, 1, *shape.size_at(2), device=device)
-    _, memory = vae.decode_unit(latents, None)
-    seconds = seconds_of(lambda: vae.decode_unit(latents, memory), device=device)
-    return {
-        "seconds_per_unit": seconds,
-        "memory_gigabytes": memory.num_bytes / 2**30,
-        "peak_gigabytes": peak_gigabytes(device),
-    }
+    frames_of_all: list[Tensor] = []
+    with torch.device("meta"):
+        on_meta = autoencoder.from_config(published_config("causal_video_vae"))
+    _, memory = on_meta.decode_unit(latents.to("meta"), None)
+    flops = count(lambda: on_meta.decode_unit(latents.to("meta"), memory))
+    for way in dict.fromkeys("eager" if way == "batch_invariant" else way for way in ways):
+        torch.manual_seed(0)
+        with torch.device(device):
+            vae = autoencoder.from_config(published_config("causal_video_vae")).bfloat16().eval()
+        set_up_vae(vae, torch.device(device), compiled=WAYS[way][0])
+        forget_peak(device)
+        started = time.monotonic()
+        _, memory = vae.decode_unit(latents, None)
+        frames, _ = vae.decode_unit(latents, memory)
+        first_seconds = time.monotonic() - started
+        seconds = seconds_of(lambda vae=vae, memory=memory: vae.decode_unit(latents, memory), device=device)  # type: ignore[misc]
+        frames_of_all.append(frames.float())
+        yield {
+            "part": f"decode {size}",
+            "way": way,
+            "seconds_per_unit": seconds,
+            "share_of_matrix_rate": flops / seconds / rate,
+            "first_two_units_seconds": first_seconds,
+            "memory_gigabytes": memory.num_bytes / 2**30,
+            "peak_gigabytes": peak_gigabytes(device),
+            "differs_from_first_way": float((frames_of_all[-1] - frames_of_all[0]).abs().max()),
+        }
 
 
 def matrix_rate(device: str) -> float:

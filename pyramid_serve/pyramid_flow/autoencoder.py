@@ -12,7 +12,6 @@ from itertools import chain
 from typing import Annotated, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -97,22 +96,48 @@ class DecoderMemory:
     """
 
     layers: tuple[LayerFrames, ...]
+    copied: torch.cuda.Event | None = None
+    """The end of the copy that puts these frames in host memory. None: they are there."""
 
     @property
     def num_bytes(self) -> int:
         return sum(x.numel() * x.element_size() for layer in self.layers for x in layer)
 
     def to(self, device: torch.device | str) -> "DecoderMemory":
-        return DecoderMemory(tuple(tuple(x.to(device) for x in layer) for layer in self.layers))
+        """On another device. From CUDA to host memory the copy goes on beside what the device computes next."""
+        if torch.device(device).type != "cpu" or not any(x.is_cuda for layer in self.layers for x in layer):
+            self.wait()
+            return DecoderMemory(tuple(tuple(x.to(device) for x in layer) for layer in self.layers))
+        beside = torch.cuda.Stream(next(x.device for layer in self.layers for x in layer if x.is_cuda))
+        beside.wait_stream(torch.cuda.current_stream(beside.device))
+        with torch.cuda.stream(beside):
+            layers = tuple(tuple(_to_pinned(x, beside) for x in layer) for layer in self.layers)
+            return DecoderMemory(layers, beside.record_event())
+
+    def wait(self) -> None:
+        """Return when the frames are there. Whoever reads them calls this first."""
+        if self.copied is not None:
+            self.copied.synchronize()
 
     @staticmethod
     def stack(memories: Sequence["DecoderMemory"]) -> "DecoderMemory":
         """Memories of several videos (of equal size) as one, in the order of a stacked batch of latents."""
+        for memory in memories:
+            memory.wait()
         return DecoderMemory(tuple(tuple(chain(*layer)) for layer in zip(*(m.layers for m in memories), strict=True)))
 
     def unstack(self) -> list["DecoderMemory"]:
         """The memory of each video, which holds nothing of the others."""
+        self.wait()
         return [DecoderMemory(tuple((x,) for x in video)) for video in zip(*self.layers, strict=True)]
+
+
+def _to_pinned(x: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    """A copy in pinned host memory, which ``stream`` fills while the host goes on."""
+    copy = torch.empty_like(x, device="cpu", pin_memory=True)
+    copy.copy_(x, non_blocking=True)
+    x.record_stream(stream)  # so that the memory of x is not used again before
+    return copy
 
 
 def from_config(config: Mapping[str, Any]) -> "CausalVideoVAE":
@@ -274,7 +299,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x, carry)
         x = self.mid_block(x, carry)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)), carry)
+        out: Tensor = self.conv_out(x, carry, self.conv_norm_out.activated_after)
         return out
 
 
@@ -305,5 +330,5 @@ class Decoder(nn.Module):
         x = self.mid_block(x, carry)
         for block in self.up_blocks:
             x = block(x, carry)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)), carry)
+        out: Tensor = self.conv_out(x, carry, self.conv_norm_out.activated_after)
         return out

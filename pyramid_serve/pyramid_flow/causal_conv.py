@@ -6,13 +6,28 @@ A convolution that looks two frames back can process a video chunk by chunk, exa
 of the chunk before. Those frames live in a :class:`Carry`, one per call, never on the modules.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 LayerFrames = tuple[Tensor, ...]
 """What one layer keeps: its last frames (1, C, k, H, W) of each of B videos, a tensor of its own for each video."""
+
+
+Join = Callable[[Tensor, Tensor], Tensor]
+"""Puts frames (B, C, k, H, W) in front of others (B, C, T, H, W), of which it may make something else before."""
+
+
+def concatenate(before: Tensor, x: Tensor) -> Tensor:
+    """The plain ``Join``."""
+    return torch.cat([before, x], dim=2)
+
+
+def in_order_of(x: Tensor, out: Tensor) -> Tensor:
+    """``out`` (5-D) with its numbers lying in memory in the order of those of ``x`` (5-D): channels last, or not."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last_3d)
+    return out.contiguous(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
 
 
 class Carry:
@@ -30,21 +45,22 @@ class Carry:
         self._memory: list[LayerFrames] = []
         self._keep_on = keep_on
 
-    def prepend(self, x: Tensor, *, num_padding: int, num_kept: int) -> Tensor:
+    def prepend(self, x: Tensor, *, num_padding: int, num_kept: int, join: Join = concatenate) -> Tensor:
         """Put what came before in front of ``x`` (B, C, T, H, W) and remember its last ``num_kept`` frames.
 
         At the first chunk, ``num_padding`` zero frames stand in front. Raises ``ValueError`` where the memory is
         that of another network, size or tiling.
         """
         if self.is_first:
-            before = x.new_zeros(x.shape[0], x.shape[1], num_padding, *x.shape[3:])
+            before = in_order_of(x, x.new_zeros(x.shape[0], x.shape[1], num_padding, *x.shape[3:]))
         elif self._previous:
-            before = torch.cat([video.to(x.device) for video in self._previous.pop()])
+            videos = [video.to(x.device, non_blocking=x.is_cuda) for video in self._previous.pop()]
+            before = videos[0] if len(videos) == 1 else torch.cat(videos)
         else:
             raise ValueError("memory: too short for this network and tiling")
         if before.shape[:2] + before.shape[3:] != x.shape[:2] + x.shape[3:]:
             raise ValueError(f"memory: frames of shape {tuple(before.shape)} do not continue {tuple(x.shape)}")
-        joined = torch.cat([before, x], dim=2)
+        joined = join(before, x)
         kept = joined[:, :, joined.shape[2] - num_kept :].split(1)
         self._memory.append(tuple(video.to(self._keep_on or x.device, copy=True) for video in kept))
         return joined
@@ -85,8 +101,8 @@ class CausalConv3d(nn.Module):
         self.num_padding = kernel_size - 1
         self.num_kept = kernel_size - stride[0]
 
-    def forward(self, x: Tensor, carry: Carry) -> Tensor:
+    def forward(self, x: Tensor, carry: Carry, join: Join = concatenate) -> Tensor:
         if self.num_padding:
-            x = carry.prepend(x, num_padding=self.num_padding, num_kept=self.num_kept)
+            x = carry.prepend(x, num_padding=self.num_padding, num_kept=self.num_kept, join=join)
         out: Tensor = self.conv(x)
         return out

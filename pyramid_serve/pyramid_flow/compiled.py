@@ -1,6 +1,6 @@
-"""Compiling what a block does around attention, for devices where launching many small kernels takes the time."""
+"""Compiling what lies between products and convolutions, for devices where small kernels and memory take the time."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch._dynamo
@@ -8,6 +8,7 @@ from torch import nn
 
 from pyramid_serve.pyramid_flow.flux import SingleBlock
 from pyramid_serve.pyramid_flow.layers import JointBlock
+from pyramid_serve.pyramid_flow.vae_blocks import FrameGroupNorm, SpatialUpsample, TemporalUpsample
 
 AROUND_ATTENTION = ("before_attention", "after_attention")
 _MAX_COMPILATIONS = 64
@@ -15,7 +16,7 @@ _MAX_COMPILATIONS = 64
 
 
 def compiles_on(device: torch.device) -> bool:
-    """Whether blocks are compiled on a device unless something else is asked for."""
+    """Whether models are compiled on a device unless something else is asked for."""
     return device.type == "cuda"
 
 
@@ -26,10 +27,29 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
     compiled once more. Compiled kernels are cached on disk by torch (``TORCHINDUCTOR_CACHE_DIR``). Attention is
     compiled by itself, see :mod:`attention`. backend: as ``torch.compile`` takes it.
     """
-    dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, _MAX_COMPILATIONS)
     for block in model.modules():
         if isinstance(block, JointBlock | SingleBlock):
             for name in AROUND_ATTENTION:
-                compiled = torch.compile(getattr(block, name), dynamic=True, fullgraph=True, backend=backend)
-                setattr(block, name, compiled)
+                _compile_method(block, name, backend)
+
+
+def compile_vae(vae: nn.Module, *, backend: str = "inductor") -> None:
+    """Compile what a VAE does between its convolutions, and keep its numbers in the order that tensor cores read.
+
+    Norm, SiLU and the frames before become one kernel that writes the next convolution's input, and unfolding another.
+    Layers of as many channels share what is compiled, whatever their size; single frames are compiled once more.
+    backend: as ``torch.compile`` takes it.
+    """
+    cast(Any, vae).to(memory_format=torch.channels_last_3d)
+    for module in vae.modules():
+        if isinstance(module, FrameGroupNorm):
+            _compile_method(module, "activated_after", backend)
+        elif isinstance(module, SpatialUpsample | TemporalUpsample):
+            _compile_method(module, "unfold", backend)
+
+
+def _compile_method(module: nn.Module, name: str, backend: str) -> None:
+    """Compile a method whole and for all lengths. Modules of a kind share what is compiled."""
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, _MAX_COMPILATIONS)
+    setattr(module, name, torch.compile(getattr(module, name), dynamic=True, fullgraph=True, backend=backend))

@@ -46,6 +46,8 @@ class DecodeOptions(BaseModel):
 
     tiling: Annotated[int, Field(ge=1)] | None = None
     """Pixels: work in tiles of this size, for less device memory, slower. None: whole frames."""
+    compiled: CompiledName | None = None
+    """What is compiled between convolutions. None: "blocks" on CUDA, else "none"."""
 
 
 class PipelineOptions(BaseModel):
@@ -58,7 +60,7 @@ class PipelineOptions(BaseModel):
     ] = None
     compiled: Annotated[
         CompiledName | None,
-        CommandLineOption("--compiled", "NAME", "what is compiled beside attention: blocks on CUDA, else none"),
+        CommandLineOption("--compiled", "NAME", "what is compiled: blocks (on CUDA unless given) or none"),
     ] = None
     batch_invariant: Annotated[
         bool,

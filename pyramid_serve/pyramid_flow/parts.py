@@ -16,7 +16,7 @@ from pyramid_serve.checkpoints.weights import load_module
 from pyramid_serve.precision import vae_dtype
 from pyramid_serve.pyramid_flow import autoencoder, flux, mmdit
 from pyramid_serve.pyramid_flow.attention import Attention
-from pyramid_serve.pyramid_flow.compiled import compile_blocks, compiles_on
+from pyramid_serve.pyramid_flow.compiled import compile_blocks, compile_vae, compiles_on
 from pyramid_serve.pyramid_flow.fused import fuse_layers, set_product
 from pyramid_serve.pyramid_flow.pack import ClipSequence
 from pyramid_serve.pyramid_flow.settings import CompiledName
@@ -116,6 +116,12 @@ def set_up(
         transformer.batch_invariant = True
     elif compiled == "blocks" or (compiled is None and compiles_on(device)):
         compile_blocks(module)
+
+
+def set_up_vae(vae: autoencoder.CausalVideoVAE, device: torch.device, *, compiled: CompiledName | None) -> None:
+    """Prepare a VAE for how it is computed on its device. compiled: as in ``set_up``; None: on CUDA."""
+    if compiled == "blocks" or (compiled is None and compiles_on(device)):
+        compile_vae(vae)
 
 
 def load_vae(

@@ -29,6 +29,7 @@ from pyramid_serve.pyramid_flow.parts import (
     load_transformer,
     load_vae,
     set_up,
+    set_up_vae,
 )
 from pyramid_serve.pyramid_flow.sampler import Predict, append_unit, denoise_unit, run_units
 from pyramid_serve.pyramid_flow.settings import AttentionName, CompiledName, SamplingSettings
@@ -113,7 +114,8 @@ class PyramidFlow:
 
         variant: e.g. "768p"; dtype: what suits the device unless given, see :mod:`pyramid_serve.precision`; attention:
         "flex" on CUDA and "blocks" elsewhere unless given, see :mod:`attention`; compiled, batch_invariant: see
-        :func:`parts.set_up`, with ``offload`` nothing is compiled. Raises ``CheckpointError`` (a ``ValueError``).
+        :func:`parts.set_up`; compiled is for the VAE too. With ``offload`` nothing is compiled. Raises
+        ``CheckpointError`` (a ``ValueError``).
         """
         if offload not in get_args(Offload):
             raise ValueError(f"offload={offload!r:.60}: must be one of {', '.join(get_args(Offload))}")
@@ -128,10 +130,12 @@ class PyramidFlow:
         transformer = load_transformer(source, variant, dtype=precision.dtype, device=home, fused=offload == "none")
         may_compile = compiled if offload == "none" else "none"
         set_up(transformer, device, compiled=may_compile, batch_invariant=batch_invariant)
+        vae = load_vae(source, dtype=precision.dtype, device=home)
+        set_up_vae(vae, device, compiled="none" if batch_invariant else may_compile)
         return cls(
             text_encoder=TextEncoder.from_pretrained(source, dtype=precision.dtype, device=home),
             transformer=transformer,
-            vae=load_vae(source, dtype=precision.dtype, device=home),
+            vae=vae,
             latent_scale=latent_scale_of(source, variant),
             capabilities=able,
             precision=precision,

@@ -21,7 +21,7 @@ from pyramid_serve.pyramid_flow.capabilities import capabilities
 from pyramid_serve.pyramid_flow.codec import decode_unit, encode_picture
 from pyramid_serve.pyramid_flow.noise import SeededNoise
 from pyramid_serve.pyramid_flow.pack import ClipSequence, PromptEmbeds
-from pyramid_serve.pyramid_flow.parts import latent_scale_of, load_transformer, load_vae, set_up
+from pyramid_serve.pyramid_flow.parts import latent_scale_of, load_transformer, load_vae, set_up, set_up_vae
 from pyramid_serve.pyramid_flow.planning import latent_shape_of, settings_of
 from pyramid_serve.pyramid_flow.sampler import UnitSteps, denoise_unit, run_units
 from pyramid_serve.pyramid_flow.settings import SamplingSettings
@@ -149,6 +149,7 @@ class Decoding:
         self.dtype = vae_dtype(source.dtype)
         self._source = source
         self._vae = load_vae(source.source, dtype=source.dtype, device=source.device)
+        set_up_vae(self._vae, source.device, compiled=source.options.compiled)
         self._scale = latent_scale_of(source.source, source.variant)
         tiling = source.options.tiling
         self._tiling = None if tiling is None else Tiling(tiling)

@@ -5,11 +5,12 @@ B videos, C channels, F frames, H W size at a block. Every causal layer takes th
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pyramid_serve.pyramid_flow.causal_conv import Carry, CausalConv3d
+from pyramid_serve.pyramid_flow.causal_conv import Carry, CausalConv3d, in_order_of
 
 NORM_EPS = 1e-6
 
@@ -21,6 +22,13 @@ class FrameGroupNorm(nn.GroupNorm):
         frames = super().forward(rearrange(input, "b c t h w -> (b t) c h w"))
         out: Tensor = rearrange(frames, "(b t) c h w -> b c t h w", b=input.shape[0])
         return out
+
+    def activated_after(self, before: Tensor, x: Tensor) -> Tensor:
+        """``before`` and behind it the SiLU of the normed ``x``: what the next convolution reads, as a ``Join``.
+
+        Compiled, that is one kernel after that of the statistics, which writes the convolution's input once.
+        """
+        return in_order_of(x, torch.cat([before, F.silu(self(x))], dim=2))
 
 
 class ResnetBlock(nn.Module):
@@ -37,8 +45,8 @@ class ResnetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        h: Tensor = self.conv1(F.silu(self.norm1(x)), carry)
-        h = self.conv2(F.silu(self.norm2(h)), carry)
+        h: Tensor = self.conv1(x, carry, self.norm1.activated_after)
+        h = self.conv2(h, carry, self.norm2.activated_after)
         shortcut: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x, carry)
         return shortcut + h
 
@@ -95,9 +103,12 @@ class SpatialUpsample(nn.Module):
         super().__init__()
         self.conv = CausalConv3d(channels, 4 * channels)
 
+    def unfold(self, x: Tensor) -> Tensor:
+        """(B, 4 C, T, H, W) -> (B, C, T, 2 H, 2 W)."""
+        return in_order_of(x, rearrange(x, "b (c p1 p2) t h w -> b c t (h p1) (w p2)", p1=2, p2=2))
+
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        out: Tensor = rearrange(self.conv(x, carry), "b (c p1 p2) t h w -> b c t (h p1) (w p2)", p1=2, p2=2)
-        return out
+        return self.unfold(self.conv(x, carry))
 
 
 class TemporalUpsample(nn.Module):
@@ -107,8 +118,12 @@ class TemporalUpsample(nn.Module):
         super().__init__()
         self.conv = CausalConv3d(channels, 2 * channels)
 
+    def unfold(self, x: Tensor) -> Tensor:
+        """(B, 2 C, T, H, W) -> (B, C, 2 T, H, W)."""
+        return in_order_of(x, rearrange(x, "b (c p) t h w -> b c (t p) h w", p=2))
+
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        x = rearrange(self.conv(x, carry), "b (c p) t h w -> b c (t p) h w", p=2)
+        x = self.unfold(self.conv(x, carry))
         return x[:, :, 1:] if carry.is_first else x
 
 
