@@ -151,7 +151,7 @@ class FlexFunction(Protocol):
 
 
 def _flex(function: "FlexFunction", q: Tensor, k: Tensor, v: Tensor, layout: PackLayout) -> Tensor:
-    block_mask = _block_mask(layout.spans, layout.num_tokens, q.device)
+    block_mask = mask_of(layout, q.device)
     return _heads_last(function(_heads_first(q), _heads_first(k), _heads_first(v), block_mask=block_mask))
 
 
@@ -175,6 +175,11 @@ def _runs(spans: tuple[SequenceSpan, ...]) -> list[_Run]:
         starts = (span.image_start, *(first_image + end for end in span.frame_ends[:-1]))
         image += [_Run(start, *ranges) for start, ranges in zip(starts, seen, strict=True)]
     return text + image
+
+
+def mask_of(layout: PackLayout, device: torch.device) -> BlockMask:
+    """What ``compiled_flex_attention`` reads beside queries, keys and values of this pack."""
+    return _block_mask(layout.spans, layout.num_tokens, device)
 
 
 @lru_cache(maxsize=8)

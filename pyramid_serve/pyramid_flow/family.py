@@ -1,9 +1,9 @@
 """Pyramid Flow as a family. Imports torch only when a part is loaded."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pyramid_serve.api.limits import RequestLimits
 from pyramid_serve.api.offers import Offer
@@ -37,6 +37,14 @@ class DenoiseOptions(BaseModel):
     """What is compiled beside attention. None: "blocks" on CUDA, unless ``batch_invariant``; else "none"."""
     batch_invariant: bool = False
     """Whether a seed gives the same bits whatever shares its forwards, at a price. On a CPU this is so in any case."""
+    graphs: bool = False
+    """Whether small packs are replayed as CUDA graphs, with flex attention. No GPU has run them yet."""
+
+    @model_validator(mode="after")
+    def _check_graphs(self) -> Self:
+        if self.graphs and self.attention not in (None, "flex"):
+            raise ValueError(f"graphs: cannot be had with attention={self.attention!r}, only with 'flex'")
+        return self
 
 
 class DecodeOptions(BaseModel):

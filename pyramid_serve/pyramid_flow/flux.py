@@ -4,7 +4,7 @@ S sequences in the pack, L tokens, D width, C latent channels, T frames, h w lat
 Source: arXiv 2410.05954; the published ``diffusion_transformer_*`` folders of the miniFLUX checkpoint.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyramid_serve.checkpoints.configs import Count, Features, Layers, parse_config
 from pyramid_serve.pyramid_flow.attention import Attention, block_attention
 from pyramid_serve.pyramid_flow.fused import HeadNorms, Linear, SharedInput
+from pyramid_serve.pyramid_flow.graphs import Graphs
 from pyramid_serve.pyramid_flow.layers import (
     JointBlock,
     Modulation,
@@ -77,6 +78,8 @@ class Flux(nn.Module):
         self.config = config
         self.batch_invariant = False
         """Whether packs are laid out so that no sequence's result depends on the others, see :mod:`rows`."""
+        self.graphs: Graphs | None = None
+        """Of small packs, on CUDA, where they are asked for."""
         width = config.width
         self.time_text_embed = TimeTextEmbed(config.pooled_features, width)
         self.context_embedder = Linear(config.text_features, width)
@@ -102,8 +105,18 @@ class Flux(nn.Module):
     ) -> Prediction:
         device = vectors[0].device
         tile = tile_on(device, batch_invariant=self.batch_invariant)
-        shapes, layout, prompt_embeds, patches = pack(sequences, vectors[0].dtype, patchify, tile=tile)
-        context = PackContext(layout, pack_rope(shapes, self.config.axes_dims, device, tile), attention)
+        own = pack(sequences, vectors[0].dtype, patchify, tile=tile)
+        rope = pack_rope(own.shapes, self.config.axes_dims, device, tile)
+        layers = partial(self._layers, PackContext(own.layout, rope, attention))
+        inputs = (own.prompt_embeds, own.patches, *vectors)
+        out = (yield from layers(*inputs)) if self.graphs is None else self.graphs.of_pack(own, layers, inputs)
+        return unpatchify(out.float(), own.shapes, tile)
+
+    def _layers(
+        self, context: PackContext, prompt_embeds: Tensor, patches: Tensor, *vectors: Tensor
+    ) -> Generator[None, None, Tensor]:
+        """The patches (L, 4 C) of all current clips. Yields after each layer."""
+        layout = context.layout
         text: Tensor = self.context_embedder(prompt_embeds)
         image: Tensor = self.x_embedder(patches)
         num_joint = 2 * len(self.transformer_blocks)
@@ -116,8 +129,8 @@ class Flux(nn.Module):
             packed = block(packed, own, context)
             yield
         current = packed[layout.num_text :][layout.current]
-        out = self.proj_out(final_modulation(current, vectors[-1], layout.current_rows))
-        return unpatchify(out.float(), shapes, tile)
+        out: Tensor = self.proj_out(final_modulation(current, vectors[-1], layout.current_rows))
+        return out
 
 
 class SingleAttention(nn.Module):

@@ -4,7 +4,7 @@ S sequences in the pack, L tokens, D width, C latent channels, T frames, h w lat
 Source: arXiv 2410.05954 and 2403.03206; the published ``diffusion_transformer_*`` folders of the SD3 checkpoint.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyramid_serve.checkpoints.configs import Count, Features, Layers, parse_config
 from pyramid_serve.pyramid_flow.attention import Attention, block_attention
 from pyramid_serve.pyramid_flow.fused import Linear, PatchProjection
+from pyramid_serve.pyramid_flow.graphs import Graphs
 from pyramid_serve.pyramid_flow.layers import (
     JointBlock,
     Modulation,
@@ -81,6 +82,8 @@ class MMDiT(nn.Module):
         self.config = config
         self.batch_invariant = False
         """Whether packs are laid out so that no sequence's result depends on the others, see :mod:`rows`."""
+        self.graphs: Graphs | None = None
+        """Of small packs, on CUDA, where they are asked for."""
         self.pos_embed = PatchEmbed(config)
         self.time_text_embed = TimeTextEmbed(config.pooled_features, config.width)
         self.context_embedder = Linear(config.text_features, config.width)
@@ -109,15 +112,31 @@ class MMDiT(nn.Module):
     ) -> Prediction:
         device = vectors[0].device
         tile = tile_on(device, batch_invariant=self.batch_invariant)
-        shapes, layout, prompt_embeds, patches = pack(sequences, vectors[0].dtype, _patchify, tile=tile)
-        context = PackContext(layout, pack_rope(shapes, (self.config.head_size,), device, tile), attention)
+        own = pack(sequences, vectors[0].dtype, _patchify, tile=tile)
+        rope = pack_rope(own.shapes, (self.config.head_size,), device, tile)
+        layers = partial(self._layers, own.shapes, tile, PackContext(own.layout, rope, attention))
+        inputs = (own.prompt_embeds, own.patches, *vectors)
+        out = (yield from layers(*inputs)) if self.graphs is None else self.graphs.of_pack(own, layers, inputs)
+        return unpatchify(out.float(), own.shapes, tile)
+
+    def _layers(
+        self,
+        shapes: Sequence[SequenceShape],
+        tile: int,
+        context: PackContext,
+        prompt_embeds: Tensor,
+        patches: Tensor,
+        *vectors: Tensor,
+    ) -> Generator[None, None, Tensor]:
+        """The patches (L, 4 C) of all current clips. Yields after each layer."""
+        layout = context.layout
         text: Tensor = self.context_embedder(prompt_embeds)
         image: Tensor = self.pos_embed(patches, shapes, tile)
         for block, own, of_text in zip(self.transformer_blocks, vectors[:-1:2], vectors[1:-1:2], strict=True):
             text, image = block(text, image, own, of_text, context)
             yield
-        out = self.proj_out(final_modulation(image[layout.current], vectors[-1], layout.current_rows))
-        return unpatchify(out.float(), shapes, tile)
+        out: Tensor = self.proj_out(final_modulation(image[layout.current], vectors[-1], layout.current_rows))
+        return out
 
 
 def _patchify(clip: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from pyramid_serve.pyramid_flow import autoencoder, flux, mmdit
 from pyramid_serve.pyramid_flow.attention import Attention
 from pyramid_serve.pyramid_flow.compiled import compile_blocks, compile_vae, compiles_on
 from pyramid_serve.pyramid_flow.fused import fuse_layers, set_product
+from pyramid_serve.pyramid_flow.graphs import Graphs
 from pyramid_serve.pyramid_flow.pack import ClipSequence
 from pyramid_serve.pyramid_flow.settings import CompiledName
 from pyramid_serve.pyramid_flow.variants import choose_variant, transformer_folder
@@ -29,6 +30,7 @@ class Transformer(Protocol):
     """What both variants are: predictions (C, T, h, w), float32, for the current clip of each packed sequence."""
 
     batch_invariant: bool
+    graphs: Graphs | None
 
     def __call__(self, sequences: Sequence[ClipSequence], *, attention: Attention) -> list[Tensor]: ...
 
@@ -96,15 +98,25 @@ def load_transformer(
 
 
 def set_up(
-    transformer: Transformer, device: torch.device, *, compiled: CompiledName | None, batch_invariant: bool
+    transformer: Transformer,
+    device: torch.device,
+    *,
+    compiled: CompiledName | None,
+    batch_invariant: bool,
+    graphs: bool = False,
 ) -> None:
     """Prepare a transformer for how it is computed on its device.
 
     compiled: what :mod:`compiled` compiles; None: the blocks, on CUDA and unless ``batch_invariant``. batch_invariant:
-    whether a video's bits may not depend on what else is in its packs, which on a CPU they never do. Raises
-    ``ValueError`` for what cannot be had together.
+    whether a video's bits may not depend on what else is in its packs, which on a CPU they never do. graphs: whether
+    small packs are replayed as CUDA graphs, see :mod:`graphs`; for flex attention alone. Raises ``ValueError`` for what
+    cannot be had together.
     """
     module = cast(nn.Module, transformer)
+    if graphs:
+        if device.type != "cuda":
+            raise ValueError(f"graphs=True: needs CUDA, not {device.type}")
+        transformer.graphs = Graphs()
     if batch_invariant and compiled == "blocks":
         raise ValueError("compiled='blocks': cannot be had with batch_invariant, since compiled kernels may differ")
     if batch_invariant and device.type != "cpu":

@@ -60,6 +60,16 @@ def in_turn(
     return predictions
 
 
+def at_once(layers: Generator[None, None, Tensor]) -> Tensor:
+    """What layers return that are computed with no other sequences in turn."""
+    while True:
+        try:
+            next(layers)
+        except StopIteration as done:
+            out: Tensor = done.value
+            return out
+
+
 def in_tiles(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     """``function`` of vectors of sequences (S, ...), on a CPU in tiles of ``NUM_ROWS`` filled up with zeros."""
     num_sequences = vectors[0].shape[0]

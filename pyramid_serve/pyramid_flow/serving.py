@@ -68,6 +68,7 @@ class Denoising:
             source.device,
             compiled=source.options.compiled,
             batch_invariant=source.options.batch_invariant,
+            graphs=source.options.graphs,
         )
 
     def steps(self, given: UnitInput) -> UnitSteps:
