@@ -120,6 +120,13 @@ class PartSource:
     """The family's own options of this part, of the type that the family names."""
 
 
+class StepRun(NamedTuple):
+    """Equal denoising steps in a row, and the tokens of each sequence that one of them computes."""
+
+    num_steps: int
+    sequence_tokens: tuple[int, ...]
+
+
 # --- the parts of a model -------------------------------------------------------------------------------------------
 
 
@@ -293,6 +300,10 @@ class Family(Protocol):
 
         Raises ``RequestError`` for what the model cannot make or the limits refuse.
         """
+        ...
+
+    def step_runs(self, plan: Plan, unit: int, *, num_text_tokens: int) -> Sequence[StepRun]:
+        """The steps that make a unit, for prompts of so many tokens: what its requests to the engine cost."""
         ...
 
     def load_text(self, source: PartSource) -> TextPart: ...

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 
 from ray import serve
@@ -20,8 +20,8 @@ from ray import serve
 from deployments.client import Client
 from deployments.config import ModelOptions
 from deployments.telemetry.forwards import ReplicaStats
-from deployments.telemetry.timelines import hidden_share
-from pyramid_serve.api import Plan, Stage, Status, TimelineEntry, VideoRecord, VideoRequest
+from deployments.telemetry.timelines import StageSeconds, handover_seconds, hidden_share, stage_seconds
+from pyramid_serve.api import Plan, Status, VideoRecord, VideoRequest
 from pyramid_serve.families import family_of
 
 POOLS = ("TextEncoder", "Denoiser", "Decoder")
@@ -59,6 +59,7 @@ class Level:
     transfer_seconds: float
     """Median over videos of the time between the end of a unit at a denoiser and the start of the next, summed."""
     pools: Mapping[str, PoolUse]
+    stages: StageSeconds
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,13 @@ class Report:
     num_steps: int
     loop: Loop
     levels: tuple[Level, ...]
+    plan: Plan
+    """Of the first video."""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        fields = {name: value for name, value in vars(self).items() if name not in ("loop", "levels", "plan")}
+        fields |= {"loop": asdict(self.loop), "levels": [asdict(level) for level in self.levels]}
+        return json.dumps({**fields, "plan": self.plan.model_dump(mode="json")}, indent=1)
 
     def to_text(self) -> str:
         """A table for people."""
@@ -130,6 +135,7 @@ async def _measure(request: VideoRequest, *, app: str, model: ModelOptions, leve
         num_steps=plan.num_steps,
         loop=loop,
         levels=measured,
+        plan=plan,
     )
 
 
@@ -167,8 +173,9 @@ async def _measure_level(client: Client, app: str, requests: Sequence[VideoReque
         real_time_factor=wall / (len(records) * plan.num_frames / plan.fps),
         decode_hidden=statistics.mean(hidden) if hidden else None,
         transfer_bytes=_transfer_bytes(plan),
-        transfer_seconds=statistics.median(_handover_seconds(record.timeline) for record in records),
+        transfer_seconds=statistics.median(handover_seconds(record.timeline) for record in records),
         pools={name: _pool_use(before[name], after[name], wall) for name in before},
+        stages=stage_seconds(records),
     )
 
 
@@ -200,11 +207,6 @@ def _transfer_bytes(plan: Plan) -> int:
     latents = [math.prod(plan.unit(unit).latent_shape) * _FLOAT32_BYTES for unit in range(plan.num_units)]
     histories = sum(accumulate(latents[:-1]))
     return histories + 2 * sum(latents) + plan.num_frames * plan.width * plan.height * 3
-
-
-def _handover_seconds(timeline: Sequence[TimelineEntry]) -> float:
-    units = sorted((entry for entry in timeline if entry.stage is Stage.DENOISE), key=lambda entry: entry.unit or 0)
-    return sum(max(later.start - earlier.end, 0.0) for earlier, later in pairwise(units))
 
 
 def _run_loop(plans: Sequence[Plan], model: ModelOptions) -> Loop:

@@ -21,13 +21,11 @@ import torch
 
 from deployments.errors import DeviceFailedError
 from deployments.pools.compute_thread import ComputeThread
+from deployments.pools.packing import choose_pack
 from deployments.pools.token_budget import TokenBudget
 from deployments.telemetry.forwards import EngineStats, Forward
 
 logger = logging.getLogger(__name__)
-
-PATIENCE = 4
-"""Turns that a slot may be passed over before it goes first."""
 
 
 class Request(Protocol):
@@ -121,38 +119,6 @@ class Slot:
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
         with suppress(RuntimeError):  # the caller's event loop is closed: nobody is there to be told
             self._loop.call_soon_threadsafe(callback, *arguments)
-
-
-def choose_pack(
-    slots: Sequence[Slot],
-    *,
-    token_budget: int | None,
-    max_slots: int | None,
-    packs_with: Callable[[Any], Hashable] | None = None,
-) -> list[Slot]:
-    """The slots of the next forward.
-
-    First the oldest by ``submitted_at``; but one passed over for more than ``PATIENCE`` turns goes before all, the
-    longest waiting first, so none starves. It may be larger than the whole budget, then it runs alone. After it, in the
-    same order, every slot that still fits in, and whose requests can share a forward with the first one's.
-    """
-
-    def order(slot: Slot) -> tuple[int, float]:
-        return -slot.missed_turns if slot.missed_turns > PATIENCE else 0, slot.submitted_at
-
-    def key(slot: Slot) -> Hashable:
-        return packs_with(slot.requests[0]) if packs_with is not None and slot.requests else None
-
-    pack: list[Slot] = []
-    num_tokens = 0
-    for slot in sorted(slots, key=order):
-        if max_slots is not None and len(pack) >= max_slots:
-            break
-        fits = token_budget is None or num_tokens + slot.num_tokens <= token_budget
-        if not pack or (fits and key(slot) == key(pack[0])):
-            pack.append(slot)
-            num_tokens += slot.num_tokens
-    return pack
 
 
 class Engine(Generic[RequestT, ResponseT]):

@@ -10,7 +10,7 @@ from pyramid_serve.api.offers import Offer
 from pyramid_serve.api.plans import Plan
 from pyramid_serve.api.requests import VideoRequest
 from pyramid_serve.checkpoints.sources import Source
-from pyramid_serve.families import CommandLineOption, PartSource, Pipeline
+from pyramid_serve.families import CommandLineOption, PartSource, Pipeline, StepRun
 from pyramid_serve.pyramid_flow import planning
 from pyramid_serve.pyramid_flow.capabilities import Capabilities, capabilities
 from pyramid_serve.pyramid_flow.request_fields import RequestFields, ShownFields
@@ -122,6 +122,9 @@ class PyramidFlowFamily:
         limits: RequestLimits,
     ) -> Plan:
         return planning.plan(request, fields, model=model, capabilities=capabilities, limits=limits)
+
+    def step_runs(self, plan: Plan, unit: int, *, num_text_tokens: int) -> list[StepRun]:
+        return planning.step_runs(plan, unit, num_text_tokens=num_text_tokens)
 
     def load_text(self, source: PartSource) -> "TextEncoding":
         from pyramid_serve.pyramid_flow.serving import TextEncoding

@@ -9,6 +9,7 @@ from pyramid_serve.api.limits import RequestLimits
 from pyramid_serve.api.offers import Offer, field_schemas_of
 from pyramid_serve.api.plans import Plan, UnitRun
 from pyramid_serve.api.requests import VideoRequest
+from pyramid_serve.families import StepRun
 from pyramid_serve.pyramid_flow.capabilities import Capabilities
 from pyramid_serve.pyramid_flow.request_fields import RequestFields, ShownFields, StageSteps
 from pyramid_serve.pyramid_flow.settings import LinearGuidance
@@ -137,6 +138,18 @@ def units_of(
 def latent_shape_of(plan: Plan) -> LatentShape:
     """The latents of a whole video."""
     return LatentShape.of_pixels(height=plan.height, width=plan.width, num_latent_frames=plan.num_units)
+
+
+def step_runs(plan: Plan, unit: int, *, num_text_tokens: int) -> list[StepRun]:
+    """The steps of a unit, stage by stage, as ``sampler.denoise_unit`` makes them. None for a given picture."""
+    if plan.unit(unit).is_picture:
+        return []
+    sampling, shape = settings_of(plan).sampling, latent_shape_of(plan)
+    num_sequences = 1 if sampling.guidance_of(unit) == 1.0 else 2
+    return [
+        StepRun(num_steps, (num_text_tokens + shape.num_sequence_tokens(unit, stage),) * num_sequences)
+        for stage, num_steps in enumerate(sampling.steps_of(unit))
+    ]
 
 
 def settings_of(plan: Plan) -> ShownFields:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyramid_serve.api import Offer, Plan, RequestError, RequestLimits, UnitRun, VideoRequest
 from pyramid_serve.api.offers import field_schemas_of
 from pyramid_serve.dtypes import DTypeName
-from pyramid_serve.families import CommandLineOption, Decoded, Encoded, PartSource, UnitInput
+from pyramid_serve.families import CommandLineOption, Decoded, Encoded, PartSource, StepRun, UnitInput
 from pyramid_serve.pipeline import PartsPipeline
 
 NUM_FRAMES, NUM_STEPS, FPS = 16, 4, 8
@@ -178,6 +178,9 @@ class NoiseFamily:
             units=(UnitRun(count=1, num_frames=NUM_FRAMES, num_steps=NUM_STEPS, latent_shape=shape),),
             settings={"hue": fields.hue or 0.0},
         )
+
+    def step_runs(self, plan: Plan, unit: int, *, num_text_tokens: int) -> list[StepRun]:
+        return [StepRun(plan.unit(unit).num_steps, (1,))]
 
     def load_text(self, source: PartSource) -> Text:
         return Text()

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from deployments.local.bench import (
@@ -5,13 +7,13 @@ from deployments.local.bench import (
     Loop,
     PoolUse,
     Report,
-    _handover_seconds,
     _pool_use,
     _transfer_bytes,
     parse_levels,
 )
 from deployments.telemetry.forwards import ReplicaStats
-from pyramid_serve.api import Stage, TimelineEntry
+from deployments.telemetry.timelines import StageSeconds
+from pyramid_serve.api import Plan
 from tests.unit.api.plans_at_hand import SMALL, plan_of
 
 PLAN = plan_of(SMALL, seconds=0.7, size="128x64")
@@ -52,15 +54,6 @@ def test_transfers_are_histories_latents_and_frames() -> None:
     assert _transfer_bytes(PLAN) == (0 + 1 + 2) * latents + 2 * 3 * latents + 17 * 128 * 64 * 3
 
 
-def test_handovers_are_the_gaps_between_a_videos_units() -> None:
-    times = [(0.0, 1.0), (1.5, 2.0), (2.25, 3.0)]
-    timeline = [
-        TimelineEntry(stage=Stage.DENOISE, unit=unit, start=start, end=end, replica="a")
-        for unit, (start, end) in enumerate(times)
-    ]
-    assert _handover_seconds(timeline[::-1]) == pytest.approx(0.75)
-
-
 def test_the_table_sets_each_level_beside_the_loop() -> None:
     use = PoolUse(num_replicas=1, busy_share=0.5, mean_pack=4.0, mean_tokens=100.0)
     level = Level(
@@ -75,9 +68,13 @@ def test_the_table_sets_each_level_beside_the_loop() -> None:
         transfer_bytes=2_000_000,
         transfer_seconds=0.2,
         pools=dict.fromkeys(("TextEncoder", "Denoiser", "Decoder"), use),
+        stages=StageSeconds(0.1, 0.2, (1.0, 2.0, 2.0), (0.1, 0.4, 0.4), (0.1, 0.1, 0.1), handover=0.1, join=0.2),
     )
     loop = Loop(num_videos=8, wall=120.0, videos_per_minute=4.0, seconds_per_video=15.0)
-    report = Report(model="tiny", size="128x64", num_frames=17, num_steps=9, loop=loop, levels=(level,))
+    report = Report(model="tiny", size="128x64", num_frames=17, num_steps=9, loop=loop, levels=(level,), plan=PLAN)
     assert "2.00x" in report.to_text()
     assert "93%" in report.to_text()
-    assert '"videos_per_minute": 8.0' in report.to_json()
+    written = json.loads(report.to_json())
+    assert written["levels"][0]["videos_per_minute"] == 8.0
+    assert written["levels"][0]["stages"]["denoise"] == [1.0, 2.0, 2.0]
+    assert Plan.model_validate(written["plan"]) == PLAN

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deployments.pools.engine import PATIENCE, Engine, Slot, choose_pack
+from deployments.pools.engine import Engine, Slot
+from deployments.pools.packing import PATIENCE, choose_pack
 from deployments.telemetry.forwards import Forward
 from pyramid_serve.pyramid_flow.attention import block_attention
 from pyramid_serve.pyramid_flow.noise import SeededNoise

@@ -1,14 +1,18 @@
 from typing import Any
 
 import pytest
+import torch
 
 from pyramid_serve.api import MODEL_NOT_FOUND, RequestError, RequestLimits, VideoRecord, VideoRequest, parse_request
 from pyramid_serve.pyramid_flow.capabilities import Capabilities
 from pyramid_serve.pyramid_flow.family import FAMILY
-from pyramid_serve.pyramid_flow.planning import settings_of
+from pyramid_serve.pyramid_flow.noise import SeededNoise
+from pyramid_serve.pyramid_flow.planning import latent_shape_of, settings_of
+from pyramid_serve.pyramid_flow.sampler import denoise_unit
 from pyramid_serve.pyramid_flow.settings import LinearGuidance
 from pyramid_serve.served_model import ServedModel
-from tests.unit.api.plans_at_hand import CAPABILITIES, MODEL, record_of, refusal_of
+from tests.unit.api.plans_at_hand import CAPABILITIES, MODEL, plan_of, record_of, refusal_of
+from tests.unit.pyramid_flow.transformers_at_hand import random_prompt
 
 
 def test_form_fields_mean_what_json_does() -> None:
@@ -189,3 +193,30 @@ def test_a_picture_for_a_single_frame_is_refused() -> None:
 def test_steps_count_over_stages_and_units_without_a_given_picture() -> None:
     assert record_of(num_inference_steps=2, video_num_inference_steps=1, seconds=1).plan.num_steps == 6 + 3 * 3
     assert record_of(video_num_inference_steps=1, seconds=1, input_reference=b"png").plan.num_steps == 3 * 3
+
+
+@pytest.mark.parametrize("fields", [{}, {"guidance_scale": 1.0, "video_guidance_scale": 1.0}])
+def test_step_runs_are_the_tokens_that_the_sampler_asks_for(fields: dict[str, Any]) -> None:
+    plan = plan_of(num_inference_steps=[3, 2, 1], video_num_inference_steps=[1, 2, 1], **fields)
+    for unit in range(plan.num_units):
+        history = torch.zeros(16, unit, *latent_shape_of(plan).size_at(2))
+        prompt = random_prompt(5)
+        steps = denoise_unit(
+            prompt, prompt, history, settings=settings_of(plan).sampling, noise=SeededNoise(0, latent_shape_of(plan))
+        )
+        made: list[tuple[int, ...]] = []
+        try:
+            sequences = next(steps)
+            while True:
+                made.append(tuple(sequence.num_tokens for sequence in sequences))
+                sequences = steps.send([torch.zeros_like(sequence.clips[-1]) for sequence in sequences])
+        except StopIteration:
+            pass
+        runs = FAMILY.step_runs(plan, unit, num_text_tokens=5)
+        assert [run.sequence_tokens for run in runs for _ in range(run.num_steps)] == made
+
+
+def test_a_unit_that_is_a_picture_has_no_steps() -> None:
+    plan = plan_of(input_reference=b"picture")
+    assert FAMILY.step_runs(plan, 0, num_text_tokens=5) == []
+    assert FAMILY.step_runs(plan, 1, num_text_tokens=5)
