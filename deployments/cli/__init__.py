@@ -13,6 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``pyramid-serve``; the exit status."""
     with leaving_at_interrupt(arguments):
         from deployments.cli.client import add_client_commands
+        from deployments.cli.planning import add_planning_commands
         from deployments.cli.serving import add_serving_commands
         from pyramid_serve import cli
 
@@ -20,5 +21,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser, commands = cli.new_parser()
         cli.add_commands(commands, families)
         add_serving_commands(commands, families)
+        add_planning_commands(commands)
         add_client_commands(commands, families)
     return cli.run(parser, arguments)

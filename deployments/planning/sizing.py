@@ -1,0 +1,208 @@
+"""How many replicas a demand takes: the fewest that a simulation finds fast enough."""
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from deployments.planning.simulation import Layout, Simulated, simulate
+from deployments.planning.stage_times import StageTimes, VideoWork
+
+MOST_SIMULATED = 32
+"""Denoisers. Of more, a part is simulated with its part of the videos, since a larger pool never waits longer."""
+_MOST_BUSY = 0.9
+"""The share of the time that the work of a pool may take, packed as well as can be."""
+_SAVE_BUSY = 0.6
+_FEWEST_COUNTED = 150
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is asked for: videos a second, each of the kinds equally often, and how fast nineteen of twenty must be."""
+
+    kinds: tuple[VideoWork, ...]
+    videos_per_s: float
+    latency_p95_s: float
+
+    @property
+    def denoise_s(self) -> float:
+        """Of one video, as the mean over the kinds; so the others."""
+        return statistics.mean(kind.denoise_s for kind in self.kinds)
+
+    @property
+    def decode_s(self) -> float:
+        return statistics.mean(kind.decode_s for kind in self.kinds)
+
+    @property
+    def save_s(self) -> float:
+        return statistics.mean(kind.save_s for kind in self.kinds)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A layout, and what a simulation of it (or of one of ``num_parts`` equal parts of it) came to."""
+
+    layout: Layout
+    demand: Demand
+    simulated: Simulated
+    num_parts: int
+
+    @property
+    def is_fast_enough(self) -> bool:
+        return not self.simulated.num_unfinished and self.latency(0.95) <= self.demand.latency_p95_s
+
+    def latency(self, share: float) -> float:
+        return quantile([video.latency_s for video in self.simulated.videos], share)
+
+    def wait(self, share: float) -> float:
+        return quantile([video.wait_s for video in self.simulated.videos], share)
+
+    def first_frame(self, share: float) -> float:
+        return quantile([video.first_frame_s for video in self.simulated.videos], share)
+
+    @property
+    def num_gpus(self) -> int:
+        layout = self.layout
+        return 1 if layout.on_one_device else layout.num_text_encoders + layout.num_denoisers + layout.num_decoders
+
+    @property
+    def mean_running(self) -> float:
+        return self.simulated.mean_running * self.num_parts
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The least value that at least this share of the values does not exceed; 0 for none."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else 0.0
+
+
+def alone_s(kind: VideoWork, times: StageTimes) -> float:
+    """The latency of a video that meets no other."""
+    (video,) = simulate(iter([(0.0, kind)]), times, Layout()).videos
+    return video.latency_s
+
+
+def size(demand: Demand, times: StageTimes, layout: Layout, *, seed: int = 0) -> Sized:
+    """The fewest replicas that are fast enough; ``layout`` has the settings. Raises ``ValueError`` where none are."""
+    needed = _least(demand, times, layout)
+    sized = try_layout(demand, times, needed, seed=seed)
+    most = 64 * needed.num_denoisers + 64
+    low = needed.num_denoisers - 1
+    while not sized.is_fast_enough:
+        low = sized.layout.num_denoisers
+        grown = sized.layout.num_denoisers + max(1, sized.layout.num_denoisers // 5)
+        if grown > most:
+            raise ValueError(
+                f"--p95 {demand.latency_p95_s:.3g}: not reached by any number of replicas; a video takes "
+                f"{max(alone_s(kind, times) for kind in demand.kinds):.3g} s alone"
+            )
+        sized = try_layout(demand, times, _grown(sized, grown), seed=seed)
+    while sized.layout.num_denoisers - low > max(1, sized.layout.num_denoisers // 50):
+        middle = (sized.layout.num_denoisers + low) // 2
+        tried = try_layout(demand, times, _grown(sized, middle), seed=seed)
+        if tried.is_fast_enough:
+            sized = tried
+        else:
+            low = middle
+    return sized
+
+
+def fill(num_gpus: int, demand: Demand, times: StageTimes, layout: Layout, *, seed: int = 0) -> Sized:
+    """The most videos that so many GPUs make fast enough; ``demand`` says which, and how fast. On one GPU all pools are
+    on it. Raises ``ValueError`` where that is none.
+    """
+    if num_gpus < 1 or num_gpus == 2:
+        raise ValueError(f"--gpus {num_gpus}: must be 1, which all pools share, or at least 3, one for each pool")
+    shares = [demand.denoise_s, demand.decode_s, times.encode_s / 4]
+    most = num_gpus / sum(shares)
+    found: Sized | None = None
+    low, high = 0.0, most
+    while high - low > 0.02 * most:
+        rate = (low + high) / 2
+        tried = _try_gpus(num_gpus, replace(demand, videos_per_s=rate), times, layout, seed=seed)
+        if tried is not None and tried.is_fast_enough:
+            found, low = tried, rate
+        else:
+            high = rate
+    if found is None:
+        raise ValueError(f"--gpus {num_gpus}: too few for {demand.latency_p95_s:.3g} s, however few videos come")
+    return found
+
+
+def _try_gpus(num_gpus: int, demand: Demand, times: StageTimes, layout: Layout, *, seed: int) -> Sized | None:
+    """A simulation with what the decoders and text encoders leave for denoisers; None where that is not enough."""
+    least = _least(demand, times, layout)
+    if num_gpus == 1:
+        return try_layout(demand, times, replace(least, num_denoisers=1, on_one_device=True), seed=seed)
+    num_denoisers = num_gpus - least.num_decoders - least.num_text_encoders
+    if num_denoisers < least.num_denoisers:
+        return None
+    return try_layout(demand, times, replace(least, num_denoisers=num_denoisers), seed=seed)
+
+
+def try_layout(demand: Demand, times: StageTimes, layout: Layout, *, seed: int = 0) -> Sized:
+    """A simulation of a layout under a demand, with random arrivals."""
+    num_parts = max(1, round(layout.num_denoisers / MOST_SIMULATED))
+    part = replace(
+        layout,
+        num_text_encoders=math.ceil(layout.num_text_encoders / num_parts),
+        num_denoisers=max(1, round(layout.num_denoisers / num_parts)),
+        num_decoders=max(1, round(layout.num_decoders / num_parts)),
+        num_save_cores=math.ceil(layout.num_save_cores / num_parts),
+        max_running=math.ceil(layout.max_running / num_parts),
+    )
+    videos_per_s = demand.videos_per_s / layout.num_denoisers * part.num_denoisers
+    warm_up_s = 2 * max(alone_s(kind, times) for kind in demand.kinds)
+    counted_s = max(_FEWEST_COUNTED / videos_per_s, 3 * warm_up_s)
+    simulated = simulate(
+        _poisson(demand.kinds, videos_per_s, Random(seed)),
+        times,
+        part,
+        seed=seed,
+        counted_from=warm_up_s,
+        counted_until=warm_up_s + counted_s,
+        give_up_at=warm_up_s + 2 * counted_s + demand.latency_p95_s,
+    )
+    return Sized(layout, demand, simulated, num_parts)
+
+
+def _poisson(kinds: Sequence[VideoWork], videos_per_s: float, random: Random) -> Iterator[tuple[float, VideoWork]]:
+    at = 0.0
+    while True:
+        at += random.expovariate(videos_per_s)
+        yield at, random.choice(kinds)
+
+
+def _least(demand: Demand, times: StageTimes, layout: Layout) -> Layout:
+    """Replicas that the work just fits, were it packed as well as can be, and whose decoders remember every video."""
+    num_denoisers = _replicas(demand.videos_per_s * demand.denoise_s)
+    latency_s = statistics.mean(alone_s(kind, times) for kind in demand.kinds)
+    layout = replace(
+        layout,
+        num_denoisers=num_denoisers,
+        num_text_encoders=_replicas(demand.videos_per_s * times.encode_s / 4),  # prompts come in batches
+        num_save_cores=max(1, math.ceil(demand.videos_per_s * demand.save_s / _SAVE_BUSY)),
+    )
+    return _with_decoders(layout, demand, num_running=1.5 * demand.videos_per_s * latency_s)
+
+
+def _grown(sized: Sized, num_denoisers: int) -> Layout:
+    """With other denoisers; room for as many videos at once as were seen, and decoders that remember them."""
+    layout = replace(sized.layout, num_denoisers=num_denoisers)
+    return _with_decoders(layout, sized.demand, num_running=sized.mean_running)
+
+
+def _with_decoders(layout: Layout, demand: Demand, *, num_running: float) -> Layout:
+    remembered = max(layout.memories_on_device + layout.memories_in_host, 1)
+    num_decoders = max(
+        _replicas(demand.videos_per_s * demand.decode_s),
+        math.ceil(1.5 * num_running / remembered),  # videos fall unevenly on decoders
+    )
+    max_running = max(layout.max_running, math.ceil(2 * num_running))
+    return replace(layout, num_decoders=num_decoders, max_running=max_running)
+
+
+def _replicas(work: float) -> int:
+    """That work so many seconds a second together."""
+    return max(1, math.ceil(work / _MOST_BUSY))
