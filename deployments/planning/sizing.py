@@ -14,6 +14,7 @@ MOST_SIMULATED = 32
 _MOST_BUSY = 0.9
 """The share of the time that the work of a pool may take, packed as well as can be."""
 _SAVE_BUSY = 0.6
+_MOST_GROWTH = 64.0
 _FEWEST_COUNTED = 150
 
 
@@ -84,25 +85,42 @@ def alone_s(kind: VideoWork, times: StageTimes) -> float:
 
 
 def size(demand: Demand, times: StageTimes, layout: Layout, *, seed: int = 0) -> Sized:
-    """The fewest replicas that are fast enough; ``layout`` has the settings. Raises ``ValueError`` where none are."""
-    needed = _least(demand, times, layout)
-    sized = try_layout(demand, times, needed, seed=seed)
-    most = 64 * needed.num_denoisers + 64
-    low = needed.num_denoisers - 1
+    """The fewest replicas that are fast enough; ``layout`` has the settings. Raises ``ValueError`` where none are.
+
+    All pools are grown together until they are fast enough; then decoders, and after them denoisers, are taken away
+    again as long as they are.
+    """
+    least = _least(demand, times, layout)
+    sized = try_layout(demand, times, least, seed=seed)
+    factor = 1.0
     while not sized.is_fast_enough:
-        low = sized.layout.num_denoisers
-        grown = sized.layout.num_denoisers + max(1, sized.layout.num_denoisers // 5)
-        if grown > most:
+        factor *= 1.25
+        if factor > _MOST_GROWTH:
             raise ValueError(
                 f"--p95 {demand.latency_p95_s:.3g}: not reached by any number of replicas; a video takes "
                 f"{max(alone_s(kind, times) for kind in demand.kinds):.3g} s alone"
             )
-        sized = try_layout(demand, times, _grown(sized, grown), seed=seed)
-    while sized.layout.num_denoisers - low > max(1, sized.layout.num_denoisers // 50):
-        middle = (sized.layout.num_denoisers + low) // 2
-        tried = try_layout(demand, times, _grown(sized, middle), seed=seed)
+        grown = replace(
+            least,
+            num_denoisers=math.ceil(factor * least.num_denoisers),
+            num_decoders=math.ceil(factor * least.num_decoders),
+            num_save_cores=math.ceil(factor * least.num_save_cores),
+            max_running=math.ceil(factor * least.max_running),
+        )
+        sized = try_layout(demand, times, grown, seed=seed)
+    for pool in ("num_decoders", "num_denoisers"):
+        sized = _without_spare(sized, pool, times, seed=seed)
+    return sized
+
+
+def _without_spare(sized: Sized, pool: str, times: StageTimes, *, seed: int) -> Sized:
+    """With as few replicas of a pool as are still fast enough, to within a fiftieth."""
+    low, high = 0, getattr(sized.layout, pool)
+    while high - low > max(1, high // 50):
+        middle = (low + high) // 2
+        tried = try_layout(sized.demand, times, replace(sized.layout, **{pool: middle}), seed=seed)
         if tried.is_fast_enough:
-            sized = tried
+            sized, high = tried, middle
         else:
             low = middle
     return sized
@@ -175,32 +193,19 @@ def _poisson(kinds: Sequence[VideoWork], videos_per_s: float, random: Random) ->
 
 
 def _least(demand: Demand, times: StageTimes, layout: Layout) -> Layout:
-    """Replicas that the work just fits, were it packed as well as can be, and whose decoders remember every video."""
+    """Replicas that the work just fits, were it packed as well as can be, and whose decoders remember most videos."""
     num_denoisers = _replicas(demand.videos_per_s * demand.denoise_s)
     latency_s = statistics.mean(alone_s(kind, times) for kind in demand.kinds)
-    layout = replace(
+    num_running = 1.5 * demand.videos_per_s * latency_s
+    remembered = max(layout.memories_on_device + layout.memories_in_host, 1)
+    return replace(
         layout,
         num_denoisers=num_denoisers,
+        num_decoders=max(_replicas(demand.videos_per_s * demand.decode_s), math.ceil(num_running / remembered)),
         num_text_encoders=_replicas(demand.videos_per_s * times.encode_s / 4),  # prompts come in batches
         num_save_cores=max(1, math.ceil(demand.videos_per_s * demand.save_s / _SAVE_BUSY)),
+        max_running=max(layout.max_running, math.ceil(2 * num_running)),
     )
-    return _with_decoders(layout, demand, num_running=1.5 * demand.videos_per_s * latency_s)
-
-
-def _grown(sized: Sized, num_denoisers: int) -> Layout:
-    """With other denoisers; room for as many videos at once as were seen, and decoders that remember them."""
-    layout = replace(sized.layout, num_denoisers=num_denoisers)
-    return _with_decoders(layout, sized.demand, num_running=sized.mean_running)
-
-
-def _with_decoders(layout: Layout, demand: Demand, *, num_running: float) -> Layout:
-    remembered = max(layout.memories_on_device + layout.memories_in_host, 1)
-    num_decoders = max(
-        _replicas(demand.videos_per_s * demand.decode_s),
-        math.ceil(1.5 * num_running / remembered),  # videos fall unevenly on decoders
-    )
-    max_running = max(layout.max_running, math.ceil(2 * num_running))
-    return replace(layout, num_decoders=num_decoders, max_running=max_running)
 
 
 def _replicas(work: float) -> int:
