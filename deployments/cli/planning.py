@@ -75,19 +75,24 @@ def plan(arguments: argparse.Namespace) -> None:
     from deployments.planning.published import CARDS, MODELS
     from deployments.planning.report import Report, needs_of
 
+    if arguments.write is not None and arguments.gpus == 1:
+        raise ValueError("--write: is for a GPU to each replica; for one GPU there is k8s/overlays/single-gpu")
     family = family_of(arguments.model, arguments.family)
     published = MODELS.get((arguments.model, arguments.variant))
     overlay = Overlay.read(arguments.base) if arguments.base.is_dir() or arguments.write else Overlay.of_defaults()
     times = _times(arguments, family)
     sized = _sized(arguments, _plans(arguments, family), family, times, overlay)
     needs = None if published is None else needs_of(published, **overlay.decoder_settings)
+    problems: list[str] = []
+    if needs is not None and arguments.gpu is not None:
+        problems = needs.problems(CARDS[arguments.gpu], share_one=sized.layout.on_one_device)
     report = Report(
         model=arguments.model,
         times=times,
         sized=sized,
         gpu=arguments.gpu,
         needs=needs,
-        memory_problems=() if needs is None or arguments.gpu is None else tuple(needs.problems(CARDS[arguments.gpu])),
+        memory_problems=tuple(problems),
         price_per_gpu_hour=arguments.price_per_gpu_hour,
         knows_text=arguments.bench is None,
     )

@@ -27,8 +27,12 @@ class Needs:
     denoiser: float
     decoder: float
 
-    def problems(self, card: Card) -> list[str]:
-        """Each part that the card is too small for."""
+    def problems(self, card: Card, *, share_one: bool) -> list[str]:
+        """Each part that the card is too small for; or that it is so for all of them, where they share one."""
+        if share_one:
+            together = sum(vars(self).values())
+            too_many = f"all pools take {together / GB:.0f} GB of a card that has {card.num_bytes / GB:.0f}"
+            return [too_many] if together > card.num_bytes else []
         return [
             f"{name} takes {num_bytes / GB:.0f} GB of a card that has {card.num_bytes / GB:.0f}"
             for name, num_bytes in vars(self).items()

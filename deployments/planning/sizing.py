@@ -90,15 +90,16 @@ def size(demand: Demand, times: StageTimes, layout: Layout, *, seed: int = 0) ->
     All pools are grown together until they are fast enough; then decoders, and after them denoisers, are taken away
     again as long as they are.
     """
+    fastest_s = min(alone_s(kind, times) for kind in demand.kinds)
     least = _least(demand, times, layout)
     sized = try_layout(demand, times, least, seed=seed)
     factor = 1.0
     while not sized.is_fast_enough:
         factor *= 1.25
-        if factor > _MOST_GROWTH:
+        if factor > _MOST_GROWTH or demand.latency_p95_s < fastest_s:
             raise ValueError(
                 f"--p95 {demand.latency_p95_s:.3g}: not reached by any number of replicas; a video takes "
-                f"{max(alone_s(kind, times) for kind in demand.kinds):.3g} s alone"
+                f"{fastest_s:.3g} s alone"
             )
         grown = replace(
             least,
@@ -127,36 +128,50 @@ def _without_spare(sized: Sized, pool: str, times: StageTimes, *, seed: int) -> 
 
 
 def fill(num_gpus: int, demand: Demand, times: StageTimes, layout: Layout, *, seed: int = 0) -> Sized:
-    """The most videos that so many GPUs make fast enough; ``demand`` says which, and how fast. On one GPU all pools are
-    on it. Raises ``ValueError`` where that is none.
+    """The most videos that so many GPUs make fast enough; ``demand`` says which, and how fast.
+
+    The pools share the GPUs as they do in the smallest plan for a load near that. One GPU holds all of them. Raises
+    ``ValueError`` where that makes none.
     """
     if num_gpus < 1 or num_gpus == 2:
         raise ValueError(f"--gpus {num_gpus}: must be 1, which all pools share, or at least 3, one for each pool")
-    shares = [demand.denoise_s, demand.decode_s, times.encode_s / 4]
-    most = num_gpus / sum(shares)
+    most = num_gpus / (demand.denoise_s + demand.decode_s)
+    if num_gpus == 1:
+        shared = replace(layout, on_one_device=True)
+    else:
+        near = size(replace(demand, videos_per_s=0.7 * most), times, layout, seed=seed)
+        shared = _shared_out(num_gpus, near)
     found: Sized | None = None
     low, high = 0.0, most
     while high - low > 0.02 * most:
-        rate = (low + high) / 2
-        tried = _try_gpus(num_gpus, replace(demand, videos_per_s=rate), times, layout, seed=seed)
-        if tried is not None and tried.is_fast_enough:
-            found, low = tried, rate
+        at_rate = replace(demand, videos_per_s=(low + high) / 2)
+        least = _least(at_rate, times, layout)
+        tried = try_layout(
+            at_rate,
+            times,
+            replace(shared, num_save_cores=least.num_save_cores, max_running=least.max_running),
+            seed=seed,
+        )
+        if tried.is_fast_enough:
+            found, low = tried, at_rate.videos_per_s
         else:
-            high = rate
+            high = at_rate.videos_per_s
     if found is None:
         raise ValueError(f"--gpus {num_gpus}: too few for {demand.latency_p95_s:.3g} s, however few videos come")
     return found
 
 
-def _try_gpus(num_gpus: int, demand: Demand, times: StageTimes, layout: Layout, *, seed: int) -> Sized | None:
-    """A simulation with what the decoders and text encoders leave for denoisers; None where that is not enough."""
-    least = _least(demand, times, layout)
-    if num_gpus == 1:
-        return try_layout(demand, times, replace(least, num_denoisers=1, on_one_device=True), seed=seed)
-    num_denoisers = num_gpus - least.num_decoders - least.num_text_encoders
-    if num_denoisers < least.num_denoisers:
-        return None
-    return try_layout(demand, times, replace(least, num_denoisers=num_denoisers), seed=seed)
+def _shared_out(num_gpus: int, near: Sized) -> Layout:
+    """The pools of a plan, made larger or smaller to so many GPUs together."""
+    factor = num_gpus / near.num_gpus
+    num_decoders = max(1, round(factor * near.layout.num_decoders))
+    num_text_encoders = max(1, round(factor * near.layout.num_text_encoders))
+    return replace(
+        near.layout,
+        num_decoders=num_decoders,
+        num_text_encoders=num_text_encoders,
+        num_denoisers=max(1, num_gpus - num_decoders - num_text_encoders),
+    )
 
 
 def try_layout(demand: Demand, times: StageTimes, layout: Layout, *, seed: int = 0) -> Sized:

@@ -1,0 +1,97 @@
+"""``pyramid-serve plan``, as its user runs it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deployments.cli import main
+from tests.k8s.manifests_at_hand import ROOT
+
+MINIFLUX = "rain1011/pyramid-flow-miniflux"
+
+
+@pytest.fixture(autouse=True)
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published model, as a folder of the same name with its configuration alone."""
+    folder = tmp_path / MINIFLUX / "diffusion_transformer_768p"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "published" / "miniflux_transformer_config.json", folder / "config.json")
+    monkeypatch.chdir(tmp_path)
+
+
+def plan(*arguments: str) -> int:
+    return main(["plan", "--model", MINIFLUX, "--variant", "768p", *arguments])
+
+
+def test_a_plan_says_what_a_load_takes_and_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    load = ("--videos-per-minute", "2", "--seconds", "2", "--gpu", "H200", "--price-per-gpu-hour", "3.6", "--json")
+    assert plan(*load) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["videos"] == ["1280x768 2.04 s"]
+    assert figures["num_gpus"] == sum(pool["replicas"] for pool in figures["pools"].values())
+    assert figures["latency_p50"] <= figures["latency_p95"] <= figures["latency_p95_asked_for"]
+    assert figures["gpu_seconds_per_video"] == pytest.approx(figures["num_gpus"] * 30)
+    assert figures["cost_per_video"] == pytest.approx(figures["gpu_seconds_per_video"] / 1000)
+    assert figures["memory_problems"] == []
+
+
+def test_a_card_that_is_too_small_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--videos-per-minute", "1", "--seconds", "1", "--gpu", "L40S", "--base", "none") == 0
+    printed = capsys.readouterr().out
+    assert "decoder takes 96 GB of a card that has 48" in printed
+    assert "text_encoder takes" not in printed
+
+
+def test_sizes_and_lengths_are_mixed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--videos-per-minute", "1", "--seconds", "1,2", "--gpu", "H200") == 0
+    assert "1280x768 1.04 s, 1280x768 2.04 s: 1 videos a minute" in capsys.readouterr().out
+
+
+def test_a_plan_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ROOT / "k8s" / "overlays" / "pools"
+    load = ("--videos-per-minute", "1", "--seconds", "1", "--gpu", "H200", "--base", str(base))
+    assert plan(*load, "--write", str(tmp_path / "planned")) == 0
+    assert "kubectl apply -k" in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "planned").iterdir()} == {
+        "kustomization.yaml",
+        "groups.yaml",
+        "serve.yaml",
+        "serve_config.yaml",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--videos-per-minute", "1", "--gpu", "B200"), "--gpu B200: must be one of H200, H100, A100, L40S"),
+        (("--gpus", "2", "--gpu", "H200"), "--gpus 2: must be 1"),
+        (("--videos-per-minute", "1", "--bench", "x.json"), "x.json: cannot be read"),
+        (("--videos-per-minute", "1", "--bench", "x.json", "--share", "0.5"), "--share: goes with --gpu"),
+        (("--videos-per-minute", "1", "--gpu", "H200", "--p95", "1"), "--p95 1: not reached"),
+        (("--videos-per-minute", "1", "--gpu", "H200", "--size", "64x64"), "size=64x64"),
+        (("--gpus", "1", "--gpu", "H200", "--write", "out"), "k8s/overlays/single-gpu"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_whose_arithmetic_is_not_known_needs_a_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--videos-per-minute", "1", "--gpu", "H200"]) == 2
+    assert "for others give --bench FILE" in capsys.readouterr().err
+
+
+def test_a_plan_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from deployments.cli import main; "
+        f"main(['plan', '--model', {MINIFLUX!r}, '--variant', '768p', '--gpu', 'H200', '--videos-per-minute', '1', "
+        "'--seconds', '1']); sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
