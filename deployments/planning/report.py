@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 from deployments.planning.published import (
@@ -15,8 +16,12 @@ from deployments.planning.published import (
 from deployments.planning.sizing import Sized
 from deployments.planning.stage_times import StageTimes
 
-UPDATES_A_SECOND = 3.0
-"""Of a running video to claims: each half second of denoising, and at the end of each piece of work."""
+_PROGRESS_A_SECOND = 2.0
+"""Updates to claims of each running video: the denoiser tells of its steps every half second."""
+_UPDATES_A_UNIT = 4
+"""Beside those: latents made, latents saved, frames decoded, frames saved."""
+CLAIMS_UPDATES_A_SECOND = 350
+"""What one core takes (``python -m benchmarks.claims``, docs/planning.md); claims has no more."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,9 @@ class Report:
     @property
     def updates_per_s(self) -> float:
         """What claims hears from running videos."""
-        return UPDATES_A_SECOND * self.sized.mean_running
+        num_units = mean(len(kind.units) for kind in self.sized.demand.kinds)
+        of_units = _UPDATES_A_UNIT * num_units * self.sized.demand.videos_per_s
+        return _PROGRESS_A_SECOND * self.sized.mean_running + of_units
 
     def fields(self) -> dict[str, Any]:
         """The figures by name, in seconds where nothing else is said."""
@@ -142,9 +149,14 @@ class Report:
         if "cost_per_video" in f:
             lines[-1] += f", {f['cost_per_video']:.4g} of the currency of the price"
         lines.append(
-            f"{f['mean_running']:.0f} videos at once; max_running {f['max_running']}; claims hears "
+            f"{f['mean_running']:.1f} videos at once; max_running {f['max_running']}; claims hears "
             f"{f['updates_to_claims_per_s']:.0f} updates a second"
         )
+        if self.updates_per_s > CLAIMS_UPDATES_A_SECOND:
+            lines.append(
+                f"Claims takes about {CLAIMS_UPDATES_A_SECOND} updates a second, so this is more than one app can do: "
+                "divide it among apps with a storage each (docs/planning.md)"
+            )
         if self.needs is None:
             lines.append("Memory: not known of this model")
         elif self.gpu is not None:
