@@ -44,6 +44,7 @@ def add_planning_commands(commands: "Commands") -> None:
         metavar="S",
         help=f"19 of 20 videos take at most so many seconds; {_PATIENCE:g} times what one takes alone unless given",
     )
+    load.add_argument("--compare", action="store_true", help="instead: simulate the bench itself, beside its figures")
     times = parser.add_mutually_exclusive_group(required=True)
     times.add_argument("--bench", type=Path, metavar="FILE", help="stage times from pyramid-serve bench -o FILE")
     times.add_argument("--gpu", metavar="NAME", help="stage times by arithmetic: H200, H100, A100 or L40S")
@@ -78,6 +79,9 @@ def plan(arguments: argparse.Namespace) -> None:
     if arguments.write is not None and arguments.gpus == 1:
         raise ValueError("--write: is for a GPU to each replica; for one GPU there is k8s/overlays/single-gpu")
     family = family_of(arguments.model, arguments.family)
+    if arguments.compare:
+        _compare(arguments, family)
+        return
     published = MODELS.get((arguments.model, arguments.variant))
     overlay = Overlay.read(arguments.base) if arguments.base.is_dir() or arguments.write else Overlay.of_defaults()
     times = _times(arguments, family)
@@ -101,6 +105,17 @@ def plan(arguments: argparse.Namespace) -> None:
         overlay.write(arguments.write, sized.layout, model=arguments.model, variant=arguments.variant)
         if not arguments.json:
             say(f"{arguments.write}: the overlay; kubectl apply -k {arguments.write}")
+
+
+def _compare(arguments: argparse.Namespace, family: Family) -> None:
+    from deployments.planning.bench_times import read_bench
+    from deployments.planning.comparison import compare, to_text
+    from deployments.planning.overlay import Overlay
+
+    if arguments.bench is None:
+        raise ValueError("--compare: goes with --bench FILE")
+    report = read_bench(arguments.bench)
+    say(to_text(compare(report, _times(arguments, family), family, Overlay.of_defaults().layout(None))))
 
 
 def _times(arguments: argparse.Namespace, family: Family) -> "StageTimes":

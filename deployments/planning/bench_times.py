@@ -30,7 +30,8 @@ def times_of_bench(report: Mapping[str, Any], family: Family, *, source: str) ->
     """The times that explain a bench, by least squares.
 
     The level with the fewest videos at once gives what a unit takes by its tokens. The one with the most says how much
-    of that is of the forward, and so is shared by a pack. With one level nothing is. Levels in between have no part.
+    of that is of the forward, and so is shared by a pack: less than nothing where a pack takes longer than its units
+    alone, as on a machine whose cores all pools share. With one level it is nothing. Levels in between have no part.
     """
     levels = sorted(report["levels"], key=lambda level: level["concurrency"])
     first, last = levels[0], levels[-1]
@@ -46,12 +47,11 @@ def times_of_bench(report: Mapping[str, Any], family: Family, *, source: str) ->
     forward_s = _shared_by_a_pack(
         last, "Denoiser", num_slots=last["concurrency"] * sum(steps), alone_s=last["concurrency"] * sum(seconds)
     )
-    forward_s = min(max(forward_s, 0.0), step_s)
     decodes = stages["decode"]
     decode_fixed_s = _shared_by_a_pack(
         last, "Decoder", num_slots=last["concurrency"] * len(decodes), alone_s=last["concurrency"] * sum(decodes)
     )
-    decode_fixed_s = min(max(decode_fixed_s, 0.0), *decodes)
+    decode_fixed_s = min(decode_fixed_s, *decodes)
     pixels = [plan.unit(unit).num_frames * plan.width * plan.height for unit in range(plan.num_units)]
     later = slice(min(1, len(decodes) - 1), None)
     return StageTimes(

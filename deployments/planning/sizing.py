@@ -15,7 +15,7 @@ _MOST_BUSY = 0.9
 """The share of the time that the work of a pool may take, packed as well as can be."""
 _SAVE_BUSY = 0.6
 _MOST_GROWTH = 64.0
-_FEWEST_COUNTED = 150
+_FEWEST_COUNTED = 200
 
 
 @dataclass(frozen=True)

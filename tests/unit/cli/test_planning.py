@@ -95,3 +95,24 @@ def test_a_plan_imports_neither_torch_nor_ray() -> None:
         "'--seconds', '1']); sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_load_that_is_too_much_for_claims_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--videos-per-minute", "10", "--seconds", "1", "--gpu", "H200") == 0
+    assert "Claims takes about" not in capsys.readouterr().out
+    assert plan("--videos-per-minute", "3000", "--seconds", "1", "--gpu", "H200") == 0
+    assert "Claims takes about 350 updates a second, so this is more than one app can do" in capsys.readouterr().out
+
+
+def test_a_bench_is_simulated_beside_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    bench = ROOT / "tests" / "unit" / "planning" / "bench.json"
+    assert main(["plan", "--compare", "--bench", str(bench)]) == 0
+    assert "measured, simulated" in capsys.readouterr().out
+    assert plan("--compare", "--gpu", "H200") == 2
+    assert "--compare: goes with --bench FILE" in capsys.readouterr().err
+
+
+def test_a_bench_sizes_no_text_pool_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    bench = ROOT / "tests" / "unit" / "planning" / "bench.json"
+    assert main(["plan", "--bench", str(bench), "--videos-per-minute", "20", "--seconds", "2"]) == 0
+    assert "The text pool is not sized" in capsys.readouterr().out

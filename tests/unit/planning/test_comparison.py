@@ -1,0 +1,31 @@
+"""The simulation beside a bench that was run on two CPU cores; docs/planning.md tells how."""
+
+from pathlib import Path
+
+import pytest
+
+from deployments.planning.bench_times import read_bench, times_of_bench
+from deployments.planning.comparison import Compared, compare, to_text
+from deployments.planning.simulation import Layout
+from pyramid_serve.pyramid_flow.family import FAMILY
+
+REPORT = read_bench(Path(__file__).parent / "bench.json")
+TIMES = times_of_bench(REPORT, FAMILY, source="bench.json")
+
+
+@pytest.fixture(scope="module")
+def compared() -> dict[int, Compared]:
+    return {one.concurrency: one for one in compare(REPORT, TIMES, FAMILY, Layout())}
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 8])
+def test_a_simulated_bench_is_near_the_measured_one(concurrency: int, compared: dict[int, Compared]) -> None:
+    """Without level 4, half of which another job ran beside. Level 2 has no part in the times."""
+    assert abs(compared[concurrency].throughput_error) < 0.1
+    assert abs(compared[concurrency].p95_error) < 0.25
+
+
+def test_the_table_has_both(compared: dict[int, Compared]) -> None:
+    lines = to_text(list(compared.values())).splitlines()
+    assert len(lines) == 1 + len(REPORT["levels"])
+    assert f"{compared[8].measured_per_minute:.2f} {compared[8].simulated_per_minute:.2f}" in lines[-1]
