@@ -119,7 +119,7 @@ class Replica:
             self._is_turning = True
             # A moment later, so that what comes at the same time shares the first forward.
             self._events.after(0.0, self._turn)
-        elif self._num_turns > 1:
+        elif self._num_turns > 1 and self._turn_s > 0:
             self._cut_short()
 
     def _turn(self) -> None:

@@ -162,7 +162,7 @@ class _App:
             device,
         )
         decoding = EngineRules(
-            lambda units: times.decode_fixed_s + sum(units), max_slots=layout.max_batch_size, max_ongoing=64
+            lambda units: max(times.decode_fixed_s + sum(units), 0.0), max_slots=layout.max_batch_size, max_ongoing=64
         )
         self.decode = Pool(events, decoding, layout.num_decoders, random, device)
         self.memories = [

@@ -108,3 +108,9 @@ def test_an_app_that_falls_behind_is_given_up() -> None:
     simulated = simulate(arrivals, TIMES, Layout(), counted_until=100.0, give_up_at=150.0)
     assert simulated.num_unfinished > 0
     assert simulated.wall_s < 151.0
+
+
+def test_time_never_goes_back_where_the_times_of_a_bench_are_those_of_larger_videos() -> None:
+    by = times(forward_fixed_s=-1.0, decode_fixed_s=-1.0)
+    simulated = run(*[video(2, step_s=0.5)] * 2, at=[0.0, 0.0], by=by)
+    assert all(one.latency_s >= one.first_frame_s >= one.wait_s >= 0 for one in simulated.videos)
