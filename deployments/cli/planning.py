@@ -73,16 +73,16 @@ def add_planning_commands(commands: "Commands") -> None:
 def plan(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve plan``. Raises ``ValueError`` for what the user got wrong."""
     from deployments.planning.overlay import Overlay
-    from deployments.planning.published import CARDS, MODELS
+    from deployments.planning.published import CARDS, config_source, published_of
     from deployments.planning.report import Report, needs_of
 
     if arguments.write is not None and arguments.gpus == 1:
         raise ValueError("--write: is for a GPU to each replica; for one GPU there is k8s/overlays/single-gpu")
-    family = family_of(arguments.model, arguments.family)
+    family = family_of(config_source(arguments.model, arguments.variant), arguments.family)
     if arguments.compare:
         _compare(arguments, family)
         return
-    published = MODELS.get((arguments.model, arguments.variant))
+    published = published_of(arguments.model, arguments.variant)
     overlay = Overlay.read(arguments.base) if arguments.base.is_dir() or arguments.write else Overlay.of_defaults()
     times = _times(arguments, family)
     sized = _sized(arguments, _plans(arguments, family), family, times, overlay)
@@ -130,7 +130,7 @@ def _times(arguments: argparse.Namespace, family: Family) -> "StageTimes":
         return times_of_bench(read_bench(arguments.bench), family, source=str(arguments.bench))
     if arguments.gpu not in published.CARDS:
         raise ValueError(f"--gpu {arguments.gpu}: must be one of {', '.join(published.CARDS)}")
-    model = published.MODELS.get((arguments.model, arguments.variant))
+    model = published.published_of(arguments.model, arguments.variant)
     if model is None or model.arithmetic is None:
         known = ", ".join(f"{one} --variant {variant}" for one, variant in published.MODELS if variant)
         raise ValueError(f"--gpu: the arithmetic is known of --model {known}; for others give --bench FILE")
@@ -147,7 +147,9 @@ def _times(arguments: argparse.Namespace, family: Family) -> "StageTimes":
 
 def _plans(arguments: argparse.Namespace, family: Family) -> list[Plan]:
     """One of each size and length."""
-    capabilities = family.capabilities(arguments.model, arguments.variant)
+    from deployments.planning.published import config_source
+
+    capabilities = family.capabilities(config_source(arguments.model, arguments.variant), arguments.variant)
     model = ServedModel(arguments.model, family, capabilities, RequestLimits())
     plans = []
     for size, seconds in product(arguments.size.split(","), arguments.seconds.split(",")):
@@ -159,13 +161,13 @@ def _plans(arguments: argparse.Namespace, family: Family) -> list[Plan]:
 def _sized(
     arguments: argparse.Namespace, plans: Sequence[Plan], family: Family, times: "StageTimes", overlay: "Overlay"
 ) -> "Sized":
-    from deployments.planning.published import MODELS
+    from deployments.planning.published import published_of
     from deployments.planning.sizing import Demand, alone_s, fill, size
     from deployments.planning.stage_times import work_of
 
     kinds = tuple(work_of(plan, family, times) for plan in plans)
     p95_s = arguments.p95 or _PATIENCE * max(alone_s(kind, times) for kind in kinds)
-    layout = overlay.layout(MODELS.get((arguments.model, arguments.variant)))
+    layout = overlay.layout(published_of(arguments.model, arguments.variant))
     if arguments.gpus is not None:
         return fill(arguments.gpus, Demand(kinds, 1.0, p95_s), times, layout, seed=arguments.seed)
     return size(Demand(kinds, arguments.videos_per_minute / 60, p95_s), times, layout, seed=arguments.seed)

@@ -4,6 +4,7 @@ Weights are in bfloat16. What an activation takes is not measured: the allowance
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from deployments.planning.stage_times import StageTimes
 
@@ -54,6 +55,26 @@ MODELS = {
     ("rain1011/pyramid-flow-sd3", "768p"): Published(11 * GB, 4.1 * GB, 0.7 * GB, 8.9 * GB, 20 * GB, SD3),
     ("shapes", None): Published(0.1 * GB, 0.1 * GB, 0.1 * GB, 0.1 * GB, 0.1 * GB),
 }
+
+_CONFIGS = Path(__file__).parent / "configs"
+"""The configurations of the published transformers, so that no network is needed to plan for them."""
+
+
+def published_of(model: str, variant: str | None) -> Published | None:
+    """The published model that a Hub id, or a copy of it in a folder or at a URL of the same name, stands for."""
+    names = [name for name, of_variant in MODELS if of_variant == variant and _last(name) == _last(model)]
+    return MODELS[names[0], variant] if names else None
+
+
+def config_source(model: str, variant: str | None) -> str:
+    """Where a model's configuration is read: in the package for a published one that is not at hand as a folder."""
+    folder = _CONFIGS / _last(model)
+    is_known = published_of(model, variant) is not None and folder.is_dir()
+    return str(folder) if is_known and not Path(model).is_dir() else model
+
+
+def _last(model: str) -> str:
+    return model.rstrip("/").rpartition("/")[2]
 
 
 def text_encoder_gpu_bytes(published: Published) -> float:

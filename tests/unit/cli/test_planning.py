@@ -1,7 +1,6 @@
 """``pyramid-serve plan``, as its user runs it."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +14,10 @@ MINIFLUX = "rain1011/pyramid-flow-miniflux"
 
 
 @pytest.fixture(autouse=True)
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published model, as a folder of the same name with its configuration alone."""
-    folder = tmp_path / MINIFLUX / "diffusion_transformer_768p"
-    folder.mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "published" / "miniflux_transformer_config.json", folder / "config.json")
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without models, and no Hub."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def plan(*arguments: str) -> int:
@@ -116,3 +113,20 @@ def test_a_bench_sizes_no_text_pool_and_says_so(capsys: pytest.CaptureFixture[st
     bench = ROOT / "tests" / "unit" / "planning" / "bench.json"
     assert main(["plan", "--bench", str(bench), "--videos-per-minute", "20", "--seconds", "2"]) == 0
     assert "The text pool is not sized" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["models/", "s3://bucket/models/"])
+def test_a_copy_of_a_published_model_is_known_by_its_name(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    load = ("--videos-per-minute", "1", "--seconds", "1", "--gpu", "H200", "--variant", "384p")
+    assert main(["plan", "--model", "rain1011/pyramid-flow-sd3", *load]) == 0
+    expected = capsys.readouterr().out
+    assert main(["plan", "--model", f"{place}pyramid-flow-sd3/", *load]) == 0
+    assert capsys.readouterr().out == expected.replace("rain1011/", place).replace("sd3", "sd3/", 1)
+
+
+def test_the_configurations_in_the_package_are_the_published_ones() -> None:
+    configs = ROOT / "deployments" / "planning" / "configs"
+    for name in ("sd3", "miniflux"):
+        expected = (ROOT / "tests" / "published" / f"{name}_transformer_config.json").read_text()
+        found = {file.read_text() for file in configs.glob(f"pyramid-flow-{name}/*/config.json")}
+        assert found == {expected}
