@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pyramid_serve.checkpoints.sources import CheckpointError, Source, resolve
+from pyramid_serve.checkpoints.text_encoders import load_encoder
 from pyramid_serve.precision import check_finite
 from pyramid_serve.pyramid_flow.capabilities import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT_SUFFIX
 from pyramid_serve.pyramid_flow.pack import PromptEmbeds
-from pyramid_serve.pyramid_flow.text_encoder_files import load_encoder
 
 __all__ = ["DEFAULT_NEGATIVE_PROMPT", "DEFAULT_PROMPT_SUFFIX", "MAX_PROMPT_TOKENS", "PromptEmbeds", "TextEncoder"]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pyramid_serve.checkpoints.sources import CheckpointError
+from pyramid_serve.checkpoints.text_encoders import load_encoder
 from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
-from pyramid_serve.pyramid_flow.text_encoder_files import load_encoder
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,58 @@
+"""Prompts to embeddings, with the CLIP of a Stable Diffusion 1.5 model as transformers saved it.
+
+L = 77 tokens, D width, K layers that may be left out.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyramid_serve.checkpoints.sources import CheckpointError
+from pyramid_serve.checkpoints.text_encoders import load_encoder
+from pyramid_serve.pia.settings import MAX_CLIP_SKIP
+from pyramid_serve.precision import check_finite
+
+
+class TextEncoder:
+    """The text encoder with its tokenizer. Not thread-safe, since tokenizers are not."""
+
+    def __init__(self, folder: Path, *, dtype: torch.dtype, device: torch.device) -> None:
+        """Load ``text_encoder/`` and ``tokenizer/`` of a checkpoint's folder. Raises ``CheckpointError``."""
+        loaded = load_encoder(folder / "text_encoder", dtype, device)
+        if loaded.architecture != "CLIPTextModel":
+            raise CheckpointError(f"{loaded.part}: architecture {loaded.architecture}: must be CLIPTextModel")
+        self._model: Any = loaded.model
+        self._tokenizer = loaded.tokenizer
+        self._device = device
+        self._num_tokens = min(self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
+
+    @torch.no_grad()
+    def encode(self, prompt: str) -> Tensor:
+        """Embeddings (1 + K, L, D) of a prompt: with all layers, without the last, and so on. What is too long is cut.
+
+        Raises ``NonFiniteError`` where they hold NaN or infinity.
+        """
+        tokens = self._tokenizer(
+            [prompt], padding="max_length", max_length=self._num_tokens, truncation=True, return_tensors="pt"
+        )
+        # No mask, as the base models were trained.
+        output = self._model(input_ids=tokens["input_ids"].to(self._device), output_hidden_states=True)
+        num_skips = min(MAX_CLIP_SKIP, len(output.hidden_states) - 1)
+        embeds = [output.last_hidden_state[0]]
+        embeds += [self._normed(output.hidden_states[-1 - skipped][0]) for skipped in range(1, num_skips + 1)]
+        stacked = torch.stack(embeds)
+        check_finite(stacked, "prompt embeddings")
+        return stacked
+
+    def truncated_at(self, prompt: str) -> int | None:
+        """The character at which the encoder stops reading a prompt; None where it reads all of it."""
+        (encoding,) = self._tokenizer([prompt], max_length=self._num_tokens, truncation=True).encodings
+        return max(end for _, end in encoding.offsets) if encoding.overflowing else None
+
+    def _normed(self, hidden_states: Tensor) -> Tensor:
+        """What the last layer is followed by."""
+        inner = getattr(self._model, "text_model", self._model)  # transformers 5 has one level less
+        normed: Tensor = inner.final_layer_norm(hidden_states)
+        return normed
