@@ -4,7 +4,7 @@ L = 77 tokens, D width, K layers that may be left out.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class TextEncoder:
         loaded = load_encoder(folder / "text_encoder", dtype, device)
         if loaded.architecture != "CLIPTextModel":
             raise CheckpointError(f"{loaded.part}: architecture {loaded.architecture}: must be CLIPTextModel")
-        self._model: Any = loaded.model
+        self._model = cast(Any, loaded.model)
         self._tokenizer = loaded.tokenizer
         self._device = device
         self._num_tokens = min(self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
