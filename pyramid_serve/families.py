@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and code that only plans or 
 
     from pyramid_serve.dtypes import DTypeName
 
-KNOWN = ("pyramid_serve.pyramid_flow.family:FAMILY",)
+KNOWN = ("pyramid_serve.pyramid_flow.family:FAMILY", "pyramid_serve.pia.family:FAMILY")
 """The families that come with this package."""
 
 _PLAN_OF_VERSION_1 = "pyramid_serve.pyramid_flow.version_1:plan_of"

@@ -29,6 +29,8 @@ name of a model in the package (``shapes``)."""
 
 PACKAGED = Path(__file__).parents[1] / "models"
 """Checkpoints that come with the package, each a folder that is named here by its name alone."""
+WHOLE = "."
+"""The part of a checkpoint that is all of its folder, with its weights at the top, as a motion adapter alone is."""
 _PATIENCE_S = 60.0
 """For how long errors of the filesystem of a URL are waited out."""
 _NEEDED_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
@@ -46,12 +48,13 @@ class CheckpointError(ValueError):
 def resolve(source: Source, *, parts: Sequence[str] = (), cache: Path | None = None) -> Path:
     """The local folder of a checkpoint, with at least ``parts`` in it.
 
-    ``parts`` are names of sub-folders or patterns of them (``text_encoder*``); each must match one. A local folder is
-    returned as it stands, and ``shapes`` is the model in the package (a folder of that name is ``./shapes``). From a
-    URL or the Hub only these sub-folders, the ``config.json`` of the others and the top-level ``*.json`` are copied;
-    ``.bin`` weights are not copied where a part has safetensors. Copies of a URL go under ``cache`` (default
-    ``~/.cache/pyramid_serve``), file by file, each written aside and then moved, and again when the listing at the
-    URL has changed. Of several processes on a machine one copies, while the others wait.
+    ``parts`` are names of sub-folders or patterns of them (``text_encoder*``), each of which must match one; ``WHOLE``
+    is the folder itself, with the weights at its top. A local folder is returned as it stands, and ``shapes`` is the
+    model in the package (a folder of that name is ``./shapes``). From a URL or the Hub only these sub-folders, the
+    ``config.json`` of the others and the top-level ``*.json`` are copied; ``.bin`` weights are not copied where a part
+    has safetensors. Copies of a URL go under ``cache`` (default ``~/.cache/pyramid_serve``), file by file, each written
+    aside and then moved, and again when the listing at the URL has changed. Of several processes on a machine one
+    copies, while the others wait.
 
     Raises ``CheckpointError`` for a source that is not there or lacks one of the parts.
     """
@@ -77,7 +80,7 @@ def resolve(source: Source, *, parts: Sequence[str] = (), cache: Path | None = N
 
 
 def _check_parts(source: Source, present: Sequence[str], parts: Sequence[str]) -> None:
-    missing = [part for part in parts if not any(fnmatch(name, part) for name in present)]
+    missing = [part for part in parts if part != WHOLE and not any(fnmatch(name, part) for name in present)]
     if missing:
         looked_for = ", ".join(f"{part}/" for part in missing)
         raise CheckpointError(f"{source}: no whole checkpoint: looked for {looked_for}{there(present)}")
@@ -99,7 +102,8 @@ def _download_from_hub(repo: str, revision: str | None, parts: Sequence[str]) ->
             ) from error
 
     # The Hub's patterns take "*.json" in every folder, so that the variants' configs come along.
-    folder = download(["*.json", *(f"{part}/*{suffix}" for part in parts for suffix in _NEEDED_SUFFIXES)])
+    folders = ["" if part == WHOLE else f"{part}/" for part in parts]
+    folder = download(["*.json", *(f"{each}*{suffix}" for each in folders for suffix in _NEEDED_SUFFIXES)])
     without_safetensors = [
         config.parent.name
         for config in sorted(folder.glob("*/config.json"))
@@ -198,7 +202,8 @@ def _needed_files(files: Iterable[str], parts: Sequence[str]) -> list[str]:
         part, slash, file = name.partition("/")
         suffixes = _NEEDED_SUFFIXES if part in has_safetensors else (*_NEEDED_SUFFIXES, ".bin")
         is_wanted = any(fnmatch(part, pattern) for pattern in parts) and name.endswith(suffixes)
-        if (slash and (file == "config.json" or is_wanted)) or (not slash and name.endswith(".json")):
+        is_wanted_at_top = not slash and name.endswith(_NEEDED_SUFFIXES if WHOLE in parts else ".json")
+        if (slash and (file == "config.json" or is_wanted)) or is_wanted_at_top:
             needed.append(name)
     return needed
 

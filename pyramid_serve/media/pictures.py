@@ -20,7 +20,7 @@ from PIL import Image
 from pyramid_serve.errors import InputError
 from pyramid_serve.media.picture_errors import RefusedError, check_num_pixels, check_size
 from pyramid_serve.media.picture_files import PICTURE_FORMATS, format_of, open_picture
-from pyramid_serve.media.pixels import scaled_floats, to_srgb
+from pyramid_serve.media.pixels import scaled_floats, to_srgb, upright_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +81,20 @@ def read_picture(
         raise InputError(f"{label}: {refused}") from None
 
 
+def picture_size(content: bytes, *, name: str = "picture") -> tuple[int, int]:
+    """(width, height) of the picture that ``read_picture`` makes of a file, without unpacking it.
+
+    Raises ``InputError``, whose message begins with ``name``, for a file that is not a picture.
+    """
+    try:
+        with _refusing("it is damaged, or of a kind that cannot be read here"), _quietly():
+            image = open_picture(content, _kind_of(content))
+            check_size(image, None)
+            return upright_size(image)
+    except RefusedError as refused:
+        raise InputError(f"{name}: {refused}") from None
+
+
 def covering_size(image: Image.Image, *, height: int, width: int, name: str = "picture") -> tuple[int, int]:
     """(width, height) to which ``fitted`` scales a picture before it crops it to ``height`` x ``width``.
 
@@ -121,14 +135,19 @@ def _read_file(path: Path) -> bytes:
 
 
 def _from_bytes(content: bytes, max_pixels: int | None) -> Image.Image:
-    kind = format_of(content)
-    if kind is None:
-        why = "it is empty" if not content else f"it is none of {', '.join(PICTURE_FORMATS)}"
-        raise RefusedError(f"not a readable image: {why}")
+    kind = _kind_of(content)
     with _refusing(f"its {kind} data is damaged, or of a kind that cannot be read here"), _quietly():
         image = open_picture(content, kind)
         check_size(image, max_pixels)
         return to_srgb(image, max_pixels)
+
+
+def _kind_of(content: bytes) -> str:
+    kind = format_of(content)
+    if kind is None:
+        why = "it is empty" if not content else f"it is none of {', '.join(PICTURE_FORMATS)}"
+        raise RefusedError(f"not a readable image: {why}")
+    return kind
 
 
 def _from_image(image: Image.Image, max_pixels: int | None) -> Image.Image:

@@ -17,6 +17,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""Orientations that exchange width and height."""
+
 
 def to_srgb(image: Image.Image, max_pixels: int | None) -> Image.Image:
     """An image as 8-bit sRGB (mode RGB, nothing in ``info``): upright by its EXIF, transparency over white.
@@ -37,6 +40,13 @@ def to_srgb(image: Image.Image, max_pixels: int | None) -> Image.Image:
         picture = picture.transpose(_UPRIGHT[orientation])
     picture.info = {}
     return picture
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an image that is turned as its EXIF says. Its pixels need not be loaded."""
+    width, height = image.size
+    is_turned = isinstance(image, Tiff)  # Pillow tells the size of a TIFF as it will be
+    return (height, width) if not is_turned and _orientation(image) in _ON_ITS_SIDE else (width, height)
 
 
 def _with_scaled_key(image: Image.Image) -> Image.Image:

@@ -19,7 +19,9 @@ MAX_CLIP_SKIP = 3
 MAX_LCM_STEPS = 50
 """Steps that an LCM was distilled for; its scheduler makes no more."""
 
-_Count = Annotated[int, BeforeValidator(no_bool)]
+# The constraints come before the validators that run first: so pydantic tells them in the JSON schema.
+_NumIterations = Annotated[int, Field(ge=1, le=5), BeforeValidator(no_bool)]
+_Order = Annotated[int, Field(ge=1, le=16), BeforeValidator(no_bool)]
 _Frequency = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), BeforeValidator(no_bool)]
 
 
@@ -31,12 +33,12 @@ class FreeInit(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    num_iters: Annotated[_Count, Field(ge=1, le=5, description="How often the video is made.")] = 3
+    num_iters: Annotated[_NumIterations, Field(description="How often the video is made.")] = 3
     use_fast_sampling: Annotated[
         bool, Field(description="Whether early times take fewer steps: 1/n of them, 2/n, and so on.")
     ] = False
     method: Annotated[FilterMethod, Field(description="The low-pass filter.")] = "butterworth"
-    order: Annotated[_Count, Field(ge=1, le=16, description="Of the Butterworth filter.")] = 4
+    order: Annotated[_Order, Field(description="Of the Butterworth filter.")] = 4
     spatial_stop_frequency: Annotated[_Frequency, Field(description="1 is the highest.")] = 0.25
     temporal_stop_frequency: Annotated[_Frequency, Field(description="1 is the highest.")] = 0.25
 

@@ -3,24 +3,26 @@
 L = 77 tokens, D width, K layers that may be left out.
 """
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from pyramid_serve.checkpoints.sources import CheckpointError
+from pyramid_serve.checkpoints.sources import CheckpointError, Source, resolve
 from pyramid_serve.checkpoints.text_encoders import load_encoder
 from pyramid_serve.pia.settings import MAX_CLIP_SKIP
 from pyramid_serve.precision import check_finite
+
+TEXT_ENCODER_PART = "text_encoder"
 
 
 class TextEncoder:
     """The text encoder with its tokenizer. Not thread-safe, since tokenizers are not."""
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype, device: torch.device) -> None:
-        """Load ``text_encoder/`` and ``tokenizer/`` of a checkpoint's folder. Raises ``CheckpointError``."""
-        loaded = load_encoder(folder / "text_encoder", dtype, device)
+    def __init__(self, source: Source, *, dtype: torch.dtype, device: torch.device) -> None:
+        """Load ``text_encoder/`` and ``tokenizer/`` of a base model. Raises ``CheckpointError``."""
+        folder = resolve(source, parts=[TEXT_ENCODER_PART, "tokenizer"])
+        loaded = load_encoder(folder / TEXT_ENCODER_PART, dtype, device)
         if loaded.architecture != "CLIPTextModel":
             raise CheckpointError(f"{loaded.part}: architecture {loaded.architecture}: must be CLIPTextModel")
         self._model = cast(Any, loaded.model)

@@ -33,7 +33,7 @@ def test_a_checkpoint_is_recognised_by_its_files(miniflux: Path, mmdit: Path) ->
 def test_a_checkpoint_that_no_family_recognises_says_which_there_are(noise_model: Path) -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"noise-model: no checkpoint of a model that is known here \(Pyramid Flow\); there are noise.json",
+        match=r"noise-model: no checkpoint of a model that is known here \(Pyramid Flow, PIA\); there are noise.json",
     ):
         family_of(noise_model)
 

@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 from s3fs import S3FileSystem
 
-from pyramid_serve.checkpoints.sources import CheckpointError, resolve
+from pyramid_serve.checkpoints.sources import WHOLE, CheckpointError, resolve
 from pyramid_serve.pyramid_flow.variants import variants
 from pyramid_serve.whole_files import ASIDE_PATTERN
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
@@ -73,6 +73,11 @@ def test_from_a_url_only_the_needed_parts_are_copied(url: str, tmp_path: Path) -
         "diffusion_transformer_384p/diffusion_pytorch_model.safetensors",
         "pyramid_serve.json",
     ]
+
+
+def test_from_a_url_the_whole_of_a_folder_may_be_a_part(url: str, tmp_path: Path) -> None:
+    folder = resolve(f"{url}/diffusion_transformer_384p", parts=[WHOLE], cache=tmp_path)
+    assert listing(folder) == ["config.json", "diffusion_pytorch_model.safetensors"]
 
 
 def test_from_a_url_a_part_that_has_only_a_pickle_is_copied_with_it(url: str, tmp_path: Path) -> None:
@@ -144,6 +149,11 @@ def test_from_the_hub_only_the_needed_parts_are_asked_for(hub: Hub) -> None:
     assert (repo, revision, others) == ("owner/name", "v1", [])
     assert "diffusion_transformer_384p/*.safetensors" in patterns
     assert not any("768p" in pattern or pattern.endswith(".bin") for pattern in patterns)
+
+
+def test_from_the_hub_the_whole_of_a_folder_may_be_a_part(hub: Hub) -> None:
+    resolve("owner/name", parts=[WHOLE])
+    assert {"*.json", "*.safetensors"} <= set(hub.asked[0][2])
 
 
 def test_from_the_hub_a_pickle_is_asked_for_only_where_there_are_no_safetensors(hub: Hub) -> None:

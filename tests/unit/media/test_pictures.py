@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from pyramid_serve.errors import InputError
-from pyramid_serve.media.pictures import MAX_PICTURE_PIXELS, PictureSource, read_picture
+from pyramid_serve.media.picture_files import PICTURE_FORMATS
+from pyramid_serve.media.pictures import MAX_PICTURE_PIXELS, PictureSource, picture_size, read_picture
 from tests.unit.media.pictures_at_hand import (
     ADOBE_RGB_COLORANTS,
     NO_TIFF,
@@ -175,3 +176,17 @@ def test_a_tile_larger_than_its_picture_may_be_is_refused() -> None:
         content[at : at + 12] = struct.pack("<HHII", new, 4, 1, value)
     with pytest.raises(ValueError, match="not a readable image"):
         read_picture(bytes(content))
+
+
+@pytest.mark.parametrize("kind", PICTURE_FORMATS)
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_the_size_of_a_file_is_that_of_the_picture_which_is_read(kind: str, turn: int) -> None:
+    options = {} if kind in ("GIF", "BMP") else {"exif": b"Exif\0\0" + exif(orientation(turn))}
+    content = file_of(gradient(40, 24), kind, **options)
+    assert picture_size(content) == read_picture(content).size
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_a_file_without_a_size_is_refused_with_the_name_of_the_field(content: bytes) -> None:
+    with pytest.raises(InputError, match=r"^image: not a readable image"):
+        picture_size(content, name="image")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyramid_serve.media.tensors import fit_picture
 from pyramid_serve.pia.codec import decode_frames, encode_picture
+from pyramid_serve.pia.model_files import model_files
 from pyramid_serve.pia.parts import load_unet, load_vae
 from pyramid_serve.pia.sampler import Conditioning, SamplingSettings, Steps, denoise
 from pyramid_serve.pia.schedulers import new_scheduler
@@ -64,7 +65,7 @@ class NoiseOfOneGenerator:
 @cache
 def conditioning(clip_skip: int) -> Conditioning:
     encoder = TextEncoder(CHECKPOINT, dtype=torch.float32, device=CPU)
-    vae = load_vae(CHECKPOINT / "vae", dtype=torch.float32, device=CPU)
+    vae = load_vae(model_files(CHECKPOINT), dtype=torch.float32, device=CPU)
     mean, std = encode_picture(vae, fit_picture(picture(), height=HEIGHT, width=WIDTH))
     return Conditioning(encoder.encode(PROMPT)[clip_skip], encoder.encode(NEGATIVE_PROMPT)[0], mean, std)
 
@@ -105,7 +106,7 @@ def run(unet: Any, steps: Steps) -> tuple[Tensor, int]:
 
 @pytest.fixture(scope="module")
 def unet() -> Any:
-    return load_unet(CHECKPOINT / "unet", CHECKPOINT / "motion_adapter", dtype=torch.float32, device=CPU)
+    return load_unet(model_files(CHECKPOINT), dtype=torch.float32, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_the_latents_are_those_of_the_published_pipeline(name: str, unet: Any, o
 
 
 def test_the_frames_are_those_of_the_published_pipeline(outputs: dict[str, Tensor]) -> None:
-    vae = load_vae(CHECKPOINT / "vae", dtype=torch.float32, device=CPU)
+    vae = load_vae(model_files(CHECKPOINT), dtype=torch.float32, device=CPU)
     with torch.inference_mode():
         frames = decode_frames(vae, outputs["motion 0"])
     assert frames.shape == (16, HEIGHT, WIDTH, 3)

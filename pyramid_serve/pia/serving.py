@@ -1,0 +1,161 @@
+"""The three parts of a PIA model as ``families`` defines them, each loaded alone.
+
+C = 4 channels, F frames, h w latent size, H W in pixels.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pyramid_serve.families import Decoded, Encoded, PartSource, UnitInput
+from pyramid_serve.media.tensors import fit_picture
+from pyramid_serve.pia.capabilities import LATENT_CHANNELS, capabilities, scheduler_config
+from pyramid_serve.pia.codec import decode_frames, encode_picture
+from pyramid_serve.pia.model_files import model_files
+from pyramid_serve.pia.noise import SeededNoise
+from pyramid_serve.pia.parts import load_unet, load_vae
+from pyramid_serve.pia.planning import settings_of
+from pyramid_serve.pia.sampler import Conditioning, SamplingSettings, Steps, UNetRow, denoise
+from pyramid_serve.pia.schedulers import new_scheduler
+from pyramid_serve.pia.text_encoder import TextEncoder
+from pyramid_serve.pia.unet import predict
+from pyramid_serve.precision import vae_dtype
+
+_EMBEDS = "prompt_embeds"
+_MEAN = "picture_mean"
+_STD = "picture_std"
+_NUM_TEXT_TOKENS = 77
+
+
+class TextEncoding:
+    """``families.TextPart``: the text encoder of the base model."""
+
+    def __init__(self, source: PartSource) -> None:
+        self.dtype = source.dtype
+        files = model_files(source.source)
+        self._encoder = TextEncoder(files.base, dtype=source.dtype, device=source.device)
+
+    def encode(self, prompts: Sequence[str]) -> list[Encoded]:
+        with torch.inference_mode():
+            return [
+                Encoded({_EMBEDS: self._encoder.encode(prompt).cpu()}, truncated_at=self._encoder.truncated_at(prompt))
+                for prompt in prompts
+            ]
+
+
+class Denoising:
+    """``families.DenoisePart``: the UNet. Rows of equal size and number of frames share a forward."""
+
+    def __init__(self, source: PartSource) -> None:
+        self.dtype = source.dtype
+        self._source = source
+        files = model_files(source.source)
+        self._scheduler_config = scheduler_config(files)
+        self._unet = load_unet(files, dtype=source.dtype, device=source.device)
+
+    def steps(self, given: UnitInput) -> Steps:
+        """The steps of a video. Its tensors are moved to the device before the first, its latents back after the last.
+
+        This is a generator, so all of that happens on the thread that drives it, which is the engine's.
+        """
+        if given.picture is None:
+            raise ValueError("picture: is missing, and a video is made from one")
+        settings, device = settings_of(given.plan), self._source.device
+        conditioning = Conditioning(
+            given.prompt[_EMBEDS][settings.clip_skip].to(device),
+            given.negative_prompt[_EMBEDS][0].to(device),
+            given.picture[_MEAN].to(device),
+            given.picture[_STD].to(device),
+        )
+        sampling = SamplingSettings(
+            motion=settings.motion_kind,
+            num_frames=given.plan.num_frames,
+            scheduler=settings.scheduler,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            strength=settings.strength,
+            free_init=settings.free_init,
+        )
+        latents = yield from denoise(
+            conditioning,
+            sampling,
+            scheduler=new_scheduler(settings.scheduler, self._scheduler_config),
+            noise=SeededNoise(given.plan.seed),
+        )
+        return latents.cpu()
+
+    def forward(self, requests: Sequence[UNetRow]) -> list[Tensor]:
+        with torch.inference_mode():
+            predictions = predict(self._unet, requests)
+        if self._source.device.type == "cuda":
+            # Without it the thread runs ahead of the device, and a step's time, errors and cancelling come late.
+            torch.cuda.synchronize(self._source.device)
+        return predictions
+
+    def packs_with(self, request: UNetRow) -> Hashable:
+        return request.sample.shape
+
+    def warm_up(self, size: tuple[int, int] | None) -> None:
+        """One forward of a row, and on other devices than a CPU one of two rows, as guidance takes them."""
+        able = capabilities(self._source.source, self._source.variant)
+        width, height = size or (able.side_multiple, able.side_multiple)
+        shape = (able.default_num_frames, height // able.latent_factor, width // able.latent_factor)
+        config = self._unet.config
+        row = UNetRow(
+            torch.zeros(config.in_channels, *shape, device=self._source.device),
+            torch.tensor(0.0, device=self._source.device),
+            torch.zeros(_NUM_TEXT_TOKENS, config.cross_attention_dim, device=self._source.device),
+        )
+        self.forward([row])
+        if self._source.device.type != "cpu":
+            self.forward([row, row])
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeStep:
+    """The latents (C, F, h, w) of a video."""
+
+    latents: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Latent pixels."""
+        return self.latents[0].numel()
+
+
+class Decoding:
+    """``families.DecodePart``: the VAE. Every frame is decoded by itself."""
+
+    def __init__(self, source: PartSource) -> None:
+        self.dtype = vae_dtype(source.dtype)
+        self._source = source
+        self._vae = load_vae(model_files(source.source), dtype=source.dtype, device=source.device)
+
+    def encode_picture(self, picture: Image.Image, *, height: int, width: int) -> dict[str, Tensor]:
+        """The mean and deviation of the picture's latents. The denoiser draws among them, by the video's seed."""
+        pixels = fit_picture(picture, height=height, width=width).to(self._source.device)
+        with torch.inference_mode():
+            mean, std = encode_picture(self._vae, pixels)
+        return {_MEAN: mean.cpu(), _STD: std.cpu()}
+
+    def request(self, latents: Tensor, memory: None) -> DecodeStep:
+        if latents.ndim != 4 or latents.shape[0] != LATENT_CHANNELS:
+            raise ValueError(f"latents: shape {tuple(latents.shape)}, must be ({LATENT_CHANNELS}, F, h, w)")
+        return DecodeStep(latents.to(self._source.device))
+
+    def forward(self, requests: Sequence[DecodeStep]) -> list[Decoded[None]]:
+        with torch.inference_mode():
+            return [Decoded(decode_frames(self._vae, step.latents).cpu(), None) for step in requests]
+
+    def packs_with(self, request: DecodeStep) -> Hashable:
+        return request  # nothing is computed together, and a video in a pack would wait for the others
+
+    def warm_up(self, size: tuple[int, int] | None) -> int:
+        able = capabilities(self._source.source, self._source.variant)
+        width, height = size or (able.side_multiple, able.side_multiple)
+        latents = torch.zeros(LATENT_CHANNELS, 1, height // able.latent_factor, width // able.latent_factor)
+        self.forward([self.request(latents, None)])
+        return 0

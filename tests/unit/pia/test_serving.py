@@ -1,0 +1,155 @@
+"""The three parts, and the whole model of them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyramid_serve.api.plans import Plan
+from pyramid_serve.errors import NonFiniteError
+from pyramid_serve.families import PartSource, UnitInput
+from pyramid_serve.pia.serving import Decoding, Denoising, TextEncoding
+from pyramid_serve.pia.whole import load_pipeline
+from pyramid_serve.pipeline import PartsPipeline
+from tests.unit.pia.golden import picture
+from tests.unit.pia.models_at_hand import plan_of
+
+Run = Callable[[Sequence[Plan]], list[Tensor]]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny: Path) -> PartsPipeline:
+    return load_pipeline(tiny, variant=None, dtype="float32", device="cpu")
+
+
+def unit_input(pipeline: PartsPipeline, plan: Plan) -> UnitInput:
+    prompt, negative = pipeline.text.encode([plan.full_prompt, plan.negative_prompt])
+    condition = pipeline.decode.encode_picture(picture(), height=plan.height, width=plan.width)
+    return UnitInput(plan, 0, prompt.tensors, negative.tensors, condition, ())
+
+
+@pytest.fixture(scope="module")
+def run(pipeline: PartsPipeline) -> Run:
+    """Make the latents of plans side by side: each turn is one forward of whatever rows may share it."""
+
+    def run_together(plans: Sequence[Plan]) -> list[Tensor]:
+        units = [pipeline.denoise.steps(unit_input(pipeline, plan)) for plan in plans]
+        latents: dict[int, Tensor] = {}
+        with torch.inference_mode():
+            waiting = {number: next(unit) for number, unit in enumerate(units)}
+            while waiting:
+                key = pipeline.denoise.packs_with(next(iter(waiting.values()))[0])
+                packed = {n: rows for n, rows in waiting.items() if pipeline.denoise.packs_with(rows[0]) == key}
+                responses = iter(pipeline.denoise.forward([row for rows in packed.values() for row in rows]))
+                for number, rows in packed.items():
+                    try:
+                        waiting[number] = units[number].send([next(responses) for _ in rows])
+                    except StopIteration as finished:
+                        latents[number] = finished.value
+                        del waiting[number]
+        return [latents[number] for number in range(len(plans))]
+
+    return run_together
+
+
+def test_a_video_has_the_same_bits_alone_and_packed_with_any_others(run: Run) -> None:
+    plans = [
+        plan_of(num_inference_steps=3, seed=1),
+        plan_of(num_inference_steps=2, seed=2, scheduler="euler", guidance_scale=1, mode="loop"),
+        plan_of(num_inference_steps=2, seed=3, scheduler="lcm", free_init={"num_iters": 2}),
+        plan_of(num_inference_steps=4, seed=4, scheduler="dpm++", strength=0.5, prompt="a dog"),
+        plan_of(num_inference_steps=2, seed=5, num_frames=8),
+    ]
+    together = run(plans)
+    for plan, latents in zip(plans, together, strict=True):
+        assert latents.shape == plan.unit(0).latent_shape
+        assert torch.equal(run([plan])[0], latents)
+
+
+def test_another_seed_makes_another_video(run: Run) -> None:
+    assert not torch.equal(*run([plan_of(num_inference_steps=1, seed=1), plan_of(num_inference_steps=1, seed=2)]))
+
+
+def test_each_setting_of_a_request_reaches_the_sampler(run: Run) -> None:
+    plain: dict[str, Any] = {"num_inference_steps": 2, "scheduler": "ddim"}
+    changed: list[dict[str, Any]] = [
+        {"motion": "large"},
+        {"mode": "loop"},
+        {"scheduler": "pndm"},
+        {"strength": 0.5},
+        {"guidance_scale": 2},
+        {"clip_skip": 1},
+        {"negative_prompt": "blue"},
+        {"free_init": {"num_iters": 2}},
+        {"free_init": {"num_iters": 2, "method": "gaussian"}},
+    ]
+    made = run([plan_of(**plain), *(plan_of(**{**plain, **fields}) for fields in changed)])
+    assert len({latents.numpy().tobytes() for latents in made}) == len(changed) + 1
+
+
+def test_progress_counts_every_iteration_of_free_init(pipeline: PartsPipeline) -> None:
+    plan = plan_of(num_inference_steps=2, free_init={"num_iters": 2, "use_fast_sampling": True}, scheduler="pndm")
+    told: list[int] = []
+    (frames,) = pipeline.stream(plan, picture=picture(), progress=told.append)
+    assert len(told) == plan.num_steps == 1 + 3
+    assert (frames.shape, frames.dtype) == ((16, 8, 16, 3), torch.uint8)
+
+
+def test_a_picture_is_fitted_and_cropped_and_never_stretched(pipeline: PartsPipeline) -> None:
+    wide = picture().resize((64, 8))
+    fitted = pipeline.decode.encode_picture(wide, height=8, width=16)
+    cropped = pipeline.decode.encode_picture(wide.crop((24, 0, 40, 8)), height=8, width=16)
+    assert fitted.keys() == cropped.keys() and all(torch.equal(fitted[name], cropped[name]) for name in fitted)
+    assert fitted["picture_mean"].shape == (4, 4, 8)
+
+
+def test_a_video_without_a_picture_is_refused(pipeline: PartsPipeline) -> None:
+    given = unit_input(pipeline, plan_of())
+    without = UnitInput(given.plan, 0, given.prompt, given.negative_prompt, None, ())
+    with pytest.raises(ValueError, match="picture: is missing"):
+        next(pipeline.denoise.steps(without))
+
+
+def test_latents_of_another_shape_are_refused(pipeline: PartsPipeline) -> None:
+    with pytest.raises(ValueError, match=r"latents: shape \(3, 1, 4, 4\), must be \(4, F, h, w\)"):
+        pipeline.decode.request(torch.zeros(3, 1, 4, 4), None)
+
+
+def test_latents_that_are_not_finite_are_reported_by_place(pipeline: PartsPipeline) -> None:
+    with pytest.raises(NonFiniteError, match="latents: NaN among the values"):
+        pipeline.decode.forward([pipeline.decode.request(torch.full((4, 1, 4, 4), float("nan")), None)])
+
+
+def test_frames_do_not_depend_on_how_many_are_decoded(pipeline: PartsPipeline) -> None:
+    latents = torch.randn(4, 3, 4, 8)
+    whole, first = pipeline.decode.forward(
+        [pipeline.decode.request(latents, None), pipeline.decode.request(latents[:, :1], None)]
+    )
+    assert torch.equal(whole.frames[:1], first.frames)
+
+
+def test_a_prompt_that_is_too_long_says_where_it_was_cut(pipeline: PartsPipeline) -> None:
+    cut, whole = pipeline.text.encode(["a" * 100, "a cat"])
+    assert (cut.truncated_at, whole.truncated_at) == (75, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_parts_compute_in_other_dtypes(tiny: Path, dtype: torch.dtype) -> None:
+    source = PartSource(tiny, None, dtype, torch.device("cpu"), None)
+    parts = PartsPipeline(TextEncoding(source), Denoising(source), Decoding(source), "")
+    (frames,) = parts.stream(plan_of(num_inference_steps=1, num_frames=8), picture=picture())
+    assert frames.shape == (8, 8, 16, 3)
+    assert (parts.text.dtype, parts.denoise.dtype) == (dtype, dtype)
+
+
+def test_the_parts_warm_up_at_a_size_or_at_the_smallest(pipeline: PartsPipeline) -> None:
+    for size in (None, (16, 8)):
+        pipeline.denoise.warm_up(size)
+        assert pipeline.decode.warm_up(size) == 0
+
+
+def test_what_the_model_computes_in_is_told(pipeline: PartsPipeline) -> None:
+    assert pipeline.description == "float32 on cpu: it was asked for"
