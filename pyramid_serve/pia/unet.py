@@ -16,7 +16,8 @@ def predict(unet: Any, rows: Sequence[UNetRow]) -> list[Tensor]:
     """The predictions (4, F, h, w), float32, of rows that have equal shapes. unet: diffusers' ``UNetMotionModel``.
 
     On a CPU each row is computed by itself, since how a product is summed up depends on how many rows it has: so a
-    video's bits do not depend on what shares its forwards. Elsewhere all rows are computed in one call.
+    video's bits do not depend on what shares its forwards; they do depend on the number of threads, by some 1e-6.
+    Elsewhere all rows are computed in one call.
     """
     size = 1 if rows[0].sample.device.type == "cpu" else len(rows)
     predictions: list[Tensor] = []

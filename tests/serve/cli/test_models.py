@@ -1,4 +1,4 @@
-"""An app with several models: both variants of Pyramid Flow, and a family that does not come with the package."""
+"""An app with several models: both variants of Pyramid Flow, PIA, and a family that does not come with the package."""
 
 import io
 import json
@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 
 from deployments import cli
 from pyramid_serve.api import Status, new_record
+from pyramid_serve.media.pictures import read_picture
+from pyramid_serve.pia.whole import load_pipeline
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 from pyramid_serve.pyramid_flow.planned import video_settings
 from pyramid_serve.storage import VideoStore
 from tests.serve.cli.up_at_hand import Up
 from tests.serve.local_server import probe
+from tests.unit.pia.golden import CHECKPOINT
+from tests.unit.pia.models_at_hand import picture_file
 
 NOISE = "tests.families.noise:FAMILY"
 SMALL_REPLICA = {"ray_actor_options": {"num_cpus": 0.01}}
@@ -38,6 +43,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, miniflux: Path, mmdit: Path, no
         {"source": str(miniflux), "name": "mini", "dtype": "float32", **POOLS},
         {"source": str(mmdit), "name": "tiny/sd3", "dtype": "float32", **POOLS, "decoder": "with denoiser"},
         {"source": str(noise_model), "family": NOISE, **POOLS, "decoder": "with denoiser"},
+        {"source": str(CHECKPOINT), "name": "pia", "dtype": "float32", **POOLS, "decoder": "with denoiser"},
     ]
     up = Up(tmp_path_factory.mktemp("up"), models)
     try:
@@ -55,21 +61,24 @@ def frame_of(up: Up, video_id: str) -> numpy.ndarray[Any, Any]:
 
 
 def test_each_model_is_told_on_the_terminal(up: Up) -> None:
-    for name in ("mini", "tiny/sd3", "noise"):
+    for name in ("mini", "tiny/sd3", "noise", "pia"):
         assert f"Model {name} in float32 on cpu: " in up.said
 
 
 def test_the_models_are_listed_with_what_each_can_do(up: Up) -> None:
-    mini, sd3, noise = up.client.get("/v1/models").json()["data"]
-    assert [model["id"] for model in (mini, sd3, noise)] == ["mini", "tiny/sd3", "noise"]
-    assert [model["family"] for model in (mini, sd3, noise)] == ["pyramid_flow", "pyramid_flow", "noise"]
+    mini, sd3, noise, pia = models = up.client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in models] == ["mini", "tiny/sd3", "noise", "pia"]
+    assert [model["family"] for model in models] == ["pyramid_flow", "pyramid_flow", "noise", "pia"]
+    assert (pia["fps"], pia["max_num_frames"], pia["size_multiple"], pia["num_inference_steps"]) == (8, 32, 4, 25)
+    assert pia["request_fields"]["mode"]["enum"] == ["animate", "loop", "style"]
+    assert "mode" not in mini["request_fields"]
     assert (noise["fps"], noise["max_num_frames"], noise["sizes"], noise["hue"]) == (8, 16, ["128x64"], 0.0)
     assert noise["request_fields"]["hue"]["maximum"] == 1
     assert "guidance_scale" in mini["request_fields"] and "guidance_scale" not in noise["request_fields"]
     assert up.client.get("/v1/models/tiny/sd3").json() == sd3
     answer = up.client.get("/v1/models/sora-2")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
-    assert "'mini', 'tiny/sd3', 'noise'" in answer.json()["error"]["message"]
+    assert "'mini', 'tiny/sd3', 'noise', 'pia'" in answer.json()["error"]["message"]
 
 
 def test_each_model_makes_its_own_videos(up: Up, miniflux: Path, mmdit: Path) -> None:
@@ -191,3 +200,88 @@ def test_a_video_of_a_model_whose_name_another_family_has_now_is_not_made(up: Up
     store.create(record)  # as if accepted by an app that served the name with another family
     video = up.finish(record.id)
     assert (video["status"], video["attempts"], video["error"]["code"]) == ("failed", 1, "model_not_found")
+
+
+# --- PIA --------------------------------------------------------------------------------------------------------------
+
+
+def animate(up: Up, **fields: Any) -> str:
+    """The id of a video that is asked for in a form, with a picture."""
+    form = {"prompt": "a cat", "model": "pia", "seed": 3, "num_inference_steps": 3, **fields}
+    files = {"input_reference": ("cat.jpg", picture_file(320, 160), "image/jpeg")}
+    answer = up.client.post("/v1/videos", data=form, files=files)
+    assert answer.status_code == 200, answer.text
+    video_id: str = answer.json()["id"]
+    return video_id
+
+
+def content_of(up: Up, video_id: str) -> bytes:
+    video = up.finish(video_id)
+    assert video["status"] == "completed", video["error"]
+    return up.client.get(f"/v1/videos/{video_id}/content").read()
+
+
+def test_pia_makes_an_mp4_at_8_fps_of_a_picture(up: Up) -> None:
+    video_id = animate(up, mode="loop", free_init=json.dumps({"num_iters": 2}))
+    (up.folder / "pia.mp4").write_bytes(content_of(up, video_id))
+    assert probe(up.folder / "pia.mp4", fps=8) == (16, 16, 8)
+    video = up.finish(video_id)
+    assert (video["num_frames"], video["seconds"], video["size"], video["fps"]) == (16, "2", "16x8", 8)
+    assert (video["mode"], video["motion"], video["scheduler"]) == ("loop", "moderate", "ddim")
+    assert (video["free_init"]["num_iters"], video["free_init"]["method"]) == (2, "butterworth")
+    assert {entry["stage"] for entry in video["timeline"]} == {"encode", "picture", "denoise", "decode", "save"}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as the replicas have, whose share of a core is small: bits of PIA depend on the number."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+def test_one_seed_gives_one_video_of_pia_alone_packed_and_in_one_process(up: Up, one_thread: None) -> None:
+    alone = content_of(up, animate(up))
+    ids = [
+        animate(up),
+        animate(up, scheduler="euler", seed=4),
+        animate(up, guidance_scale=1),
+        animate(up, num_frames=8),
+    ]
+    contents = [content_of(up, video_id) for video_id in ids]
+    assert contents[0] == alone and len(set(contents)) == 4
+    store = VideoStore(str(up.folder / "videos"))
+    (latents,) = store.files.load_latents(ids[0])
+    pipeline = load_pipeline(CHECKPOINT, variant=None, dtype="float32", device="cpu")
+    (frames,) = pipeline.stream(store.read(ids[0]).plan, picture=read_picture(picture_file(320, 160)))
+    (decoded,) = pipeline.decode.forward([pipeline.decode.request(torch.from_numpy(latents), None)])
+    assert torch.equal(frames, decoded.frames)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"mode": "style"}, "mode"),
+        ({"strength": 0.5, "free_init": "{}"}, "strength"),
+        ({"num_frames": 33}, "num_frames"),
+        ({"video_num_inference_steps": 3}, "video_num_inference_steps"),
+    ],
+)
+def test_what_pia_cannot_make_is_refused_by_name(up: Up, fields: dict[str, Any], param: str) -> None:
+    files = {"input_reference": ("cat.jpg", picture_file(), "image/jpeg")}
+    answer = up.client.post("/v1/videos", data={"prompt": "a cat", "model": "pia", **fields}, files=files)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_pia_without_a_picture_is_refused(up: Up) -> None:
+    answer = up.client.post("/v1/videos", json={"prompt": "a cat", "model": "pia"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input_reference")
+
+
+def test_the_command_line_asks_for_pia_too(up: Up, tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(picture_file(160, 320))
+    command = ["submit", "a cat", "--model", "pia", "--url", up.url, "--image", str(tmp_path / "cat.jpg")]
+    output = tmp_path / "cat.mp4"
+    assert cli.main([*command, "--steps", "1", "--motion", "large", "-o", str(output)]) == 0
+    assert probe(output, fps=8) == (16, 8, 16)
