@@ -10,7 +10,7 @@ from pyramid_serve.api.offers import Offer
 from pyramid_serve.api.plans import Plan
 from pyramid_serve.api.requests import VideoRequest
 from pyramid_serve.checkpoints.sources import Source
-from pyramid_serve.families import PartSource, Pipeline
+from pyramid_serve.families import PartSource, Pipeline, StepRun
 from pyramid_serve.pia import planning
 from pyramid_serve.pia.capabilities import Capabilities, capabilities
 from pyramid_serve.pia.model_files import is_model
@@ -60,6 +60,9 @@ class PIAFamily:
         limits: RequestLimits,
     ) -> Plan:
         return planning.plan(request, fields, model=model, capabilities=capabilities, limits=limits)
+
+    def step_runs(self, plan: Plan, unit: int, *, num_text_tokens: int) -> list[StepRun]:
+        return planning.step_runs(plan, unit)
 
     def load_text(self, source: PartSource) -> "TextEncoding":
         from pyramid_serve.pia.serving import TextEncoding

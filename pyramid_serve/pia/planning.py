@@ -9,10 +9,11 @@ from pyramid_serve.api.offers import Offer, field_schemas_of
 from pyramid_serve.api.plans import Plan, UnitRun
 from pyramid_serve.api.requests import VideoRequest
 from pyramid_serve.errors import InputError
+from pyramid_serve.families import StepRun
 from pyramid_serve.media.pictures import picture_size
 from pyramid_serve.pia.capabilities import FRAMES_PER_SECOND, LATENT_CHANNELS, MIN_FRAMES, Capabilities
 from pyramid_serve.pia.request_fields import RequestFields, ShownFields
-from pyramid_serve.pia.settings import MAX_LCM_STEPS, MotionKind, num_skipped_steps, num_steps
+from pyramid_serve.pia.settings import MAX_LCM_STEPS, MotionKind, num_skipped_steps, num_steps, row_cost
 
 NAME = "pia"
 """What records call the family."""
@@ -110,6 +111,14 @@ def settings_of(plan: Plan) -> ShownFields:
     if plan.family != NAME:
         raise ValueError(f"family={plan.family!r}: must be {NAME!r}")
     return ShownFields.model_validate(plan.settings)
+
+
+def step_runs(plan: Plan, unit: int) -> list[StepRun]:
+    """The steps of a video, each of which the UNet computes for both prompts or, without guidance, for one."""
+    num_rows = 1 if settings_of(plan).guidance_scale <= 1 else 2
+    run = plan.unit(unit)
+    _, frames, height, width = run.latent_shape
+    return [StepRun(run.num_steps, (row_cost(frames * height * width),) * num_rows)]
 
 
 def _or(given: Value | None, default: Value) -> Value:

@@ -16,11 +16,15 @@ from torch import Tensor
 from pyramid_serve.pia.free_init import low_pass_filter, mix
 from pyramid_serve.pia.motion import affinities
 from pyramid_serve.pia.noise import NoiseSource
-from pyramid_serve.pia.settings import FreeInit, MotionKind, SchedulerName, num_skipped_steps, steps_of_iterations
+from pyramid_serve.pia.settings import (
+    FreeInit,
+    MotionKind,
+    SchedulerName,
+    num_skipped_steps,
+    row_cost,
+    steps_of_iterations,
+)
 from pyramid_serve.precision import check_finite
-
-_PIXELS_PER_TOKEN = 16
-"""So that a row costs about what as many tokens of Pyramid Flow's transformer do."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class UNetRow:
 
     @property
     def num_tokens(self) -> int:
-        return max(self.sample[0].numel() // _PIXELS_PER_TOKEN, 1)
+        return row_cost(self.sample[0].numel())
 
 
 Steps = Generator[tuple[UNetRow, ...], Sequence[Tensor], Tensor]

@@ -61,6 +61,15 @@ class MotionKind(NamedTuple):
         return cls(get_args(Mode)[mode], get_args(Motion)[motion])
 
 
+_LATENT_PIXELS_PER_TOKEN = 16
+"""So that a row costs about what as many tokens of Pyramid Flow's transformer do."""
+
+
+def row_cost(num_latent_pixels: int) -> int:
+    """What one row of the UNet, with so many latent pixels over all frames, takes of a token budget."""
+    return max(num_latent_pixels // _LATENT_PIXELS_PER_TOKEN, 1)
+
+
 def num_skipped_steps(num_inference_steps: int, strength: float) -> int:
     """Steps at the start that ``strength`` below 1 leaves out."""
     return num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)

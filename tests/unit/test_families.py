@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from pyramid_serve import cli
 from pyramid_serve.api.offers import Offer, field_schemas_of
 from pyramid_serve.checkpoints.sources import CheckpointError
-from pyramid_serve.families import family_of, imported, known_families
+from pyramid_serve.families import Family, family_of, imported, known_families
 from tests.families import noise
 from tests.unit.media.test_writers import decode
 
@@ -121,6 +121,12 @@ def test_set_gives_fields_that_have_no_option(
         code = int(stopped.code or 0)
     assert code == 2
     assert said in capsys.readouterr().err
+
+
+def test_every_family_answers_all_that_it_may_be_asked() -> None:
+    asked = {name for name in dir(Family) if not name.startswith("_")}
+    for family in known_families():
+        assert asked <= set(dir(family)), family.title
 
 
 def test_no_two_families_have_one_name() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyramid_serve.api.plans import Plan
 from pyramid_serve.errors import NonFiniteError
 from pyramid_serve.families import PartSource, UnitInput
+from pyramid_serve.pia.family import FAMILY
 from pyramid_serve.pia.serving import Decoding, Denoising, TextEncoding
 from pyramid_serve.pia.whole import load_pipeline
 from pyramid_serve.pipeline import PartsPipeline
@@ -88,6 +89,25 @@ def test_each_setting_of_a_request_reaches_the_sampler(run: Run) -> None:
     ]
     made = run([plan_of(**plain), *(plan_of(**{**plain, **fields}) for fields in changed)])
     assert len({latents.numpy().tobytes() for latents in made}) == len(changed) + 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.0}, {"scheduler": "pndm", "strength": 0.5}])
+def test_the_steps_that_a_plan_of_capacity_counts_are_those_made(
+    pipeline: PartsPipeline, settings: dict[str, Any]
+) -> None:
+    plan = plan_of(num_inference_steps=4, **settings)
+    made = []
+    steps = pipeline.denoise.steps(unit_input(pipeline, plan))
+    with torch.inference_mode():
+        rows = next(steps)
+        while True:
+            made.append(tuple(row.num_tokens for row in rows))
+            try:
+                rows = steps.send(pipeline.denoise.forward(rows))
+            except StopIteration:
+                break
+    (run,) = FAMILY.step_runs(plan, 0, num_text_tokens=77)
+    assert made == [run.sequence_tokens] * run.num_steps
 
 
 def test_progress_counts_every_iteration_of_free_init(pipeline: PartsPipeline) -> None:
