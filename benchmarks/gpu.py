@@ -8,7 +8,7 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +34,24 @@ from pyramid_serve.pyramid_flow.settings import CompiledName, SamplingSettings
 from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, LatentShape
 
 UNITS = (15, 8, 0)
-WAYS: dict[str, tuple[CompiledName, bool, bool]] = {
-    "compiled": ("blocks", False, False),
-    "graphs": ("blocks", False, True),
-    "eager": ("none", False, False),
-    "batch_invariant": ("none", True, False),
+
+
+class Way(NamedTuple):
+    """Arguments of :func:`set_up`."""
+
+    compiled: CompiledName
+    batch_invariant: bool = False
+    graphs: bool = False
+    fp8: bool = False
+
+
+WAYS = {
+    "compiled": Way("blocks"),
+    "eager": Way("none"),
+    "graphs": Way("blocks", graphs=True),
+    "fp8": Way("blocks", fp8=True),
+    "batch_invariant": Way("none", batch_invariant=True),
 }
-"""``compiled``, ``batch_invariant`` and ``graphs`` of :func:`set_up`."""
 NUM_RUNS_BEFORE = 3
 """Of a pack before its time is taken: graphs are recorded at the third."""
 
@@ -74,9 +85,8 @@ def random_model(family: str, way: str, device: str) -> Transformer:
         elif name.endswith("bias"):
             parameter.zero_()
     fuse_layers(model)
-    compiled, batch_invariant, graphs = WAYS[way]
     transformer = cast(Transformer, model)
-    set_up(transformer, torch.device(device), compiled=compiled, batch_invariant=batch_invariant, graphs=graphs)
+    set_up(transformer, torch.device(device), **WAYS[way]._asdict())
     return transformer
 
 
@@ -181,7 +191,7 @@ def measure_decode(size: str, ways: Sequence[str], device: str, *, rate: float) 
         torch.manual_seed(0)
         with torch.device(device):
             vae = autoencoder.from_config(published_config("causal_video_vae")).bfloat16().eval()
-        set_up_vae(vae, torch.device(device), compiled=WAYS[way][0])
+        set_up_vae(vae, torch.device(device), compiled=WAYS[way].compiled)
         forget_peak(device)
         started = time.monotonic()
         _, memory = vae.decode_unit(latents, None)

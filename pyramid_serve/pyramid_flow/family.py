@@ -40,6 +40,9 @@ class DenoiseOptions(BaseModel):
     graphs: bool = False
     """Whether small packs are replayed as CUDA graphs, with flex attention. No GPU has run them yet."""
 
+    fp8: bool = False
+    """Whether the products of the blocks are computed in 8 bits, on an H100 or later. No GPU has run them yet."""
+
     @model_validator(mode="after")
     def _check_graphs(self) -> Self:
         if self.graphs and self.attention not in (None, "flex"):

@@ -41,7 +41,7 @@ class SharedInput(nn.Module):
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
-        self._layers = tuple(layers)  # not children of this module, since they have another place in the checkpoint
+        self.layers = tuple(layers)  # not children of this module, since they have another place in the checkpoint
         self.weight: Tensor | None
         self.bias: Tensor | None
         self.register_buffer("weight", None, persistent=False)
@@ -49,16 +49,16 @@ class SharedInput(nn.Module):
 
     def fuse(self) -> None:
         """Replace the weights of the layers, which have no gradients from here on, by views of joint ones."""
-        sizes = [layer.out_features for layer in self._layers]
-        self.weight = torch.cat([layer.weight.detach() for layer in self._layers])
-        self.bias = torch.cat([layer.bias.detach() for layer in self._layers])
-        for layer, weight, bias in zip(self._layers, self.weight.split(sizes), self.bias.split(sizes), strict=True):
+        sizes = [layer.out_features for layer in self.layers]
+        self.weight = torch.cat([layer.weight.detach() for layer in self.layers])
+        self.bias = torch.cat([layer.bias.detach() for layer in self.layers])
+        for layer, weight, bias in zip(self.layers, self.weight.split(sizes), self.bias.split(sizes), strict=True):
             layer.weight = nn.Parameter(weight, requires_grad=False)
             layer.bias = nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight is None:
-            return torch.cat([layer(x) for layer in self._layers], dim=-1)
+            return torch.cat([layer(x) for layer in self.layers], dim=-1)
         return self.product(x, self.weight, self.bias)
 
 

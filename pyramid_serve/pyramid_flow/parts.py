@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from pyramid_serve.checkpoints.sources import CheckpointError, Source, read_config, resolve
 from pyramid_serve.checkpoints.weights import load_module
-from pyramid_serve.precision import vae_dtype
+from pyramid_serve.precision import device_name, vae_dtype
 from pyramid_serve.pyramid_flow import autoencoder, flux, mmdit
 from pyramid_serve.pyramid_flow.attention import Attention
 from pyramid_serve.pyramid_flow.compiled import compile_blocks, compile_vae, compiles_on
+from pyramid_serve.pyramid_flow.fp8 import CAPABILITY as FP8_CAPABILITY
+from pyramid_serve.pyramid_flow.fp8 import use_fp8
 from pyramid_serve.pyramid_flow.fused import fuse_layers, set_product
 from pyramid_serve.pyramid_flow.graphs import Graphs
 from pyramid_serve.pyramid_flow.pack import ClipSequence
@@ -104,13 +106,14 @@ def set_up(
     compiled: CompiledName | None,
     batch_invariant: bool,
     graphs: bool = False,
+    fp8: bool = False,
 ) -> None:
     """Prepare a transformer for how it is computed on its device.
 
     compiled: what :mod:`compiled` compiles; None: the blocks, on CUDA and unless ``batch_invariant``. batch_invariant:
     whether a video's bits may not depend on what else is in its packs, which on a CPU they never do. graphs: whether
-    small packs are replayed as CUDA graphs, see :mod:`graphs`; for flex attention alone. Raises ``ValueError`` for what
-    cannot be had together.
+    small packs are replayed as CUDA graphs, see :mod:`graphs`; for flex attention alone. fp8: whether the products of
+    the blocks are computed in it, see :mod:`fp8`. Raises ``ValueError`` for what cannot be had, or not together.
     """
     module = cast(nn.Module, transformer)
     if graphs:
@@ -119,6 +122,12 @@ def set_up(
         transformer.graphs = Graphs()
     if batch_invariant and compiled == "blocks":
         raise ValueError("compiled='blocks': cannot be had with batch_invariant, since compiled kernels may differ")
+    if fp8:
+        if batch_invariant:
+            raise ValueError("fp8=True: cannot be had with batch_invariant, which has a product of its own")
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+            raise ValueError(f"fp8=True: needs a GPU that multiplies it, such as an H100, not {device_name(device)}")
+        use_fp8(module)
     if batch_invariant and device.type != "cpu":
         if device.type != "cuda":
             raise ValueError(f"batch_invariant=True: needs CUDA or a CPU, not {device.type}")

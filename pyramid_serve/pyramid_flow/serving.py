@@ -69,6 +69,7 @@ class Denoising:
             compiled=source.options.compiled,
             batch_invariant=source.options.batch_invariant,
             graphs=source.options.graphs,
+            fp8=source.options.fp8,
         )
 
     def steps(self, given: UnitInput) -> UnitSteps:
