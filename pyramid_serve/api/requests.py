@@ -176,6 +176,8 @@ def request_error(
     if problem["type"] == "missing":
         return RequestError(f"{param}: is required", param=param)
     if problem["type"] == "extra_forbidden":
+        if len(location) > 1:
+            return RequestError(f"{param}[{_shortened(repr(location[1]))}]: unknown key", param=param)
         return RequestError(f"{param}: unknown field; known are {', '.join(known)}", param=param)
     message = problem["msg"].removeprefix("Value error, ")
     where, value = _place_of(location, fields)

@@ -15,6 +15,8 @@ FRAMES_PER_SECOND = 8
 LATENT_CHANNELS = 4
 
 _SCHEDULER_PART = "scheduler"
+_TRAIN_TIMESTEPS = 1000
+"""Where a scheduler's file does not say."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Capabilities:
     max_num_frames: int
     """As far as the positions of the motion modules reach."""
     max_clip_skip: int
+    max_num_inference_steps: int
+    """One less than the timesteps that the base was trained with."""
     timestep_spacing: str | None
     """Of the base's scheduler. None: each scheduler's own."""
 
@@ -59,6 +63,17 @@ def capabilities(source: Source, variant: str | None) -> Capabilities:
     latent_factor = 2 ** (_length(files.vae, vae, "block_out_channels") - 1)
     side_multiple = latent_factor * 2 ** (_length(files.unet, unet, "block_out_channels") - 1)
     trained = _count(files.unet, unet, "sample_size", most=1024) * latent_factor
+    if (channels := vae.get("latent_channels")) != LATENT_CHANNELS:
+        where = files.vae.config_folder() / "config.json"
+        raise CheckpointError(f"{where}: latent_channels={channels!r:.60}: must be {LATENT_CHANNELS}")
+    if "num_hidden_layers" in text:
+        num_layers = _count(PartFiles(files.base, "text_encoder"), text, "num_hidden_layers", most=1024)
+    else:
+        num_layers = MAX_CLIP_SKIP
+    scheduler = scheduler_config(files)
+    num_timesteps = scheduler.get("num_train_timesteps", _TRAIN_TIMESTEPS)
+    if isinstance(num_timesteps, bool) or not isinstance(num_timesteps, int) or num_timesteps < 2:
+        raise CheckpointError(f"{files.base}: num_train_timesteps={num_timesteps!r:.60}: must be at least 2")
     max_num_frames = _count(files.adapter or files.unet, motion_config(files), "motion_max_seq_length", most=1024)
     if max_num_frames < MIN_FRAMES:
         raise CheckpointError(f"{source}: motion_max_seq_length={max_num_frames}: must be at least {MIN_FRAMES}")
@@ -68,8 +83,9 @@ def capabilities(source: Source, variant: str | None) -> Capabilities:
         side_multiple=side_multiple,
         long_edge=max((files.settings.long_edge or trained) // side_multiple, 1) * side_multiple,
         max_num_frames=max_num_frames,
-        max_clip_skip=min(MAX_CLIP_SKIP, int(text.get("num_hidden_layers", MAX_CLIP_SKIP))),
-        timestep_spacing=scheduler_config(files).get("timestep_spacing"),
+        max_clip_skip=min(MAX_CLIP_SKIP, num_layers),
+        max_num_inference_steps=num_timesteps - 1,
+        timestep_spacing=scheduler.get("timestep_spacing"),
     )
 
 

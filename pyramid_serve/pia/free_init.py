@@ -11,6 +11,8 @@ from torch import Tensor
 from pyramid_serve.pia.settings import FreeInit
 
 _NUM_CACHED_FILTERS = 16
+_LEAST_FREQUENCY = 1e-6
+"""Below it nothing passes: of video that can be made, no frequency beside 0 is as low."""
 
 
 def mix(low: Tensor, high: Tensor, low_pass: Tensor) -> Tensor:
@@ -40,7 +42,7 @@ def low_pass_filter(settings: FreeInit, shape: tuple[int, int, int]) -> Tensor:
 
 @lru_cache(maxsize=_NUM_CACHED_FILTERS)
 def _filter(shape: tuple[int, int, int], method: str, order: int, spatial: float, temporal: float) -> Tensor:
-    if spatial == 0 or temporal == 0:
+    if min(spatial, temporal) < _LEAST_FREQUENCY:
         return torch.zeros(shape)
     frames, rows, columns = (2 * torch.arange(size, dtype=torch.float64) / size - 1 for size in shape)
     frames = frames * (spatial / temporal)

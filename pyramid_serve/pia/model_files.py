@@ -3,7 +3,7 @@
 A model is one of
 - a saved ``PIAPipeline``, whose ``unet`` is merged with the motion adapter already;
 - a Stable Diffusion 1.5 folder with the folder ``motion_adapter`` of PIA in it;
-- a folder with a ``pyramid_serve.json`` that names its ``base`` and its ``motion_adapter``, which are elsewhere.
+- a folder with a ``pyramid_serve.json`` that names its ``base``, its ``motion_adapter`` or both, which are elsewhere.
 """
 
 import os
@@ -106,7 +106,8 @@ def is_model(folder: Path) -> bool:
     except CheckpointError:
         return False
     has_adapter = (folder / ADAPTER_PART / "config.json").is_file()
-    return kind == "PIAPipeline" or (kind == "StableDiffusionPipeline" and has_adapter) or ADAPTER_PART in settings
+    names_parts = bool({"base", ADAPTER_PART} & settings.keys())
+    return kind == "PIAPipeline" or (kind == "StableDiffusionPipeline" and has_adapter) or names_parts
 
 
 def model_files(source: Source) -> ModelFiles:

@@ -1,5 +1,6 @@
 """From a request to a plan: one unit, all of whose frames are denoised together from a given picture."""
 
+import math
 import secrets
 from typing import Any, TypeVar
 
@@ -13,7 +14,15 @@ from pyramid_serve.families import StepRun
 from pyramid_serve.media.pictures import picture_size
 from pyramid_serve.pia.capabilities import FRAMES_PER_SECOND, LATENT_CHANNELS, MIN_FRAMES, Capabilities
 from pyramid_serve.pia.request_fields import RequestFields, ShownFields
-from pyramid_serve.pia.settings import MAX_LCM_STEPS, MotionKind, num_skipped_steps, num_steps, row_cost
+from pyramid_serve.pia.settings import (
+    MAX_LCM_STEPS,
+    MotionKind,
+    SchedulerName,
+    num_skipped_steps,
+    num_steps,
+    row_cost,
+    steps_of_iterations,
+)
 
 NAME = "pia"
 """What records call the family."""
@@ -30,7 +39,9 @@ def offer(capabilities: Capabilities, limits: RequestLimits) -> Offer:
     own = capabilities.settings
     edge = _long_edge(capabilities, limits)
     schemas = field_schemas_of(RequestFields)
-    schemas["num_inference_steps"]["maximum"] = limits.max_num_inference_steps
+    schemas["num_inference_steps"]["maximum"] = min(
+        limits.max_num_inference_steps, capabilities.max_num_inference_steps
+    )
     schemas["clip_skip"]["maximum"] = capabilities.max_clip_skip
     return Offer(
         default_size=(edge, edge),
@@ -64,13 +75,14 @@ def plan(
     own = capabilities.settings
     num_frames = _num_frames(request, capabilities)
     kind = _motion(fields, capabilities)
+    scheduler = _or(fields.scheduler, own.scheduler)
     settings = ShownFields(
         mode=kind.mode,
         motion=kind.motion,
-        num_inference_steps=_steps(fields, capabilities, limits),
+        num_inference_steps=_steps(fields, scheduler, capabilities, limits),
         guidance_scale=_or(fields.guidance_scale, own.guidance_scale),
         strength=_or(fields.strength, 1.0),
-        scheduler=_or(fields.scheduler, own.scheduler),
+        scheduler=scheduler,
         free_init=fields.free_init,
         clip_skip=_or(fields.clip_skip, 0),
     )
@@ -142,17 +154,21 @@ def _motion(fields: RequestFields, capabilities: Capabilities) -> MotionKind:
     if kind.mode == "style" and not capabilities.settings.personalised:
         came = fields.motion_scale if param == "motion_scale" else kind.mode
         raise RequestError(
-            f"{param}={came}: needs a model that has a style of its own, which this one is not said to have",
+            f"{param}={came}: needs a model with a style of its own; if this is one, its pyramid_serve.json has to say "
+            "personalised: true",
             param=param,
         )
     return kind
 
 
-def _steps(fields: RequestFields, capabilities: Capabilities, limits: RequestLimits) -> int:
+def _steps(fields: RequestFields, scheduler: SchedulerName, capabilities: Capabilities, limits: RequestLimits) -> int:
     most, given = limits.max_num_inference_steps, fields.num_inference_steps
     if given is not None and given > most:
         raise RequestError(f"num_inference_steps={given}: at most {most}", param="num_inference_steps")
-    return min(capabilities.settings.num_inference_steps, most) if given is None else given
+    if given is not None:
+        return given
+    most = min(most, capabilities.max_num_inference_steps, MAX_LCM_STEPS if scheduler == "lcm" else most)
+    return min(capabilities.settings.num_inference_steps, most)
 
 
 def _check_together(settings: ShownFields, capabilities: Capabilities) -> None:
@@ -164,22 +180,35 @@ def _check_together(settings: ShownFields, capabilities: Capabilities) -> None:
         raise RequestError(
             f"num_inference_steps={steps}: at most {MAX_LCM_STEPS} with scheduler=lcm", param="num_inference_steps"
         )
-    if num_skipped_steps(steps, strength) == steps:
+    if steps > capabilities.max_num_inference_steps:
         raise RequestError(
-            f"strength={strength:g}: leaves none of num_inference_steps={steps}; must be at least {1 / steps:.3g}",
+            f"num_inference_steps={steps}: at most {capabilities.max_num_inference_steps}, since this model has noise "
+            f"levels for {capabilities.max_num_inference_steps + 1} timesteps",
+            param="num_inference_steps",
+        )
+    if num_skipped_steps(steps, strength) == steps:
+        least = math.ceil(1000 / steps) / 1000
+        raise RequestError(
+            f"strength={strength:g}: leaves none of num_inference_steps={steps}; must be at least {least:g}",
             param="strength",
         )
     if settings.free_init is None:
         return
     if strength < 1:
         raise RequestError(
-            f"strength={strength:g}: cannot be had with free_init, which begins from noise at each iteration",
+            f"strength={strength:g}: cannot be combined with free_init, which begins from noise at each iteration",
             param="strength",
         )
     if scheduler in _LAST_TIMESTEP_MISSING and capabilities.timestep_spacing == "leading":
         raise RequestError(
-            f"scheduler={scheduler}: cannot be had with free_init, since this model has timestep_spacing=leading, "
+            f"scheduler={scheduler}: cannot be combined with free_init, since this model has timestep_spacing=leading, "
             "which leaves the last timestep out; take ddim, pndm or lcm",
+            param="scheduler",
+        )
+    if scheduler == "euler" and 1 in steps_of_iterations(steps, settings.free_init)[:-1]:
+        raise RequestError(
+            "scheduler=euler: cannot be combined with a free_init that makes the video in one step before it makes it "
+            "again; give more num_inference_steps, or take ddim",
             param="scheduler",
         )
 

@@ -19,7 +19,7 @@ from pyramid_serve.pia.noise import SeededNoise
 from pyramid_serve.pia.parts import load_unet, load_vae
 from pyramid_serve.pia.planning import settings_of
 from pyramid_serve.pia.sampler import Conditioning, SamplingSettings, Steps, UNetRow, denoise
-from pyramid_serve.pia.schedulers import new_scheduler
+from pyramid_serve.pia.schedulers import check_schedulers, new_scheduler
 from pyramid_serve.pia.text_encoder import TextEncoder
 from pyramid_serve.pia.unet import predict
 from pyramid_serve.precision import vae_dtype
@@ -54,6 +54,7 @@ class Denoising:
         self._source = source
         files = model_files(source.source)
         self._scheduler_config = scheduler_config(files)
+        check_schedulers(self._scheduler_config)
         self._unet = load_unet(files, dtype=source.dtype, device=source.device)
 
     def steps(self, given: UnitInput) -> Steps:

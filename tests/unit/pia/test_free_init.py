@@ -35,3 +35,9 @@ def test_fast_sampling_takes_more_steps_from_time_to_time() -> None:
     assert steps_of_iterations(1, FreeInit(num_iters=3, use_fast_sampling=True)) == [1, 1, 1]
     assert steps_of_iterations(6, FreeInit(num_iters=3)) == [6, 6, 6]
     assert steps_of_iterations(6, None) == [6]
+
+
+def test_a_frequency_next_to_zero_lets_nothing_pass() -> None:
+    for low in (1e-170, 1e-310):
+        assert not low_pass_filter(FreeInit(spatial_stop_frequency=low), (4, 4, 4)).any()
+        assert not low_pass_filter(FreeInit(temporal_stop_frequency=low), (4, 4, 4)).any()

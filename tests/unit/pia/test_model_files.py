@@ -12,6 +12,7 @@ from pyramid_serve.families import family_of
 from pyramid_serve.pia.capabilities import capabilities
 from pyramid_serve.pia.model_files import model_files
 from pyramid_serve.pia.parts import load_unet, load_vae
+from tests.unit.pia.golden import CHECKPOINT
 from tests.unit.pia.models_at_hand import change, copied, with_settings
 from tests.unit.pia.tiny import tiny_adapter
 
@@ -216,3 +217,19 @@ def test_what_a_model_can_make_is_read_from_its_configs(tiny: Path) -> None:
     assert (able.latent_factor, able.side_multiple, able.long_edge, able.max_num_frames) == (2, 4, 16, 32)
     assert (able.max_clip_skip, able.timestep_spacing, able.dtype) == (3, None, None)
     assert json.loads((tiny / "scheduler/scheduler_config.json").read_text())["beta_schedule"] == "scaled_linear"
+
+
+def test_a_vae_of_another_kind_is_refused(tmp_path: Path) -> None:
+    model = copied(tmp_path)
+    change(model / "vae" / "config.json", latent_channels=16)
+    with pytest.raises(CheckpointError, match="latent_channels=16: must be 4"):
+        capabilities(model, None)
+
+
+def test_a_settings_file_may_name_the_base_alone(tmp_path: Path) -> None:
+    (tmp_path / "pyramid_serve.json").write_text(json.dumps({"base": str(CHECKPOINT), "motion_adaptor": "x"}))
+    assert family_of(tmp_path).name == "pia"
+    with pytest.raises(CheckpointError, match="motion_adaptor"):
+        capabilities(tmp_path, None)
+    (tmp_path / "pyramid_serve.json").write_text(json.dumps({"base": str(CHECKPOINT), "long_edge": 32}))
+    assert capabilities(tmp_path, None).long_edge == 32

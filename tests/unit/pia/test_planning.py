@@ -102,8 +102,8 @@ def test_style_is_taken_where_the_base_is_said_to_have_one(tmp_path: Path) -> No
         ({"motion_scale": True}, "motion_scale", "motion_scale=True: must be a number"),
         ({"motion_scale": 1, "mode": "loop"}, "motion_scale", "motion_scale=1: contradicts mode=loop"),
         ({"motion_scale": 1, "motion": "small"}, "motion_scale", "motion_scale=1: contradicts motion=small"),
-        ({"mode": "style"}, "mode", "mode=style: needs a model that has a style of its own"),
-        ({"motion_scale": 6}, "motion_scale", "motion_scale=6: needs a model that has a style of its own"),
+        ({"mode": "style"}, "mode", "mode=style: needs a model with a style of its own"),
+        ({"motion_scale": 6}, "motion_scale", "motion_scale=6: needs a model with a style of its own"),
         ({"num_frames": 7}, "num_frames", "num_frames=7: must be from 8 to 32"),
         ({"num_frames": 33}, "num_frames", "num_frames=33: must be from 8 to 32"),
         ({"seconds": 5}, "seconds", r"seconds=5: 40 frames at 8 fps; at most 32 \(4 s\)"),
@@ -124,9 +124,20 @@ def test_style_is_taken_where_the_base_is_said_to_have_one(tmp_path: Path) -> No
         ({"strength": 0}, "strength", "strength=0: input should be greater than 0"),
         ({"strength": 1.1}, "strength", "strength=1.1: input should be less than or equal to 1"),
         ({"strength": 0.03}, "strength", "strength=0.03: leaves none of num_inference_steps=25; must be at least 0.04"),
-        ({"strength": 0.5, "free_init": {}}, "strength", "strength=0.5: cannot be had with free_init"),
+        ({"strength": 0.5, "free_init": {}}, "strength", "strength=0.5: cannot be combined with free_init"),
         ({"free_init": {"num_iters": 6}}, "free_init", r"free_init\['num_iters'\]=6: input should be less"),
-        ({"free_init": {"methods": "ideal"}}, "free_init", "free_init"),
+        ({"free_init": {"methods": "ideal"}}, "free_init", r"free_init\['methods'\]: unknown key"),
+        ({"free_init": {}, "scheduler": "euler", "num_inference_steps": 1}, "scheduler", "scheduler=euler: cannot be"),
+        (
+            {"free_init": {"use_fast_sampling": True}, "scheduler": "euler", "num_inference_steps": 5},
+            "scheduler",
+            "scheduler=euler: cannot be combined with a free_init that makes the video in one step",
+        ),
+        (
+            {"strength": 0.3, "num_inference_steps": 3},
+            "strength",
+            "strength=0.3: leaves none of num_inference_steps=3; must be at least 0.334",
+        ),
         ({"free_init": "three"}, "free_init", "free_init='three': must be a JSON object"),
         ({"clip_skip": 4}, "clip_skip", "clip_skip=4: input should be less than or equal to 3"),
         ({"free_u": {}}, "free_u", "free_u: unknown field; known are"),
@@ -145,8 +156,29 @@ def test_free_init_is_refused_where_leading_steps_leave_out_the_last_timestep(tm
     model = copied(tmp_path)
     change(model / "scheduler" / "scheduler_config.json", timestep_spacing="leading")
     assert plan_of(model, scheduler="ddim", free_init={}).settings["scheduler"] == "ddim"
-    with pytest.raises(RequestError, match=rf"^scheduler={scheduler.replace('+', '.')}: cannot be had with free_init"):
+    with pytest.raises(
+        RequestError, match=rf"^scheduler={scheduler.replace('+', '.')}: cannot be combined with free_init"
+    ):
         plan_of(model, scheduler=scheduler, free_init={})
+
+
+@pytest.mark.parametrize("fields", [{"num_inference_steps": 6}, {"num_inference_steps": 1, "num_iters": 1}])
+def test_euler_may_go_with_free_init_where_it_has_steps_enough(fields: dict[str, Any]) -> None:
+    steps, num_iters = fields["num_inference_steps"], fields.get("num_iters", 3)
+    free_init = {"use_fast_sampling": True, "num_iters": num_iters}
+    assert plan_of(scheduler="euler", num_inference_steps=steps, free_init=free_init).settings["scheduler"] == "euler"
+
+
+def test_there_are_fewer_steps_than_timesteps() -> None:
+    limits = RequestLimits(max_num_inference_steps=1000)
+    assert plan_of(limits=limits, num_inference_steps=999).num_steps == 999
+    with pytest.raises(RequestError, match="num_inference_steps=1000: at most 999"):
+        plan_of(limits=limits, num_inference_steps=1000)
+
+
+def test_a_default_of_too_many_steps_for_lcm_is_cut(tmp_path: Path) -> None:
+    model = with_settings(tmp_path / "m", num_inference_steps=60)
+    assert plan_of(model, scheduler="lcm").settings["num_inference_steps"] == 50
 
 
 def test_clip_skip_is_bounded_by_the_layers_that_there_are(tmp_path: Path) -> None:

@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 
 from pyramid_serve.api.plans import Plan
+from pyramid_serve.checkpoints.sources import CheckpointError
 from pyramid_serve.errors import NonFiniteError
 from pyramid_serve.families import PartSource, UnitInput
 from pyramid_serve.pia.family import FAMILY
+from pyramid_serve.pia.sampler import UNetRow
 from pyramid_serve.pia.serving import Decoding, Denoising, TextEncoding
+from pyramid_serve.pia.unet import _predict_at_once, predict
 from pyramid_serve.pia.whole import load_pipeline
 from pyramid_serve.pipeline import PartsPipeline
 from tests.unit.pia.golden import picture
-from tests.unit.pia.models_at_hand import plan_of
+from tests.unit.pia.models_at_hand import change, copied, plan_of
 
+SHAPES = ((8, 4, 8), (16, 4, 8), (8, 8, 4), (8, 8, 8))
 Run = Callable[[Sequence[Plan]], list[Tensor]]
 
 
@@ -89,6 +93,45 @@ def test_each_setting_of_a_request_reaches_the_sampler(run: Run) -> None:
     ]
     made = run([plan_of(**plain), *(plan_of(**{**plain, **fields}) for fields in changed)])
     assert len({latents.numpy().tobytes() for latents in made}) == len(changed) + 1
+
+
+def test_rows_that_a_gpu_computes_at_once_are_those_one_by_one(pipeline: PartsPipeline) -> None:
+    """Each with its own latents, timestep and prompt."""
+    unet = pipeline.denoise._unet  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    width = unet.config.cross_attention_dim
+    rows = [
+        UNetRow(torch.randn(9, 8, 4, 8), torch.tensor(timestep), torch.randn(7, width))
+        for timestep in (999.0, 500.0, 3.0)
+    ]
+    with torch.inference_mode():
+        at_once = _predict_at_once(unet, rows)
+        for together, alone in zip(at_once, predict(unet, rows), strict=True):
+            assert alone.std() > 1e-3
+            torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    different = [UNetRow(torch.zeros(9, *shape), rows[0].timestep, rows[0].prompt_embeds) for shape in SHAPES]
+    assert len({pipeline.denoise.packs_with(row) for row in different}) == len(SHAPES)
+
+
+def test_a_seed_is_all_that_noise_comes_from(tmp_path: Path) -> None:
+    """Also for a base whose scheduler would draw noise of its own at each step."""
+    model = copied(tmp_path)
+    config = model / "scheduler" / "scheduler_config.json"
+    change(config, algorithm_type="sde-dpmsolver++", thresholding=True, rescale_betas_zero_snr=True)
+    frames = []
+    for _ in range(2):
+        pipe = load_pipeline(model, variant=None, dtype="float32", device="cpu")
+        frames += list(pipe.stream(plan_of(model, scheduler="dpm++", num_inference_steps=3), picture=picture()))
+    assert torch.equal(*frames)
+    assert frames[0].float().std() > 1
+
+
+@pytest.mark.parametrize("broken", [{"timestep_spacing": "some"}, {"beta_start": "some", "timestep_spacing": "none"}])
+def test_a_scheduler_that_cannot_be_made_is_refused_on_loading(broken: dict[str, str], tmp_path: Path) -> None:
+    model = copied(tmp_path)
+    change(model / "scheduler" / "scheduler_config.json", **broken)
+    with pytest.raises(CheckpointError, match=r"scheduler_config\.json: cannot be used for"):
+        load_pipeline(model, variant=None, dtype="float32", device="cpu")
 
 
 @pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.0}, {"scheduler": "pndm", "strength": 0.5}])
