@@ -196,7 +196,7 @@ class Pool:
     def submit(self, slot: Slot) -> None:
         """To a replica with room, or else to the first that has some."""
         replicas = self.replicas
-        chosen = min(self._random.choices(replicas, k=2), key=lambda replica: len(replica.slots))
+        chosen = min(self._random.sample(replicas, k=min(2, len(replicas))), key=lambda replica: len(replica.slots))
         if len(chosen.slots) >= self._max_ongoing:
             free = [replica for replica in replicas if len(replica.slots) < self._max_ongoing]
             if not free:

@@ -101,7 +101,7 @@ class Report:
             "pools": {
                 name: {
                     "replicas": replicas[name],
-                    "busy_share": pool.busy_share,
+                    "busy_share": sized.text_busy_share if name == "TextEncoder" else pool.busy_share,
                     "mean_pack": pool.mean_pack,
                 }
                 for name, pool in sized.simulated.pools.items()

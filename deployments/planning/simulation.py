@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from deployments.planning.events import Events
 from deployments.planning.replicas import Device, EngineRules, Memories, Pool, Replica, Slot
@@ -103,7 +104,8 @@ def simulate(
 ) -> Simulated:
     """Run an app until every video that arrived in the time that counts has ended, or ``give_up_at`` is reached.
 
-    Videos go on arriving until then. Times in seconds; the same arguments give the same result.
+    Videos go on arriving until then. What the pools do is counted in that time alone. Times in seconds; the same
+    arguments give the same result.
     """
     app = _App(times, layout, Random(seed))
     counted: list[VideoTimes] = []
@@ -134,6 +136,9 @@ def simulate(
             app.num_ended_in_order += 1
         return is_last_seen
 
+    app.events.after(counted_from, app.begin_counting)
+    if counted_until < float("inf"):
+        app.events.after(counted_until, app.end_counting)
     arrive()
     app.events.run(until=is_over)
     return app.result(counted)
@@ -176,6 +181,8 @@ class _App:
         self._num_running = 0
         self._running_s = self._running_since = 0.0
         self._queue: deque[_Run] = deque()
+        self._before = self._totals()
+        self._after: _Totals | None = None
 
     def accept(self, work: VideoWork) -> VideoTimes:
         run = _Run(self, self._num_accepted, work)
@@ -189,20 +196,36 @@ class _App:
         self._count_running(-1)
         self._hand_out()
 
+    def begin_counting(self) -> None:
+        self._before = self._totals()
+
+    def end_counting(self) -> None:
+        self._after = self._totals()
+
     def result(self, videos: list[VideoTimes]) -> Simulated:
-        self._count_running(0)
-        wall_s = self.events.now or 1.0
-        pools = {"TextEncoder": self.text, "Denoiser": self.denoise, "Decoder": self.decode}
+        after, before = self._after or self._totals(), self._before
+        wall_s = (after.now - before.now) or 1.0
         ended = [video for video in videos if video.ended is not None]
         return Simulated(
             videos=ended,
             num_unfinished=len(videos) - len(ended),
             wall_s=wall_s,
-            pools={name: _pool_times(pool.replicas, wall_s) for name, pool in pools.items()},
-            save_busy_share=self.save.busy_s / (wall_s * self.layout.num_save_cores),
+            pools={name: _pool_times(after.pools[name], before.pools[name], wall_s) for name in after.pools},
+            save_busy_share=(after.save_s - before.save_s) / (wall_s * self.layout.num_save_cores),
             most_running=self.most_running,
-            mean_running=self._running_s / wall_s,
-            num_rebuilt=self.num_rebuilt,
+            mean_running=(after.running_s - before.running_s) / wall_s,
+            num_rebuilt=after.num_rebuilt - before.num_rebuilt,
+        )
+
+    def _totals(self) -> "_Totals":
+        self._count_running(0)
+        pools = {"TextEncoder": self.text, "Denoiser": self.denoise, "Decoder": self.decode}
+        return _Totals(
+            self.events.now,
+            {name: _PoolTotals.of(pool.replicas) for name, pool in pools.items()},
+            self.save.busy_s,
+            self._running_s,
+            self.num_rebuilt,
         )
 
     def _hand_out(self) -> None:
@@ -344,9 +367,36 @@ class _Run:
         self._app.end()
 
 
-def _pool_times(replicas: list[Replica], wall_s: float) -> PoolTimes:
-    num_forwards = sum(replica.num_forwards for replica in replicas)
+class _PoolTotals(NamedTuple):
+    """What the replicas of a pool have done since the beginning."""
+
+    num_replicas: int
+    busy_s: float
+    num_forwards: int
+    num_slots: int
+
+    @classmethod
+    def of(cls, replicas: list[Replica]) -> "_PoolTotals":
+        return cls(
+            len(replicas),
+            sum(replica.busy_s for replica in replicas),
+            sum(replica.num_forwards for replica in replicas),
+            sum(replica.num_slots for replica in replicas),
+        )
+
+
+class _Totals(NamedTuple):
+    """What an app has done until ``now``."""
+
+    now: float
+    pools: dict[str, _PoolTotals]
+    save_s: float
+    running_s: float
+    num_rebuilt: int
+
+
+def _pool_times(after: _PoolTotals, before: _PoolTotals, wall_s: float) -> PoolTimes:
     return PoolTimes(
-        busy_share=sum(replica.busy_s for replica in replicas) / (wall_s * len(replicas)),
-        mean_pack=sum(replica.num_slots for replica in replicas) / max(num_forwards, 1),
+        busy_share=(after.busy_s - before.busy_s) / (wall_s * after.num_replicas),
+        mean_pack=(after.num_slots - before.num_slots) / max(after.num_forwards - before.num_forwards, 1),
     )

@@ -15,7 +15,13 @@ _MOST_BUSY = 0.9
 """The share of the time that the work of a pool may take, packed as well as can be."""
 _SAVE_BUSY = 0.6
 _MOST_GROWTH = 64.0
+_MOST_GROWN = 20
+_MORE_DECODERS = (0.7, 1.0, 1.5, 2.2, 3.0)
 _FEWEST_COUNTED = 200
+"""Videos of a simulation by which layouts are compared."""
+NUM_CONFIRMING = 1000
+"""Videos of each of the three that confirm the layout that was found, with arrivals that it was not chosen by."""
+_NUM_CONFIRMATIONS = 3
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,12 @@ class Sized:
         return 1 if layout.on_one_device else layout.num_text_encoders + layout.num_denoisers + layout.num_decoders
 
     @property
+    def text_busy_share(self) -> float:
+        """Of the text encoders, of which every part that is simulated has at least one."""
+        num_simulated = self.num_parts * math.ceil(self.layout.num_text_encoders / self.num_parts)
+        return self.simulated.pools["TextEncoder"].busy_share * num_simulated / self.layout.num_text_encoders
+
+    @property
     def mean_running(self) -> float:
         return self.simulated.mean_running * self.num_parts
 
@@ -111,7 +123,32 @@ def size(demand: Demand, times: StageTimes, layout: Layout, *, seed: int = 0) ->
         sized = try_layout(demand, times, grown, seed=seed)
     for pool in ("num_decoders", "num_denoisers"):
         sized = _without_spare(sized, pool, times, seed=seed)
+    return _confirmed(sized, times, seed=seed)
+
+
+def _confirmed(sized: Sized, times: StageTimes, *, seed: int) -> Sized:
+    """A layout that is fast enough for other and more arrivals as well: the busiest pool grows until it is."""
+    layout = sized.layout
+    for attempt in range(_MOST_GROWN):
+        sized = _tried_anew(replace(sized, layout=layout), times, seed=seed, attempt=attempt)
+        if sized.is_fast_enough:
+            break
+        pools = sized.simulated.pools
+        name = "num_denoisers" if pools["Denoiser"].busy_share >= pools["Decoder"].busy_share else "num_decoders"
+        num_replicas = getattr(layout, name)
+        layout = replace(layout, **{name: num_replicas + max(1, num_replicas // 50)})
     return sized
+
+
+def _tried_anew(sized: Sized, times: StageTimes, *, seed: int, attempt: int) -> Sized:
+    """The slowest of some simulations of the same layout and demand, whose arrivals nothing was chosen by."""
+    tried = []
+    for number in range(_NUM_CONFIRMATIONS):
+        own_seed = seed + 1_000_003 * (1 + attempt * _NUM_CONFIRMATIONS + number)
+        tried.append(try_layout(sized.demand, times, sized.layout, seed=own_seed, num_counted=NUM_CONFIRMING))
+        if not tried[-1].is_fast_enough:
+            return tried[-1]
+    return max(tried, key=lambda one: one.latency(0.95))
 
 
 def _without_spare(sized: Sized, pool: str, times: StageTimes, *, seed: int) -> Sized:
@@ -130,53 +167,67 @@ def _without_spare(sized: Sized, pool: str, times: StageTimes, *, seed: int) -> 
 def fill(num_gpus: int, demand: Demand, times: StageTimes, layout: Layout, *, seed: int = 0) -> Sized:
     """The most videos that so many GPUs make fast enough; ``demand`` says which, and how fast.
 
-    The pools share the GPUs as they do in the smallest plan for a load near that. One GPU holds all of them. Raises
-    ``ValueError`` where that makes none.
+    The best of some shares of decoders is taken, around that of the smallest plan for a load near. One GPU holds all
+    pools. Raises ``ValueError`` where that makes none.
     """
     if num_gpus < 1 or num_gpus == 2:
         raise ValueError(f"--gpus {num_gpus}: must be 1, which all pools share, or at least 3, one for each pool")
     most = num_gpus / (demand.denoise_s + demand.decode_s)
     if num_gpus == 1:
-        shared = replace(layout, on_one_device=True)
+        shares = [replace(layout, on_one_device=True)]
     else:
         near = size(replace(demand, videos_per_s=0.7 * most), times, layout, seed=seed)
-        shared = _shared_out(num_gpus, near)
+        shares = _shared_out(num_gpus, near)
+    tried = [_fullest(one, demand, most, times, seed=seed) for one in shares]
+    found = max((one for one in tried if one), key=lambda one: one.demand.videos_per_s, default=None)
+    if found is None:
+        raise ValueError(f"--gpus {num_gpus}: too few for {demand.latency_p95_s:.3g} s, however few videos come")
+    for attempt in range(_MOST_GROWN):
+        anew = _tried_anew(found, times, seed=seed, attempt=attempt)
+        if anew.is_fast_enough:
+            break
+        found = replace(found, demand=replace(found.demand, videos_per_s=0.98 * found.demand.videos_per_s))
+    return anew
+
+
+def _fullest(shared: Layout, demand: Demand, most: float, times: StageTimes, *, seed: int) -> Sized | None:
+    """A layout under the most videos that it makes fast enough, of at most ``most`` a second. None: it makes none."""
     found: Sized | None = None
     low, high = 0.0, most
     while high - low > 0.02 * most:
         at_rate = replace(demand, videos_per_s=(low + high) / 2)
-        least = _least(at_rate, times, layout)
-        tried = try_layout(
-            at_rate,
-            times,
-            replace(shared, num_save_cores=least.num_save_cores, max_running=least.max_running),
-            seed=seed,
-        )
+        least = _least(at_rate, times, shared)
+        layout = replace(shared, num_save_cores=least.num_save_cores, max_running=least.max_running)
+        tried = try_layout(at_rate, times, layout, seed=seed)
         if tried.is_fast_enough:
             found, low = tried, at_rate.videos_per_s
         else:
             high = at_rate.videos_per_s
-    if found is None:
-        raise ValueError(f"--gpus {num_gpus}: too few for {demand.latency_p95_s:.3g} s, however few videos come")
     return found
 
 
-def _shared_out(num_gpus: int, near: Sized) -> Layout:
-    """The pools of a plan, made larger or smaller to so many GPUs together."""
+def _shared_out(num_gpus: int, near: Sized) -> list[Layout]:
+    """The pools of a plan, made larger or smaller to so many GPUs together, with as many decoders and with more."""
     factor = num_gpus / near.num_gpus
-    num_decoders = max(1, round(factor * near.layout.num_decoders))
     num_text_encoders = max(1, round(factor * near.layout.num_text_encoders))
-    return replace(
-        near.layout,
-        num_decoders=num_decoders,
-        num_text_encoders=num_text_encoders,
-        num_denoisers=max(1, num_gpus - num_decoders - num_text_encoders),
-    )
+    most_decoders = num_gpus - num_text_encoders - 1
+    numbers = {max(1, min(round(more * factor * near.layout.num_decoders), most_decoders)) for more in _MORE_DECODERS}
+    return [
+        replace(
+            near.layout,
+            num_decoders=num_decoders,
+            num_text_encoders=num_text_encoders,
+            num_denoisers=num_gpus - num_decoders - num_text_encoders,
+        )
+        for num_decoders in sorted(numbers)
+    ]
 
 
-def try_layout(demand: Demand, times: StageTimes, layout: Layout, *, seed: int = 0) -> Sized:
-    """A simulation of a layout under a demand, with random arrivals."""
-    num_parts = max(1, round(layout.num_denoisers / MOST_SIMULATED))
+def try_layout(
+    demand: Demand, times: StageTimes, layout: Layout, *, seed: int = 0, num_counted: int | None = None
+) -> Sized:
+    """A simulation of a layout under a demand, with random arrivals. num_counted: at least so many videos count."""
+    num_parts = _num_parts(layout)
     part = replace(
         layout,
         num_text_encoders=math.ceil(layout.num_text_encoders / num_parts),
@@ -186,8 +237,8 @@ def try_layout(demand: Demand, times: StageTimes, layout: Layout, *, seed: int =
         max_running=math.ceil(layout.max_running / num_parts),
     )
     videos_per_s = demand.videos_per_s / layout.num_denoisers * part.num_denoisers
-    warm_up_s = 2 * max(alone_s(kind, times) for kind in demand.kinds)
-    counted_s = max(_FEWEST_COUNTED / videos_per_s, 3 * warm_up_s)
+    warm_up_s = 4 * max(alone_s(kind, times) for kind in demand.kinds)
+    counted_s = max((num_counted or _FEWEST_COUNTED) / videos_per_s, 3 * warm_up_s)
     simulated = simulate(
         _poisson(demand.kinds, videos_per_s, Random(seed)),
         times,
@@ -198,6 +249,17 @@ def try_layout(demand: Demand, times: StageTimes, layout: Layout, *, seed: int =
         give_up_at=warm_up_s + 2 * counted_s + demand.latency_p95_s,
     )
     return Sized(layout, demand, simulated, num_parts)
+
+
+def _num_parts(layout: Layout) -> int:
+    """Into how many equal parts a layout is divided so that each has nearly as many decoders for its denoisers."""
+    near = max(1, round(layout.num_denoisers / MOST_SIMULATED))
+
+    def error(num_parts: int) -> float:
+        decoders, denoisers = layout.num_decoders / num_parts, layout.num_denoisers / num_parts
+        return abs(max(1, round(decoders)) / decoders * denoisers / max(1, round(denoisers)) - 1)
+
+    return min(range(near + near // 4, near // 2, -1) if near > 3 else range(near, 0, -1), key=error)
 
 
 def _poisson(kinds: Sequence[VideoWork], videos_per_s: float, random: Random) -> Iterator[tuple[float, VideoWork]]:

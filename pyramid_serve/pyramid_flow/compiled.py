@@ -37,7 +37,8 @@ def compile_vae(vae: nn.Module, *, backend: str = "inductor") -> None:
     """Compile what a VAE does between its convolutions, and keep its numbers in the order that tensor cores read.
 
     Norm, SiLU and the frames before become one kernel that writes the next convolution's input, and unfolding another.
-    Layers of as many channels share what is compiled, whatever their size; single frames are compiled once more.
+    Layers of as many channels share what is compiled, whatever their size; single frames are compiled once more. For
+    inference: the convolutions' gradients do not bear that order on a CPU.
     backend: as ``torch.compile`` takes it.
     """
     cast(Any, vae).to(memory_format=torch.channels_last_3d)

@@ -25,7 +25,7 @@ from pyramid_serve.pyramid_flow.parts import latent_scale_of, load_transformer, 
 from pyramid_serve.pyramid_flow.planning import latent_shape_of, settings_of
 from pyramid_serve.pyramid_flow.sampler import UnitSteps, denoise_unit, run_units
 from pyramid_serve.pyramid_flow.settings import SamplingSettings
-from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, SIZE_MULTIPLE, LatentShape
+from pyramid_serve.pyramid_flow.shapes import LATENT_CHANNELS, NUM_STAGES, SIZE_MULTIPLE, SPATIAL_FACTOR, LatentShape
 from pyramid_serve.pyramid_flow.text_encoder import TextEncoder
 from pyramid_serve.pyramid_flow.variants import transformer_folder
 
@@ -131,6 +131,11 @@ def _embeds(tensors: Mapping[str, Tensor], device: torch.device) -> PromptEmbeds
     return PromptEmbeds(tensors[_EMBEDS], tensors[_POOLED]).to(device)
 
 
+_ODD_SIZE = (56, 40)
+"""Pixels. torch.compile takes lengths for one and the same that are equal at first, and compiles again where they are
+not; no two lengths of the decoder are equal at this size."""
+
+
 @dataclass(frozen=True, eq=False)
 class DecodeStep:
     """One latent frame (C, 1, H, W) to decode after what ``memory`` holds; None at the start of a video."""
@@ -184,9 +189,8 @@ class Decoding:
         return request.latents.shape, request.memory is None
 
     def warm_up(self, size: tuple[int, int] | None) -> int:
-        width, height = size or (SIZE_MULTIPLE, SIZE_MULTIPLE)
-        shape = LatentShape.of_pixels(height=height, width=width, num_latent_frames=2)
-        latents = torch.zeros(LATENT_CHANNELS, 1, *shape.size_at(NUM_STAGES - 1))
+        width, height = size or _ODD_SIZE
+        latents = torch.zeros(LATENT_CHANNELS, 1, height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
         (first,) = self.forward([self.request(latents, None)])
         self.forward([self.request(latents, first.memory)])
         default_width, default_height = capabilities(self._source.source, self._source.variant).default_size

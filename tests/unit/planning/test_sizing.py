@@ -1,3 +1,4 @@
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -76,8 +77,34 @@ def test_two_gpus_are_no_layout(num_gpus: int) -> None:
 
 def test_a_large_pool_is_simulated_by_a_part_of_it() -> None:
     layout = Layout(num_denoisers=1000, num_decoders=250, num_save_cores=100, max_running=4000)
-    sized = try_layout(demand(80.0), TIMES, layout)
-    assert sized.num_parts == 31
+    sized = try_layout(demand(75.0), TIMES, layout)
+    assert 20 <= sized.num_parts <= 40
     assert sized.layout.num_denoisers == 1000
     assert sized.is_fast_enough
     assert sized.mean_running > 800
+
+
+@pytest.mark.parametrize(("num_denoisers", "num_decoders"), [(850, 149), (86, 13), (40, 9), (3, 1)])
+def test_a_part_has_nearly_as_many_decoders_for_its_denoisers(num_denoisers: int, num_decoders: int) -> None:
+    layout = Layout(num_denoisers=num_denoisers, num_decoders=num_decoders, max_running=4000)
+    num_parts = try_layout(demand(0.01 * num_denoisers), TIMES, layout).num_parts
+    denoisers, decoders = round(num_denoisers / num_parts), round(num_decoders / num_parts)
+    assert decoders / denoisers == pytest.approx(num_decoders / num_denoisers, rel=0.03)
+    assert denoisers <= 100
+
+
+@pytest.mark.parametrize("num_denoisers", [8, 200])
+def test_as_many_videos_are_at_once_as_littles_law_says(num_denoisers: int) -> None:
+    layout = Layout(num_denoisers=num_denoisers, num_decoders=num_denoisers // 4, num_save_cores=20, max_running=4000)
+    at_rate = demand(0.08 * num_denoisers)
+    sized = try_layout(at_rate, TIMES, layout, num_counted=1000)
+    latency_s = statistics.mean(video.latency_s for video in sized.simulated.videos)
+    assert sized.mean_running == pytest.approx(at_rate.videos_per_s * latency_s, rel=0.06)
+
+
+def test_a_plan_holds_for_arrivals_that_it_was_not_made_by() -> None:
+    sized = size(demand(2.0), TIMES, Layout())
+    p95 = [
+        try_layout(sized.demand, TIMES, sized.layout, seed=seed, num_counted=2000).latency(0.95) for seed in (7, 8, 9)
+    ]
+    assert statistics.median(p95) <= 1.05 * sized.demand.latency_p95_s
