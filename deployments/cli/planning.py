@@ -85,6 +85,8 @@ def plan(arguments: argparse.Namespace) -> None:
     published = published_of(arguments.model, arguments.variant)
     overlay = Overlay.read(arguments.base) if arguments.base.is_dir() or arguments.write else Overlay.of_defaults()
     times = _times(arguments, family)
+    if arguments.write is not None:
+        overlay.check_can_be_written_over(arguments.write)
     sized = _sized(arguments, _plans(arguments, family), family, times, overlay)
     needs = None if published is None else needs_of(published, **overlay.decoder_settings)
     problems: list[str] = []
@@ -102,7 +104,14 @@ def plan(arguments: argparse.Namespace) -> None:
     )
     say(report.to_json() if arguments.json else report.to_text())
     if arguments.write is not None:
-        overlay.write(arguments.write, sized.layout, model=arguments.model, variant=arguments.variant)
+        overlay.write(
+            arguments.write,
+            sized.layout,
+            model=arguments.model,
+            variant=arguments.variant,
+            family=arguments.family,
+            default_size=_served(arguments, family).offer.default_size,
+        )
         if not arguments.json:
             say(f"{arguments.write}: the overlay; kubectl apply -k {arguments.write}")
 
@@ -145,12 +154,16 @@ def _times(arguments: argparse.Namespace, family: Family) -> "StageTimes":
     )
 
 
-def _plans(arguments: argparse.Namespace, family: Family) -> list[Plan]:
-    """One of each size and length."""
+def _served(arguments: argparse.Namespace, family: Family) -> ServedModel:
     from deployments.planning.published import config_source
 
     capabilities = family.capabilities(config_source(arguments.model, arguments.variant), arguments.variant)
-    model = ServedModel(arguments.model, family, capabilities, RequestLimits())
+    return ServedModel(arguments.model, family, capabilities, RequestLimits())
+
+
+def _plans(arguments: argparse.Namespace, family: Family) -> list[Plan]:
+    """One of each size and length."""
+    model = _served(arguments, family)
     plans = []
     for size, seconds in product(arguments.size.split(","), arguments.seconds.split(",")):
         fields = {"prompt": "any", "size": size.strip(), "seconds": seconds.strip()}

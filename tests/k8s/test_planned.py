@@ -21,7 +21,9 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
     if shutil.which("kubectl") is None:
         pytest.skip('no kubectl; pip install -e ".[kubectl]" brings one')
     folder = tmp_path_factory.mktemp("overlay") / "planned"
-    Overlay.read(K8S / "overlays" / "pools").write(folder, LAYOUT, model="rain1011/pyramid-flow-sd3", variant="768p")
+    Overlay.read(K8S / "overlays" / "pools").write(
+        folder, LAYOUT, model="rain1011/pyramid-flow-sd3", variant="768p", family=None, default_size=(1280, 768)
+    )
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Manifests(list(yaml.safe_load_all(done.stdout)))
@@ -58,7 +60,14 @@ def test_every_pool_has_the_replicas_of_the_plan_and_a_pod_for_each(planned: Man
 
 def test_the_configuration_beside_it_is_the_one_in_the_cluster(tmp_path: Path) -> None:
     overlay = Overlay.read(K8S / "overlays" / "pools")
-    overlay.write(tmp_path, LAYOUT, model="rain1011/pyramid-flow-miniflux", variant="768p")
+    overlay.write(
+        tmp_path,
+        LAYOUT,
+        model="rain1011/pyramid-flow-miniflux",
+        variant="768p",
+        family=None,
+        default_size=(1280, 768),
+    )
     beside = yaml.safe_load((tmp_path / "serve_config.yaml").read_text())
     patched = yaml.safe_load((tmp_path / "serve.yaml").read_text())["spec"]["serveConfigV2"]
     assert yaml.safe_load(patched) == beside
