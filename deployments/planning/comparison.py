@@ -1,13 +1,12 @@
 """A bench beside a simulation of the same: so many videos at once, with the times that explain the bench."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from deployments.planning.bench_times import Bench
 from deployments.planning.simulation import Layout, simulate
 from deployments.planning.sizing import quantile
 from deployments.planning.stage_times import StageTimes, work_of
-from pyramid_serve.api import Plan
 from pyramid_serve.families import Family
 
 
@@ -34,14 +33,14 @@ class Compared:
         return self.simulated_p95_s / self.measured_p95_s - 1
 
 
-def compare(report: Mapping[str, Any], times: StageTimes, family: Family, layout: Layout) -> list[Compared]:
+def compare(bench: Bench, times: StageTimes, family: Family, layout: Layout) -> list[Compared]:
     """Every level of a bench, whose videos all begin at once."""
-    work = work_of(Plan.model_validate(report["plan"]), family, times)
+    work = work_of(bench.plan, family, times)
     compared = []
-    for level in report["levels"]:
-        pools = {name: use["num_replicas"] for name, use in level["pools"].items()}
+    for level in bench.levels:
+        pools = {name: use.num_replicas for name, use in level.pools.items()}
         videos = simulate(
-            iter([(0.0, work)] * level["concurrency"]),
+            iter([(0.0, work)] * level.concurrency),
             times,
             Layout(
                 num_denoisers=pools["Denoiser"],
@@ -55,12 +54,12 @@ def compare(report: Mapping[str, Any], times: StageTimes, family: Family, layout
         last_s = max(video.latency_s for video in videos)
         compared.append(
             Compared(
-                concurrency=level["concurrency"],
-                measured_per_minute=level["videos_per_minute"],
+                concurrency=level.concurrency,
+                measured_per_minute=level.videos_per_minute,
                 simulated_per_minute=60 * len(videos) / last_s,
-                measured_p95_s=level["latency_p95"],
+                measured_p95_s=level.latency_p95,
                 simulated_p95_s=quantile([video.latency_s for video in videos], 0.95),
-                measured_first_s=level["time_to_first_frame"],
+                measured_first_s=level.time_to_first_frame,
                 simulated_first_s=quantile([video.first_frame_s for video in videos], 0.5),
             )
         )

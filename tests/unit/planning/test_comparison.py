@@ -9,13 +9,13 @@ from deployments.planning.comparison import Compared, compare, to_text
 from deployments.planning.simulation import Layout
 from pyramid_serve.pyramid_flow.family import FAMILY
 
-REPORT = read_bench(Path(__file__).parent / "bench.json")
-TIMES = times_of_bench(REPORT, FAMILY, source="bench.json")
+BENCH = read_bench(Path(__file__).parent / "bench.json")
+TIMES = times_of_bench(BENCH, FAMILY, source="bench.json")
 
 
 @pytest.fixture(scope="module")
 def compared() -> dict[int, Compared]:
-    return {one.concurrency: one for one in compare(REPORT, TIMES, FAMILY, Layout())}
+    return {one.concurrency: one for one in compare(BENCH, TIMES, FAMILY, Layout())}
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 4, 8])
@@ -27,5 +27,5 @@ def test_a_simulated_bench_is_near_the_measured_one(concurrency: int, compared: 
 
 def test_the_table_has_both(compared: dict[int, Compared]) -> None:
     lines = to_text(list(compared.values())).splitlines()
-    assert len(lines) == 1 + len(REPORT["levels"])
+    assert len(lines) == 1 + len(BENCH.levels)
     assert f"{compared[8].measured_per_minute:.2f} {compared[8].simulated_per_minute:.2f}" in lines[-1]
