@@ -1,6 +1,7 @@
 """The command that sizes a cluster: ``plan``."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -12,12 +13,14 @@ from pyramid_serve.families import Family, family_of
 from pyramid_serve.served_model import ServedModel
 
 if TYPE_CHECKING:
+    from deployments.planning.bench_times import Bench
     from deployments.planning.overlay import Overlay
     from deployments.planning.sizing import Sized
     from deployments.planning.stage_times import StageTimes
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_BASE = Path("k8s/overlays/pools")
 _PATIENCE = 3.0
 """Without --p95: nineteen of twenty videos take at most so many times what they take alone."""
 
@@ -33,8 +36,8 @@ def add_planning_commands(commands: "Commands") -> None:
     parser.add_argument("--model", default="shapes", help="a folder, a URL, a Hub id, or the one in the package")
     parser.add_argument("--variant", help="which transformer of the model, such as 384p")
     parser.add_argument("--family", metavar="MODULE:NAME", help="of a model whose family is not in this package")
-    parser.add_argument("--size", default="", metavar="WxH,...", help="the model's own unless given")
-    parser.add_argument("--seconds", default="", metavar="S,...", help="all sizes and lengths come equally often")
+    parser.add_argument("--size", metavar="WxH,...", help="the model's own unless given")
+    parser.add_argument("--seconds", metavar="S,...", help="all sizes and lengths come equally often")
     load = parser.add_mutually_exclusive_group(required=True)
     load.add_argument("--videos-per-minute", type=_positive, metavar="N")
     load.add_argument("--gpus", type=int, metavar="N", help="instead: the most videos a minute for so many GPUs")
@@ -57,13 +60,13 @@ def add_planning_commands(commands: "Commands") -> None:
     parser.add_argument("--decoder-share", type=_share, metavar="X", help="the same for the decoder; 0.41 unless given")
     parser.add_argument("--floor-ms", type=_positive, metavar="MS", help="the least time of a step; 38 unless given")
     parser.add_argument("--price-per-gpu-hour", type=_positive, metavar="X")
-    parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the arrivals; 0 unless given")
     parser.add_argument(
         "--base",
         type=Path,
-        default=Path("k8s/overlays/pools"),
         metavar="FOLDER",
-        help="the overlay whose settings hold, and that --write changes; k8s/overlays/pools unless given",
+        help=f"the overlay whose settings hold, and that --write changes; unless given {_BASE} or, where that is "
+        "not there, the app's defaults",
     )
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write an overlay with these replicas over --base")
     parser.add_argument("--json", action="store_true")
@@ -72,19 +75,17 @@ def add_planning_commands(commands: "Commands") -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve plan``. Raises ``ValueError`` for what the user got wrong."""
-    from deployments.planning.overlay import Overlay
-    from deployments.planning.published import CARDS, config_source, published_of
+    from deployments.planning.published import CARDS, published_of
     from deployments.planning.report import Report, needs_of
 
     if arguments.write is not None and arguments.gpus == 1:
         raise ValueError("--write: is for a GPU to each replica; for one GPU there is k8s/overlays/single-gpu")
-    family = family_of(config_source(arguments.model, arguments.variant), arguments.family)
     if arguments.compare:
-        _compare(arguments, family)
+        _compare(arguments)
         return
+    family, overlay = _family(arguments), _overlay(arguments)
     published = published_of(arguments.model, arguments.variant)
-    overlay = Overlay.read(arguments.base) if arguments.base.is_dir() or arguments.write else Overlay.of_defaults()
-    times = _times(arguments, family)
+    times = _times(arguments, family, overlay)
     if arguments.write is not None:
         overlay.check_can_be_written_over(arguments.write)
     sized = _sized(arguments, _plans(arguments, family), family, times, overlay)
@@ -102,6 +103,9 @@ def plan(arguments: argparse.Namespace) -> None:
         price_per_gpu_hour=arguments.price_per_gpu_hour,
         knows_text=arguments.bench is None,
     )
+    # With --json, stdout is nothing but the JSON.
+    settings = "the app's defaults" if overlay.folder is None else f"of {overlay.folder}"
+    say(f"Settings: {settings}", file=sys.stderr if arguments.json else None)
     say(report.to_json() if arguments.json else report.to_text())
     if arguments.write is not None:
         overlay.write(
@@ -116,27 +120,63 @@ def plan(arguments: argparse.Namespace) -> None:
             say(f"{arguments.write}: the overlay; kubectl apply -k {arguments.write}")
 
 
-def _compare(arguments: argparse.Namespace, family: Family) -> None:
-    from deployments.planning.bench_times import read_bench
+def _family(arguments: argparse.Namespace) -> Family:
+    from deployments.planning.published import check_variant, config_source
+
+    check_variant(arguments.model, arguments.variant)
+    return family_of(config_source(arguments.model, arguments.variant), arguments.family)
+
+
+def _overlay(arguments: argparse.Namespace) -> "Overlay":
+    """The overlay of --base; unless given the one of this repository or, where that is not there, the app's own."""
+    from deployments.planning.overlay import Overlay
+
+    if arguments.base is not None and not arguments.base.is_dir():
+        raise ValueError(f"--base {arguments.base}: must be a folder with an overlay")
+    if arguments.base is None and arguments.write is None and not _BASE.is_dir():
+        return Overlay.of_defaults()
+    return Overlay.read(arguments.base or _BASE)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
     from deployments.planning.comparison import compare, to_text
     from deployments.planning.overlay import Overlay
 
+    without_effect = ("p95", "price_per_gpu_hour", "write", "base", "size", "seconds", "seed")
+    given = [name for name in without_effect if getattr(arguments, name) is not None]
+    if arguments.json:
+        given.append("json")
+    if given:
+        raise ValueError(f"--{given[0].replace('_', '-')}: has no effect with --compare")
     if arguments.bench is None:
         raise ValueError("--compare: goes with --bench FILE")
-    report = read_bench(arguments.bench)
-    say(to_text(compare(report, _times(arguments, family), family, Overlay.of_defaults().layout(None))))
+    family, overlay = _family(arguments), _overlay(arguments)
+    times = _times(arguments, family, overlay)
+    say(to_text(compare(_bench(arguments, family, overlay), times, family, Overlay.of_defaults().layout(None))))
 
 
-def _times(arguments: argparse.Namespace, family: Family) -> "StageTimes":
+def _bench(arguments: argparse.Namespace, family: Family, overlay: "Overlay") -> "Bench":
+    """The bench of --bench, which must be of --model, under the model's own name or the one that the overlay gives."""
+    from deployments.planning.bench_times import check_model, read_bench
+
+    bench = read_bench(arguments.bench)
+    own = arguments.model.rstrip("/").rpartition("/")[2].partition("@")[0]
+    given = overlay.name_of(arguments.model)
+    names = [own] if given in (None, own) else [own, given]
+    check_model(bench, family, names=names, source=str(arguments.bench))
+    return bench
+
+
+def _times(arguments: argparse.Namespace, family: Family, overlay: "Overlay") -> "StageTimes":
     from deployments.planning import published
 
     if arguments.bench is not None:
-        from deployments.planning.bench_times import read_bench, times_of_bench
+        from deployments.planning.bench_times import times_of_bench
 
         given = [name for name in ("share", "decoder_share", "floor_ms") if getattr(arguments, name) is not None]
         if given:
             raise ValueError(f"--{given[0].replace('_', '-')}: goes with --gpu, not with --bench")
-        return times_of_bench(read_bench(arguments.bench), family, source=str(arguments.bench))
+        return times_of_bench(_bench(arguments, family, overlay), family, source=str(arguments.bench))
     if arguments.gpu not in published.CARDS:
         raise ValueError(f"--gpu {arguments.gpu}: must be one of {', '.join(published.CARDS)}")
     model = published.published_of(arguments.model, arguments.variant)
@@ -165,10 +205,20 @@ def _plans(arguments: argparse.Namespace, family: Family) -> list[Plan]:
     """One of each size and length."""
     model = _served(arguments, family)
     plans = []
-    for size, seconds in product(arguments.size.split(","), arguments.seconds.split(",")):
-        fields = {"prompt": "any", "size": size.strip(), "seconds": seconds.strip()}
-        plans.append(model.plan(parse_request({name: value for name, value in fields.items() if value})))
+    for size, seconds in product(_items("size", arguments.size), _items("seconds", arguments.seconds)):
+        fields = {"prompt": "any", "size": size, "seconds": seconds}
+        plans.append(model.plan(parse_request({name: value for name, value in fields.items() if value is not None})))
     return plans
+
+
+def _items(name: str, text: str | None) -> list[str | None]:
+    """What a list with commas has; one None where it was not given."""
+    if text is None:
+        return [None]
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise ValueError(f"--{name} {text}: an item is empty; separate them by single commas")
+    return list(items)
 
 
 def _sized(
@@ -182,19 +232,27 @@ def _sized(
     p95_s = arguments.p95 or _PATIENCE * max(alone_s(kind, times) for kind in kinds)
     layout = overlay.layout(published_of(arguments.model, arguments.variant))
     if arguments.gpus is not None:
-        return fill(arguments.gpus, Demand(kinds, 1.0, p95_s), times, layout, seed=arguments.seed)
-    return size(Demand(kinds, arguments.videos_per_minute / 60, p95_s), times, layout, seed=arguments.seed)
+        return fill(arguments.gpus, Demand(kinds, 1.0, p95_s), times, layout, seed=arguments.seed or 0)
+    return size(Demand(kinds, arguments.videos_per_minute / 60, p95_s), times, layout, seed=arguments.seed or 0)
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    number = _number(text)
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: must be more than 0")
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
     return number
 
 
 def _share(text: str) -> float:
-    number = float(text)
+    number = _number(text)
     if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be more than 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and at most 1")
     return number
+
+
+def _number(text: str) -> float:
+    """NaN, which is in no range, for what is not a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -113,6 +113,15 @@ def read_bench(path: Path) -> Bench:
         ) from None
 
 
+def check_model(bench: Bench, family: Family, *, names: Sequence[str], source: str) -> None:
+    """Raise ``ValueError`` for a bench of another model than the one with one of these public names."""
+    plan = bench.plan
+    if plan.family != family.name:
+        raise ValueError(f"--bench {source}: of the family {plan.family}, but --model is of {family.name}")
+    if plan.model not in names:
+        raise ValueError(f"--bench {source}: of the model {plan.model}, but --model is {' or '.join(names)}")
+
+
 def times_of_bench(bench: Bench, family: Family, *, source: str) -> StageTimes:
     """The times that explain a bench, by least squares.
 

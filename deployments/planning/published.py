@@ -62,8 +62,17 @@ _CONFIGS = Path(__file__).parent / "configs"
 
 def published_of(model: str, variant: str | None) -> Published | None:
     """The published model that a Hub id, or a copy of it in a folder or at a URL of the same name, stands for."""
-    names = [name for name, of_variant in MODELS if of_variant == variant and _last(name) == _last(model)]
-    return MODELS[names[0], variant] if names else None
+    name = _published_name(model)
+    return None if name is None else MODELS.get((name, variant))
+
+
+def check_variant(model: str, variant: str | None) -> None:
+    """Raise ``ValueError`` naming the variants of a published model on the Hub where this is not one of them."""
+    variants = [known for name, known in MODELS if name == model and known is not None]
+    if not variants or variant in variants or Path(model).is_dir():
+        return
+    given = "missing" if variant is None else variant
+    raise ValueError(f"--variant {given}: must be one of {', '.join(variants)} for --model {model}")
 
 
 def config_source(model: str, variant: str | None) -> str:
@@ -71,6 +80,15 @@ def config_source(model: str, variant: str | None) -> str:
     folder = _CONFIGS / _last(model)
     is_known = published_of(model, variant) is not None and folder.is_dir()
     return str(folder) if is_known and not Path(model).is_dir() else model
+
+
+def _published_name(model: str) -> str | None:
+    """The key in ``MODELS`` of a model. An id of another owner is another model, whatever its last name."""
+    is_copy = "://" in model or model.startswith(("/", "./", "../", "~")) or Path(model).is_dir()
+    for name, _ in MODELS:
+        if model == name or (is_copy and _last(model) == _last(name)):
+            return name
+    return None
 
 
 def _last(model: str) -> str:
