@@ -188,8 +188,8 @@ class Overlay:
         lacking = [group for group, one in zip(_GROUPS, deployments, strict=True) if one.group != group]
         if lacking:
             raise ValueError(
-                f"--base {self.folder}: has no group of workers for each pool: no replicas with the "
-                f"label_selector pool: {', '.join(lacking)}; --write needs an overlay such as k8s/overlays/pools"
+                f"--base {self.folder}: no replicas are placed in the groups of workers {', '.join(lacking)}, whose "
+                "sizes --write sets; give an overlay such as k8s/overlays/pools"
             )
 
     def write(
@@ -300,7 +300,8 @@ class _PlannedModel:
             settings = {name: value for name, value in model[pool].get("settings", {}).items() if name in names}
             if "warm_up_size" in settings:
                 settings["warm_up_size"] = list(self.default_size)
-            served[pool] = {**model[pool], "settings": settings}
+            options = {key: value for key, value in model[pool].items() if key != "settings"}
+            served[pool] = {**options, "settings": settings} if settings else options
         return served
 
 

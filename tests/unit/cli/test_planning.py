@@ -191,7 +191,7 @@ def test_a_base_that_cannot_be_written_over_is_refused_before_the_plan(
     base = ("--base", str(ROOT / "k8s" / "overlays" / "dev"), "--write", str(tmp_path / "planned"))
     assert plan("--videos-per-minute", "1", "--gpu", "H200", *base) == 2
     printed = capsys.readouterr()
-    assert "has no group of workers for each pool" in printed.err
+    assert "groups of workers text, denoise, decode" in printed.err
     assert printed.out == ""
 
 

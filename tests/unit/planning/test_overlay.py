@@ -118,7 +118,7 @@ def test_an_overlay_over_a_planned_one_is_not_written_below_either(tree: Path) -
     ("overlay", "lacking"), [("dev", "text, denoise, decode"), ("single-gpu", "text, denoise, decode")]
 )
 def test_a_base_without_a_group_for_each_pool_is_refused(overlay: str, lacking: str, tree: Path) -> None:
-    with pytest.raises(ValueError, match=f"pool: {lacking}; --write needs an overlay such as k8s/overlays/pools"):
+    with pytest.raises(ValueError, match=f"groups of workers {lacking}, whose sizes"):
         write(tree / "overlays" / overlay, tree / "planned")
     assert not (tree / "planned").exists()
 
@@ -138,6 +138,7 @@ def test_an_overlay_for_another_model_keeps_nothing_of_the_old_one(tree: Path) -
     file.write_text(yaml.safe_dump(content))
     other = write(file.parent, tree / "planned")
     assert {"family", "dtype", "name"}.isdisjoint(other)
+    assert "settings" not in other["text_encoder"]
     assert other["denoiser"]["settings"] == {"token_budget": 1000, "warm_up_size": [640, 384]}
     assert other["decoder"]["settings"]["warm_up_size"] == [640, 384]
     assert other["decoder"]["settings"]["max_batch_size"] == 2
