@@ -139,6 +139,7 @@ def _overlay(arguments: argparse.Namespace) -> "Overlay":
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    from deployments.planning.bench_times import times_of_bench
     from deployments.planning.comparison import compare, to_text
     from deployments.planning.overlay import Overlay
 
@@ -151,14 +152,18 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.bench is None:
         raise ValueError("--compare: goes with --bench FILE")
     family, overlay = _family(arguments), _overlay(arguments)
-    times = _times(arguments, family, overlay)
-    say(to_text(compare(_bench(arguments, family, overlay), times, family, Overlay.of_defaults().layout(None))))
+    bench = _bench(arguments, family, overlay)
+    times = times_of_bench(bench, family, source=str(arguments.bench))
+    say(to_text(compare(bench, times, family, Overlay.of_defaults().layout(None))))
 
 
 def _bench(arguments: argparse.Namespace, family: Family, overlay: "Overlay") -> "Bench":
     """The bench of --bench, which must be of --model, under the model's own name or the one that the overlay gives."""
     from deployments.planning.bench_times import check_model, read_bench
 
+    of_arithmetic = [name for name in ("share", "decoder_share", "floor_ms") if getattr(arguments, name) is not None]
+    if of_arithmetic:
+        raise ValueError(f"--{of_arithmetic[0].replace('_', '-')}: goes with --gpu, not with --bench")
     bench = read_bench(arguments.bench)
     own = arguments.model.rstrip("/").rpartition("/")[2].partition("@")[0]
     given = overlay.name_of(arguments.model)
@@ -173,9 +178,6 @@ def _times(arguments: argparse.Namespace, family: Family, overlay: "Overlay") ->
     if arguments.bench is not None:
         from deployments.planning.bench_times import times_of_bench
 
-        given = [name for name in ("share", "decoder_share", "floor_ms") if getattr(arguments, name) is not None]
-        if given:
-            raise ValueError(f"--{given[0].replace('_', '-')}: goes with --gpu, not with --bench")
         return times_of_bench(_bench(arguments, family, overlay), family, source=str(arguments.bench))
     if arguments.gpu not in published.CARDS:
         raise ValueError(f"--gpu {arguments.gpu}: must be one of {', '.join(published.CARDS)}")
