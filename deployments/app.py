@@ -63,8 +63,21 @@ def build(args: AppConfig) -> Application:
         max_ongoing_requests=100_000,  # requests past a limit of Serve's would wait, the probes too; see HttpConfig's
         graceful_shutdown_timeout_s=30.0,
         ray_actor_options={"num_cpus": 0.1},
-    ).bind(args.storage_root, args.ingress.settings, models, claims=claims, orchestrator=orchestrator)
+    ).bind(
+        args.storage_root,
+        args.ingress.settings,
+        models,
+        claims=claims,
+        orchestrator=orchestrator,
+        pools={name: _pools(text_encoders[name], denoisers[name], decoders[name]) for name in models.names},
+    )
     return ingress
+
+
+def _pools(text_encoder: Application, denoiser: Application, decoder: Application) -> dict[str, Application]:
+    """The deployments of a model by part; a decoder that is the denoiser too is named once."""
+    pools = {"text_encoder": text_encoder, "denoiser": denoiser}
+    return pools if decoder is denoiser else {**pools, "decoder": decoder}
 
 
 def _served(options: ModelOptions, args: AppConfig) -> ServedModel:

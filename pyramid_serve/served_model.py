@@ -11,7 +11,7 @@ from pyramid_serve.api.errors import RequestError, unknown_model
 from pyramid_serve.api.limits import RequestLimits
 from pyramid_serve.api.offers import Offer
 from pyramid_serve.api.plans import Plan
-from pyramid_serve.api.requests import VideoRequest, request_error
+from pyramid_serve.api.requests import VideoRequest, drawn_seed, request_error
 from pyramid_serve.families import Family
 
 _TEXTS = ("prompt", "negative_prompt", "prompt_suffix")
@@ -51,6 +51,20 @@ class ServedModel:
             capabilities=self.capabilities,
             limits=self.limits,
         )
+
+    def replan(self, plan: Plan, request: VideoRequest) -> Plan:
+        """The plan of another video of this model, with another prompt and the rest as in ``plan``.
+
+        The seed is another one where ``request`` names it: as given, or drawn for -1. Raises ``RequestError`` as
+        ``plan`` does.
+        """
+        if request.model is not None and request.model != self.name:
+            raise unknown_model(request.model, self.name)
+        self._check(request)
+        changes: dict[str, Any] = {"prompt": request.prompt}
+        if "seed" in request.model_fields_set:
+            changes["seed"] = drawn_seed() if request.seed is None else request.seed
+        return plan.model_copy(update=changes)
 
     def _family_fields(self, given: Mapping[str, Any]) -> Any:
         """The family's fields of a request, checked. Raises ``RequestError`` for one that is wrong or unknown."""

@@ -34,7 +34,7 @@ from typing import Any
 
 from cachetools import TTLCache
 
-from pyramid_serve.api import VideoRecord, created_at_of, is_video_id
+from pyramid_serve.api import Status, VideoRecord, created_at_of, is_video_id
 from pyramid_serve.errors import VideoNotFoundError
 from pyramid_serve.families import record_fields
 from pyramid_serve.filesystems import mask_credentials, shown_root
@@ -184,17 +184,24 @@ class VideoStore:
         return sorted(filter(is_video_id, self._stored.names("videos")), reverse=newest_first)
 
     def page(
-        self, *, limit: int = 20, after: str | None = None, newest_first: bool = True
+        self, *, limit: int = 20, after: str | None = None, newest_first: bool = True, status: Status | None = None
     ) -> tuple[list[VideoRecord], bool]:
         """At most ``limit`` records following ``after`` in the order of creation, and whether there are more.
 
-        The video ``after`` may have been deleted meanwhile.
+        The video ``after`` may have been deleted meanwhile. status: only records that are so, for which all others in
+        between are read too.
         """
-        ids: Iterable[str] = self.ids(newest_first=newest_first)
+        ids: Iterable[str]
+        if status in (Status.QUEUED, Status.IN_PROGRESS):
+            ids = sorted(self.holds.terms(), reverse=newest_first)  # few, where there may be very many that are over
+        else:
+            ids = self.ids(newest_first=newest_first)
         if after is not None:
             ids = [name for name in ids if (name < after if newest_first else name > after)]
         records: list[VideoRecord] = []
         for record in self._records(ids):
+            if status is not None and record.status is not status:
+                continue
             if len(records) == limit:
                 return records, True
             records.append(record)

@@ -83,7 +83,7 @@ class Video(BaseModel):
     prompt: str
     size: str
     seconds: str
-    remixed_from_video_id: None
+    remixed_from_video_id: str | None
     error: VideoError | None
     num_frames: int
     fps: int
@@ -142,6 +142,8 @@ class ServedModelObject(BaseModel):
     max_seconds: float
     max_num_frames: int
     default_seconds: float
+    needs_input_reference: bool = Field(description="Whether every request must have a picture.")
+    example_prompts: list[str]
     request_fields: dict[str, Any] = Field(
         description="The JSON schema of each request field that this model has beside those of every model."
     )
@@ -150,6 +152,31 @@ class ServedModelObject(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[ServedModelObject]
+
+
+class PoolStatus(BaseModel):
+    part: Literal["text_encoder", "denoiser", "decoder"]
+    num_replicas: int = Field(description="Those that answered.")
+    busy: float | None = Field(description="Share of the time in which they computed, of late. Null: not known yet.")
+    num_present: int = Field(description="Units, or prompts, in work or waiting.")
+
+
+class ModelStatus(BaseModel):
+    id: str
+    pools: list[PoolStatus]
+
+
+class QueueStatus(BaseModel):
+    num_queued: int
+    num_in_progress: int
+
+
+class ServerStatus(BaseModel):
+    """What the server does now. It is read anew every two seconds at most."""
+
+    object: Literal["status"]
+    queue: QueueStatus
+    models: list[ModelStatus]
 
 
 class Health(BaseModel):

@@ -12,6 +12,7 @@ from deployments.http.config import HttpConfig
 from deployments.http.errors import ApiError, not_found
 from deployments.http.keys import Keys
 from deployments.http.places import Places, Uploads
+from deployments.http.pools import Pools
 from deployments.http.previews import Previews
 from deployments.http.readiness import Readiness
 from deployments.videos.videos import Videos
@@ -35,6 +36,7 @@ class Door:
     downloads: Places
     keys: Keys
     previews: Previews
+    pools: Pools
     started_at: float = field(default_factory=time.time)
 
 

@@ -45,6 +45,7 @@ _CODES = {
     422: "unprocessable",
     429: "queue_full",
     500: "internal_error",
+    501: "not_implemented",
     503: "unavailable",
 }
 _STATUSES = {MODEL_NOT_FOUND: 404}

@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.http.app import create_app
 from deployments.http.config import HttpConfig
 from deployments.http.listener import Listener
+from deployments.http.pools import PoolHandles
 from deployments.telemetry.logs import configure_logging
 from deployments.telemetry.replicas import replica_name
 from deployments.videos.videos import Videos
@@ -29,12 +30,15 @@ class Ingress:
         *,
         claims: DeploymentHandle[Any],
         orchestrator: DeploymentHandle[Any],
+        pools: PoolHandles,
     ) -> None:
-        """storage: the root of the ``VideoStore``. orchestrator: only bound so that it is deployed; claims call it."""
+        """storage: the root of the ``VideoStore``. orchestrator: only bound so that it is deployed; claims call it.
+        pools: whose work ``/v1/status`` tells."""
         configure_logging(replica_name())
         self._videos = Videos(VideoStore(storage), claims, models)
         self._config = config
         self._orchestrator = orchestrator
+        self._pools = pools
         self._listener: Listener | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
@@ -42,7 +46,7 @@ class Ingress:
 
         Raises ``OSError`` if the replica is to listen at a port that cannot be had.
         """
-        app = create_app(self._videos, self._config)
+        app = create_app(self._videos, self._config, pools=self._pools)
         if self._config.listen is not None:
             self._listener = await Listener.start(app, self._config.listen, self._config.connections)
         return app

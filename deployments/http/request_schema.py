@@ -54,6 +54,21 @@ def create_body(models: ServedModels) -> Schema:
     }
 
 
+def remix_body() -> Schema:
+    """The request body of a remix, in the form of OpenAPI. The model's limit on the prompt is not known here."""
+    common = field_schemas_of(VideoRequest)
+    common["prompt"] |= {"minLength": 1, "pattern": r"\S"}
+    common["seed"]["maximum"] = MAX_SEED
+    common["seed"]["description"] = "That of the video unless given; drawn for -1."
+    schema = {
+        "type": "object",
+        "required": ["prompt"],
+        "additionalProperties": False,
+        "properties": {name: common[name] for name in ("prompt", "seed", "user", "metadata")},
+    }
+    return {"required": True, "content": {kind: {"schema": schema} for kind in (JSON_TYPE, FORM_TYPE)}}
+
+
 def _any_of(schemas: Sequence[Schema]) -> Schema:
     return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
 

@@ -21,10 +21,10 @@ from deployments.rpc.tasks import apart, begin_apart
 from deployments.videos.mirror import Mirror
 from deployments.videos.submissions import Submissions
 from deployments.videos.view import VideoView
-from pyramid_serve.api import Plan, RequestError, VideoRecord, VideoRequest, new_record
+from pyramid_serve.api import Plan, RequestError, Status, VideoRecord, VideoRequest, new_record
 from pyramid_serve.media.pictures import fitted, read_picture
 from pyramid_serve.served_model import ServedModels
-from pyramid_serve.storage import StorageError, VideoNotFoundError, VideoStore
+from pyramid_serve.storage import StorageError, VideoFile, VideoNotFoundError, VideoStore
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,25 @@ class Videos:
         """
         asked, picture = await self._prepare(request, idempotency_key)
         # To its end even if the caller leaves: claims may accept it all the same, and then its picture must stay.
+        return await apart(self._submit(asked, picture))
+
+    async def remix(self, source_id: str, request: VideoRequest, *, idempotency_key: str | None = None) -> Accepted:
+        """Accept a video with the settings and the picture of another one; see ``ServedModel.replan``.
+
+        Raises ``VideoNotFoundError`` where that one is not there, and what ``accept`` raises.
+        """
+        source: VideoRecord = await asyncio.to_thread(self.store.read, source_id)
+        plan = self.models.choose(source.plan.model).replan(source.plan, request)
+        picture = None
+        if plan.has_picture:
+            picture = await asyncio.to_thread(self.store.files.fetch, source_id, VideoFile.PICTURE)
+        asked = new_record(
+            plan,
+            idempotency_key=idempotency_key,
+            remixed_from=source_id,
+            user=request.user,
+            metadata=request.metadata,
+        )
         return await apart(self._submit(asked, picture))
 
     async def accept_while_wanted(self, request: VideoRequest, *, idempotency_key: str | None = None) -> Accepted:
@@ -130,11 +149,14 @@ class Videos:
             return VideoView(record)  # the saved record is true, though it may be some seconds old
 
     async def list(
-        self, *, limit: int = 20, after: str | None = None, newest_first: bool = True
+        self, *, limit: int = 20, after: str | None = None, newest_first: bool = True, status: Status | None = None
     ) -> tuple[list[VideoView], bool]:
-        """At most ``limit`` videos following ``after`` in the order of creation, and whether there are more."""
+        """At most ``limit`` videos following ``after`` in the order of creation, and whether there are more.
+
+        status: only those that are so.
+        """
         records, has_more = await asyncio.to_thread(
-            self.store.page, limit=limit, after=after, newest_first=newest_first
+            self.store.page, limit=limit, after=after, newest_first=newest_first, status=status
         )
         return [VideoView(record) for record in records], has_more
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 OFFER_NAMES = frozenset((
     "id", "object", "created", "owned_by", "family", "sizes", "size_multiple", "default_size", "fps",
-    "max_seconds", "max_num_frames", "default_seconds", "request_fields",
+    "max_seconds", "max_num_frames", "default_seconds", "needs_input_reference", "example_prompts", "request_fields",
 ))  # fmt: skip
 """The keys of every model object, which no field of a family may have."""
 
@@ -28,6 +28,10 @@ class Offer:
     """Pixels."""
     max_side: int | None = None
     """The largest width or height in pixels. None: the server's limit on pixels alone counts."""
+    needs_picture: bool = False
+    """Whether every request must have a picture."""
+    example_prompts: tuple[str, ...] = ()
+    """What the model can do, for those who try it."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What the family's own request fields are where a request leaves them out."""
     field_schemas: Mapping[str, Any] = field(default_factory=dict)

@@ -128,6 +128,8 @@ class VideoRecord(BaseModel):
     """What each part of the pipeline computed in, as far as it has worked on the video."""
     timeline: tuple[TimelineEntry, ...] = ()
     idempotency_key: str | None = None
+    remixed_from: str | None = None
+    """The id of the video whose settings this one has."""
     user: str | None = None
     """As the client sent it, like ``metadata``."""
     metadata: dict[str, str] | None = None
@@ -158,7 +160,7 @@ class VideoRecord(BaseModel):
             "prompt": plan.prompt,
             "size": plan.size,
             "seconds": plan.seconds,
-            "remixed_from_video_id": None,
+            "remixed_from_video_id": self.remixed_from,
             "error": None if self.error is None else self.error.model_dump(),
             "num_frames": plan.num_frames,
             "fps": plan.fps,
@@ -191,6 +193,7 @@ def new_record(
     plan: Plan,
     *,
     idempotency_key: str | None = None,
+    remixed_from: str | None = None,
     user: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> VideoRecord:
@@ -201,6 +204,7 @@ def new_record(
         created_at=created_at,
         plan=plan,
         idempotency_key=idempotency_key,
+        remixed_from=remixed_from,
         user=user,
         metadata=None if metadata is None else dict(metadata),
     )

@@ -1,6 +1,7 @@
 """Requests: what a client sends. The fields that every model takes; a family adds fields of its own."""
 
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_CHARACTERS = 64
 MAX_METADATA_VALUE_CHARACTERS = 512
 
+_MAX_DRAWN_SEED = 2**31
 _SIZE = re.compile(r"([1-9][0-9]{0,4})[xX*]([1-9][0-9]{0,4})")
 _NO_TEXT = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)"  # C0, DEL and C1, without tab, newline and CR LF
@@ -153,6 +155,11 @@ class VideoRequest(BaseModel):
                 f"width={width}, height={height}: contradicts size={self.size}; give one of the two", param="width"
             )
         return width, height
+
+
+def drawn_seed() -> int:
+    """A seed for a video that was asked for without one: short enough to be typed."""
+    return secrets.randbelow(_MAX_DRAWN_SEED)
 
 
 def parse_request(fields: Mapping[str, object]) -> VideoRequest:

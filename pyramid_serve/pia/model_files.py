@@ -67,6 +67,8 @@ class ModelSettings(BaseModel):
     guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 7.5
     scheduler: SchedulerName = "ddim"
     motion: Motion = "moderate"
+    example_prompts: Annotated[tuple[str, ...], Field(max_length=12, strict=False)] = ()
+    """What the model can do, for those who try it."""
     prompt_suffix: str = ""
     negative_prompt: str = "wrong white balance, dark, sketches, worst quality, low quality, deformed, distorted"
 

@@ -1,14 +1,13 @@
 """From a request to a plan: one unit, all of whose frames are denoised together from a given picture."""
 
 import math
-import secrets
 from typing import Any, TypeVar
 
 from pyramid_serve.api.errors import RequestError
 from pyramid_serve.api.limits import RequestLimits
 from pyramid_serve.api.offers import Offer, field_schemas_of
 from pyramid_serve.api.plans import Plan, UnitRun
-from pyramid_serve.api.requests import VideoRequest
+from pyramid_serve.api.requests import VideoRequest, drawn_seed
 from pyramid_serve.errors import InputError
 from pyramid_serve.families import StepRun
 from pyramid_serve.media.pictures import picture_size
@@ -29,7 +28,6 @@ NAME = "pia"
 
 Value = TypeVar("Value")
 
-_MAX_DRAWN_SEED = 2**31
 _LAST_TIMESTEP_MISSING = ("euler", "dpm++")
 """Schedulers that find a noise level by its timestep: with leading steps they have none for the last of training."""
 
@@ -49,6 +47,8 @@ def offer(capabilities: Capabilities, limits: RequestLimits) -> Offer:
         default_num_frames=capabilities.default_num_frames,
         max_num_frames=capabilities.max_num_frames,
         side_multiple=capabilities.side_multiple,
+        needs_picture=True,
+        example_prompts=own.example_prompts,
         defaults={
             "mode": "animate",
             "motion": own.motion,
@@ -111,7 +111,7 @@ def plan(
         width=width,
         height=height,
         fps=FRAMES_PER_SECOND,
-        seed=secrets.randbelow(_MAX_DRAWN_SEED) if request.seed is None else request.seed,
+        seed=drawn_seed() if request.seed is None else request.seed,
         has_picture=True,
         units=(unit,),
         settings=settings.model_dump(mode="json"),

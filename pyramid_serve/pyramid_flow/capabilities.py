@@ -57,6 +57,8 @@ class Capabilities:
     """Of the other units where unit 0 is a given picture."""
     dtype: DTypeName | None = None
     """The dtype that suits it best on a GPU. A CPU computes in what it is fast at, see ``precision.suitable_dtype``."""
+    example_prompts: Annotated[tuple[str, ...], Field(max_length=12)] = ()
+    """What the model can do, for those who try it."""
     prompt_suffix: str = DEFAULT_PROMPT_SUFFIX
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
 

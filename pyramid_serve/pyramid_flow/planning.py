@@ -1,6 +1,5 @@
 """From a request to a plan: units of one and then eight frames, each denoised through three stages."""
 
-import secrets
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -8,7 +7,7 @@ from pyramid_serve.api.errors import RequestError
 from pyramid_serve.api.limits import RequestLimits
 from pyramid_serve.api.offers import Offer, field_schemas_of
 from pyramid_serve.api.plans import Plan, UnitRun
-from pyramid_serve.api.requests import VideoRequest
+from pyramid_serve.api.requests import VideoRequest, drawn_seed
 from pyramid_serve.families import StepRun
 from pyramid_serve.pyramid_flow.capabilities import Capabilities
 from pyramid_serve.pyramid_flow.request_fields import RequestFields, ShownFields, StageSteps
@@ -29,8 +28,6 @@ NAME = "pyramid_flow"
 
 Value = TypeVar("Value")
 
-_MAX_DRAWN_SEED = 2**31
-
 
 def offer(capabilities: Capabilities, limits: RequestLimits) -> Offer:
     """What a model makes within these limits."""
@@ -42,6 +39,7 @@ def offer(capabilities: Capabilities, limits: RequestLimits) -> Offer:
         sizes=capabilities.sizes,
         side_multiple=SIZE_MULTIPLE,
         max_side=capabilities.max_side,
+        example_prompts=capabilities.example_prompts,
         defaults={
             "num_inference_steps": list(_steps_within(capabilities.num_inference_steps, limits)),
             "video_num_inference_steps": list(_steps_within(capabilities.video_num_inference_steps, limits)),
@@ -104,7 +102,7 @@ def plan(
         width=width,
         height=height,
         fps=FRAMES_PER_SECOND,
-        seed=secrets.randbelow(_MAX_DRAWN_SEED) if request.seed is None else request.seed,
+        seed=drawn_seed() if request.seed is None else request.seed,
         has_picture=has_picture,
         units=units_of(width, height, num_units, settings, has_picture=has_picture),
         settings=settings.model_dump(mode="json"),

@@ -233,7 +233,9 @@ def serve_locally(root: str, **options: Any) -> Iterator[LocalServer]:
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     assert started.wait(30)
-    with httpx.Client(base_url=url, timeout=30) as client:
-        yield LocalServer(url, apps[0], client)
-    is_over.set()
-    thread.join(10)
+    try:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            yield LocalServer(url, apps[0], client)
+    finally:
+        is_over.set()
+        thread.join(10)

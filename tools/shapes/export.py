@@ -83,6 +83,12 @@ CAPABILITIES: dict[str, Any] = {
     "guidance_scale": 4.0,
     "video_guidance_scale": 1.5,
     "image_video_guidance_scale": 1.5,
+    "example_prompts": [
+        "a red circle moves right on a black background",
+        "a blue star spins on a white background",
+        "a yellow triangle grows on a brown background",
+        "a cyan square moves up on a gray background",
+    ],
     "prompt_suffix": "",
     "negative_prompt": "",
     "dtype": "bfloat16",

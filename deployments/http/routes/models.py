@@ -52,6 +52,8 @@ def _model_object(model: ServedModel, door: Door) -> dict[str, Any]:
         "max_seconds": round(offer.max_seconds, 3),
         "max_num_frames": offer.max_num_frames,
         "default_seconds": round(offer.default_seconds, 3),
+        "needs_input_reference": offer.needs_picture,
+        "example_prompts": list(offer.example_prompts),
         **offer.defaults,
         "request_fields": offer.field_schemas,
     }

@@ -1,9 +1,9 @@
-"""What the server is, whether it is alive, and whether it is ready."""
+"""Whether the server is alive, and whether it is ready."""
 
 import asyncio
 import logging
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from deployments.claims.asking import UNREACHABLE
@@ -16,20 +16,6 @@ from pyramid_serve.storage import StorageError
 logger = logging.getLogger(__name__)
 
 router = APIRouter(tags=["probes"])
-
-
-@router.get("/", include_in_schema=False)
-async def root(request: Request, door: DoorOf) -> Response:
-    base = str(request.base_url).rstrip("/")
-    return JSONResponse(
-        {
-            "name": "Pyramid Serve",
-            "model": door.videos.models.names[0],
-            "videos": f"{base}/v1/videos",
-            "docs": f"{base}/docs",
-            "openapi": f"{base}/openapi.json",
-        }
-    )
 
 
 @router.get("/healthz", summary="Whether this process answers", response_model=Health)

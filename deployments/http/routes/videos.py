@@ -8,7 +8,6 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from deployments.claims.asking import UNREACHABLE
-from deployments.errors import QueueFullError
 from deployments.http.answer_schema import (
     DeletedVideo,
     Video,
@@ -17,19 +16,18 @@ from deployments.http.answer_schema import (
     synchronous_answer,
     video_answer,
 )
-from deployments.http.body import parse_body, read_body
+from deployments.http.asking import check_same, idempotency_key, read_request, refusals
 from deployments.http.content import open_content, respond_whole
 from deployments.http.door import ID_PATTERN, WAIT_PLACE, Door, DoorOf, VideoId, only_query
 from deployments.http.errors import CLIENT_LEFT, ApiError, being_replaced, not_found
 from deployments.http.guard import POLL_HEADER, VIDEO_ID_HEADER
 from deployments.http.head import answer_head
-from deployments.http.places import Upload
-from deployments.http.request_schema import IDEMPOTENCY_KEY, MAX_KEY_CHARACTERS
+from deployments.http.request_schema import IDEMPOTENCY_KEY
 from deployments.rpc.tasks import begin_apart
-from deployments.videos.videos import Accepted, picture_of
+from deployments.videos.videos import Accepted
 from deployments.videos.view import VideoView
-from pyramid_serve.api import VideoRecord, VideoRequest, is_video_id, parse_request
-from pyramid_serve.storage import VideoFile, VideoNotFoundError
+from pyramid_serve.api import Status, VideoRecord, is_video_id
+from pyramid_serve.storage import VideoNotFoundError
 
 _FAILED_STATUSES = {"cancelled": 422, "invalid_input": 422}
 """The status of ``POST /v1/videos/sync`` for a video that failed, by the code of its error; 500 for other codes."""
@@ -61,8 +59,8 @@ async def create_video(
         record = accepted.record
         if wait and not record.is_over:
             finished = await _until_over(request, door, accepted)
-            return Response(status_code=CLIENT_LEFT) if finished is None else _video_response(VideoView(finished))
-    return _video_response(VideoView(record, accepted.place))
+            return Response(status_code=CLIENT_LEFT) if finished is None else video_response(VideoView(finished))
+    return video_response(VideoView(record, accepted.place))
 
 
 @router.post(
@@ -106,81 +104,14 @@ async def _accept(request: Request, door: Door, *, while_wanted: bool) -> Accept
     with an idempotency key may send its request again after a broken connection, so its video is made in any case.
     """
     with door.uploads.begin() as upload:
-        video_request = await _read_request(request, door, upload)
-        key = _idempotency_key(request)
-        try:
+        video_request = await read_request(request, door, upload)
+        key = idempotency_key(request)
+        with refusals():
             accept = door.videos.accept_while_wanted if while_wanted and key is None else door.videos.accept
             accepted = await accept(video_request, idempotency_key=key)
-        except QueueFullError as error:
-            raise ApiError(429, str(error), headers={"Retry-After": str(error.retry_after_s)}) from None
-        except UNREACHABLE:
-            raise being_replaced() from None
         if not accepted.is_new:
-            await _check_same(door, video_request, accepted.record)
+            await check_same(door, video_request, accepted.record)
         return accepted
-
-
-async def _read_request(request: Request, door: Door, upload: Upload) -> VideoRequest:
-    body = await read_body(request, door.config.body, upload)
-    fields = await asyncio.to_thread(
-        parse_body,
-        body,
-        content_type=request.headers.get("content-type", ""),
-        content_encoding=request.headers.get("content-encoding", ""),
-        limits=door.config.body,
-        fields_with_several_values=door.videos.models.fields_with_several_values,
-    )
-    parsed = parse_request(fields)
-    max_picture_bytes = door.videos.models.choose(parsed.model).limits.max_picture_bytes
-    if parsed.input_reference is not None and len(parsed.input_reference) > max_picture_bytes:
-        came = len(parsed.input_reference)
-        raise ApiError(413, f"input_reference: {came} bytes, at most {max_picture_bytes}", param="input_reference")
-    return parsed
-
-
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= MAX_KEY_CHARACTERS:
-        raise ApiError(
-            400,
-            f"Idempotency-Key: {len(key)} characters, must be 1 to {MAX_KEY_CHARACTERS}",
-            param="Idempotency-Key",
-        )
-    return key
-
-
-async def _check_same(door: Door, request: VideoRequest, record: VideoRecord) -> None:
-    """Raise ``ApiError`` 400 if the key was first used with another request.
-
-    The status is not 409, because clients repeat a request after that.
-    """
-    model = door.videos.models.choose(request.model)
-    plan = model.plan(request)
-    if request.seed is None:
-        plan = plan.model_copy(update={"seed": record.plan.seed})
-    # `seconds` only repeats how the length was given; `num_frames` may give the same length.
-    is_same = plan.model_copy(update={"seconds": record.plan.seconds}) == record.plan
-    is_same = is_same and (request.user, request.metadata) == (record.user, record.metadata)
-    if is_same and request.input_reference is not None:
-        max_pixels = model.limits.max_picture_pixels
-        is_same = await asyncio.to_thread(_is_same_picture, door, request.input_reference, record, max_pixels)
-    if not is_same:
-        raise ApiError(
-            400,
-            f"Idempotency-Key: was used for {record.id}, which another request asked for; take a new key",
-            param="Idempotency-Key",
-            code="idempotency_key_reused",
-        )
-
-
-def _is_same_picture(door: Door, picture: bytes, record: VideoRecord, max_pixels: int) -> bool:
-    """Whether the same video would be made of both pictures."""
-    try:
-        stored = door.videos.store.files.fetch(record.id, VideoFile.PICTURE)
-    except VideoNotFoundError:
-        return False
-    given = picture_of(picture, record.plan, max_pixels=max_pixels)
-    return given == picture_of(stored, record.plan, max_pixels=None)
 
 
 async def _until_over(request: Request, door: Door, accepted: Accepted) -> VideoRecord | None:
@@ -217,7 +148,7 @@ async def _until_disconnect(request: Request) -> None:
     summary="List videos",
     response_model=VideoList,
     responses=error_answers(400, 401),
-    dependencies=[only_query("limit", "after", "order")],
+    dependencies=[only_query("limit", "after", "order", "status")],
 )
 async def list_videos(
     door: DoorOf,
@@ -227,10 +158,11 @@ async def list_videos(
         Query(description="The id that the page before ended with.", json_schema_extra={"pattern": ID_PATTERN}),
     ] = None,
     order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
+    status: Annotated[Status | None, Query(description="Only videos that are so.")] = None,
 ) -> Response:
     if after is not None and not is_video_id(after):
         raise ApiError(400, f"after={after[:60]!r}: must be the id of a video", param="after")
-    views, has_more = await door.videos.list(limit=limit, after=after, newest_first=order == "desc")
+    views, has_more = await door.videos.list(limit=limit, after=after, newest_first=order == "desc", status=status)
     ids = [view.record.id for view in views]
     return JSONResponse(
         {
@@ -251,7 +183,7 @@ async def list_videos(
     dependencies=[only_query()],
 )
 async def get_video(video_id: VideoId, door: DoorOf) -> Response:
-    return _video_response(await door.views.get(video_id))
+    return video_response(await door.views.get(video_id))
 
 
 @router.delete(
@@ -280,14 +212,15 @@ async def delete_video(video_id: VideoId, door: DoorOf) -> Response:
 )
 async def cancel_video(video_id: VideoId, door: DoorOf) -> Response:
     try:
-        return _video_response(VideoView(await door.videos.cancel(video_id)))
+        return video_response(VideoView(await door.videos.cancel(video_id)))
     except UNREACHABLE:
         raise being_replaced() from None
     finally:
         door.views.forget(video_id)
 
 
-def _video_response(view: VideoView, *, status: int = 200) -> JSONResponse:
+def video_response(view: VideoView, *, status: int = 200) -> JSONResponse:
+    """The video object, with when to look again where the video is not over."""
     headers = {} if view.record.is_over else {POLL_HEADER: str(_poll_after_ms(view))}
     return JSONResponse(view.public(), status_code=status, headers=headers)
 

@@ -120,7 +120,7 @@ def test_another_method_is_not_allowed(server: LocalServer, method: str, path: s
     assert answer.headers["allow"] == allowed
 
 
-@pytest.mark.parametrize("path", ["/v1", "/v1/video", "/v2/videos", f"/v1/videos/{UNKNOWN_ID}/remix", "/.env"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/video", "/v2/videos", f"/v1/videos/{UNKNOWN_ID}/remixes", "/.env"])
 def test_another_path_is_not_found(server: LocalServer, path: str) -> None:
     check(server.client.get(path), 404, None, "no such path")
 

@@ -24,6 +24,8 @@ def test_the_openapi_document_has_every_route_with_examples(server: LocalServer)
         "/v1/videos/{video_id}/events",
         "/v1/models",
         "/v1/models/{model}",
+        "/v1/status",
+        "/v1/videos/{video_id}/remix",
         "/healthz",
         "/readyz",
     }
