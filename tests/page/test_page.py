@@ -75,6 +75,24 @@ def test_after_a_reload_the_video_goes_on(page: Any, server: LocalServer) -> Non
     until(lambda: badge(page) == "completed")
 
 
+def test_one_video_is_watched_at_a_time_and_all_are_shown_at_their_end(page: Any, server: LocalServer) -> None:
+    streams: list[str] = []
+    page.on("request", lambda request: streams.append(request.url) if request.url.endswith("/stream") else None)
+    page.goto(server.url)
+    make(page, "the first", seconds="3")
+    until(lambda: current_time(page) > 0)
+    make(page, "the second", seconds="3")
+    until(lambda: page.locator("#jobs .card").count() == 2)
+    until(lambda: current_time(page) > 0)
+    first = page.locator("#jobs .card", has_text="the first")
+    assert not first.locator("video").is_visible()
+    assert first.locator("text=Watch").is_visible()
+    until(lambda: page.locator("#jobs .badge.completed").count() == 2)
+    until(lambda: page.locator("#jobs video:visible").count() == 2)
+    assert len(streams) <= 3, "the first may be watched again when the second is over"
+    assert first.locator("video").evaluate("(video) => video.duration") == pytest.approx(73 / 24, abs=0.1)
+
+
 def test_a_video_can_be_cancelled(page: Any, server: LocalServer) -> None:
     page.goto(server.url)
     make(page, "hold")

@@ -115,6 +115,9 @@ class Job {
     this.time = this.player.currentTime;
     this.stopper.abort(new DOMException("not watched any more", "AbortError"));
     this.stopper = null;
+    this.player.hidden = true; // its source is gone with the stream
+    this.player.removeAttribute("src");
+    this.player.load();
     this.showButtons();
   }
 
@@ -143,7 +146,7 @@ class Job {
     this.bar.hidden = this.video.status === "completed";
     this.player.loop = !prefersStill();
     if (this.video.status === "completed") {
-      if (!this.player.src) showFile(this.player, this.id); // it was not watched, or cannot be while it is made
+      if (!this.player.hasAttribute("src")) showFile(this.player, this.id); // it was not watched, or cannot be while it is made
       if (this.player.autoplay) this.player.play().catch(() => {});
     } else {
       this.stopper?.abort(new DOMException("the video failed", "AbortError"));
