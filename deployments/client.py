@@ -13,9 +13,10 @@ app)``). The handle raises ``RayActorError`` where the client asks again.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -64,6 +65,30 @@ class Client:
         except asyncio.CancelledError:
             await self._leave(submitting)
             raise
+
+    async def map(
+        self, requests: Iterable[VideoRequest], *, num_in_flight: int = 8
+    ) -> "AsyncGenerator[tuple[int, VideoRecord], None]":
+        """Make many videos, and yield each request's place and its record when its video is over, as they end.
+
+        At most ``num_in_flight`` are asked for at once, and the next request is read when one is over, so there may be
+        any number. The videos in flight are cancelled when the caller leaves. Raises what ``generate`` raises.
+        """
+        waiting: dict[asyncio.Task[VideoRecord], int] = {}
+        numbered = enumerate(requests)
+        try:
+            while True:
+                for place, request in islice(numbered, num_in_flight - len(waiting)):
+                    waiting[asyncio.create_task(self.generate(request))] = place
+                if not waiting:
+                    return
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield waiting.pop(task), task.result()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     async def stream(self, request: VideoRequest) -> AsyncGenerator[Frames, None]:
         """Make a video, and yield the frames (F, H, W, 3) of each unit, uint8, as ``frames`` does.

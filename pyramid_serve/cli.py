@@ -22,7 +22,7 @@ from pyramid_serve.outputs import check_output
 from pyramid_serve.served_model import ServedModel
 from pyramid_serve.terminal import printable
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
 
 INTERRUPTED = 130
 READER_LEFT = 141
@@ -158,14 +158,15 @@ def _no_limits() -> RequestLimits:
 
 
 def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:
-    """Parse and run a command: 0, or 2 with one line for what the user got wrong, or 130 after Ctrl-C.
+    """Parse and run a command: 0, or the status that it returns; 2 with one line for what the user got wrong, or 130
+    after Ctrl-C.
 
     141, without a message, if the reader of the output has gone, as `head` does.
     """
     parsed = parser.parse_args(arguments)
     command: Command = parsed.run
     try:
-        command(parsed)
+        status = command(parsed)
     except ValueError as error:
         print(f"pyramid-serve {parsed.command}: {printable(str(error))}", file=sys.stderr)
         return USER_ERROR
@@ -178,7 +179,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
     except OSError as error:
         print(f"pyramid-serve {parsed.command}: {printable(str(error))}", file=sys.stderr)
         return OUR_ERROR
-    return 0
+    return status or 0
 
 
 class OneLineParser(argparse.ArgumentParser):

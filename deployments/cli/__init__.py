@@ -12,6 +12,7 @@ from deployments.cli.importing import leaving_at_interrupt
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``pyramid-serve``; the exit status."""
     with leaving_at_interrupt(arguments):
+        from deployments.cli.batch import add_batch_command
         from deployments.cli.client import add_client_commands
         from deployments.cli.planning import add_planning_commands
         from deployments.cli.serving import add_serving_commands
@@ -23,4 +24,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add_serving_commands(commands, families)
         add_planning_commands(commands)
         add_client_commands(commands, families)
+        add_batch_command(commands)
     return cli.run(parser, arguments)

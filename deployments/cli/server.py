@@ -44,10 +44,15 @@ _MAX_FILE_BYTES = 4 * 1024**3
 _MAX_MESSAGE_CHARACTERS = 1000
 _OVER = ("completed", "failed")
 _RETRIED_STATUSES = (429, 502, 503, 504)
+_REFUSED_STATUSES = (400, 404, 413, 422)
 
 
 class ServerError(ValueError):
     """The server refused, could not be reached, or sent an invalid answer. The message is one line for the user."""
+
+
+class RefusedError(ServerError):
+    """The server did not accept this request, and would not accept it another time."""
 
 
 class _AwayError(ServerError):
@@ -82,13 +87,16 @@ class Server:
         self._uses_proxies = not is_this_machine(host)
         self._tls = httpx.create_ssl_context() if parts.scheme == "https" else False
 
-    def submit(self, fields: Mapping[str, Any], *, picture: Path | None = None) -> Video:
-        """Ask for a video. The request is sent again if the answer is lost; its key prevents a second video."""
+    def submit(self, fields: Mapping[str, Any], *, picture: Path | None = None, key: str | None = None) -> Video:
+        """Ask for a video. The request is sent again if the answer is lost; its key prevents a second video.
+
+        key: one that was used before gives the video of that time. Raises ``RefusedError`` for what cannot be made.
+        """
         body = dict(fields)
         if picture is not None:
             body["input_reference"] = {"image_url": _data_url(picture)}
         content = json.dumps(body).encode()
-        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key or uuid.uuid4().hex}
         return self._patiently(lambda: self._video("POST", "/v1/videos", content=content, headers=headers))
 
     def get(self, video_id: str) -> Video:
@@ -282,7 +290,7 @@ def _refusal(answer: httpx.Response, body: bytes) -> ServerError:
         message = f"HTTP {status} {httpx.codes.get_reason_phrase(status)}".strip()
     if answer.status_code in _RETRIED_STATUSES:
         return _AwayError(message, retry_after_s=_retry_after_s(answer.headers.get("retry-after", "")))
-    return ServerError(message)
+    return RefusedError(message) if answer.status_code in _REFUSED_STATUSES else ServerError(message)
 
 
 def _retry_after_s(header: str) -> float:

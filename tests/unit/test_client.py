@@ -1,7 +1,8 @@
 """Callers of the Ray-handle client who leave."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import numpy
@@ -214,3 +215,53 @@ async def test_a_stream_of_a_video_that_fails_says_so() -> None:
         async for frames in client_of(orchestrators).stream(REQUEST):
             units.append(int(frames.max()))
     assert units == [0, 1] and orchestrators.cancelled == []
+
+
+class ManyOrchestrators(Orchestrators):
+    """Makes a video for each request, those with an even seed at once and the others when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: dict[str, VideoRecord] = {}
+        self.may_end = asyncio.Event()
+
+    async def submit(self, request: VideoRequest, key: str) -> VideoRecord:
+        record = new_record(MODEL.plan(request))
+        self.records[record.id] = record
+        return record
+
+    async def wait(self, video_id: str) -> VideoRecord:
+        if self.records[video_id].plan.seed % 2:
+            await self.may_end.wait()
+        return self.records[video_id]
+
+
+async def test_many_requests_are_made_some_at_once_and_told_as_they_end() -> None:
+    orchestrators = ManyOrchestrators()
+    read: list[int] = []
+
+    def requests() -> Iterator[VideoRequest]:
+        for seed in (1, 2, 3, 4, 6, 8):
+            read.append(seed)
+            yield VideoRequest(prompt="a ball", seed=seed)
+
+    places = []
+    async with asyncio.timeout(10):
+        async for place, record in client_of(orchestrators).map(requests(), num_in_flight=3):
+            assert record.plan.seed == (1, 2, 3, 4, 6, 8)[place]
+            if not places:
+                assert read == [1, 2, 3], "more was asked for than may be in flight"
+            places.append(place)
+            if len(places) == 4:
+                orchestrators.may_end.set()
+    assert places[:4] == [1, 3, 4, 5]
+    assert set(places[4:]) == {0, 2}
+
+
+async def test_videos_in_flight_are_cancelled_when_the_caller_of_many_leaves() -> None:
+    orchestrators = ManyOrchestrators()
+    requests = [VideoRequest(prompt="a ball", seed=seed) for seed in (1, 2, 3, 5)]
+    async with asyncio.timeout(10), aclosing(client_of(orchestrators).map(requests, num_in_flight=3)) as ended:
+        await anext(ended)
+    unfinished = {record.id for record in orchestrators.records.values() if record.plan.seed % 2}
+    assert set(orchestrators.cancelled) == unfinished
