@@ -92,6 +92,7 @@ function stillOf(video) {
     if (!entries.some((entry) => entry.isIntersecting)) return;
     observer.disconnect();
     image.src = await urlOf(pathOf(video.id, "/content?variant=thumbnail")).catch(() => "");
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true }); // no harm where it is no blob
   }).observe(still);
   return still;
 }

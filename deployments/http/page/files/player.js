@@ -48,8 +48,12 @@ export async function playLive(node, id, signal) {
 
 /** Show the finished file. */
 export async function showFile(node, id) {
-  node.src = await urlOf(pathOf(id, "/content"));
-  if (hasKey()) node.addEventListener("emptied", () => URL.revokeObjectURL(node.src), { once: true });
+  const url = await urlOf(pathOf(id, "/content"));
+  node.src = url;
+  if (!hasKey()) return;
+  // Not at the first "emptied", which tells that whatever was shown before has gone.
+  const forget = () => node.addEventListener("emptied", () => URL.revokeObjectURL(url), { once: true });
+  node.addEventListener("loadedmetadata", forget, { once: true });
 }
 
 /** Whether nothing should move by itself. */
