@@ -64,6 +64,16 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class UnitState:
+    """A unit between two of its steps: what its making can go on from later, elsewhere, with the same bits."""
+
+    num_steps: int
+    """Steps that are done."""
+    tensors: "Mapping[str, Tensor]"
+    """On the CPU, and never changed. Only a family of the same name and ``state_version`` reads them."""
+
+
+@dataclass(frozen=True, eq=False)
 class UnitInput:
     """Everything that one unit is denoised from."""
 
@@ -77,6 +87,11 @@ class UnitInput:
     """What ``DecodePart.encode_picture`` made of the given picture. None: none was given, or it is itself a unit."""
     history: "Sequence[Tensor]"
     """The latents of every unit before, float32, each of the shape that the plan tells."""
+    state: UnitState | None = None
+    """Where to go on. None: at the start, as always in a family without a ``state_version``."""
+    on_step: Callable[[Callable[[], UnitState]], None] | None = None
+    """Called after each step with a function that gives the state there, on the thread that drives the steps and before
+    they go on. Never called in a family without a ``state_version``."""
 
 
 class Memory(Protocol):
@@ -151,7 +166,7 @@ class DenoisePart(Protocol):
         """Make a unit: yields the requests of its next step, is sent the responses to them, and returns the latents.
 
         The latents are float32, on the CPU, and of the plan's shape. Raises ``ValueError`` for an input that does not
-        fit, and ``NonFiniteError`` where latents hold NaN or infinity.
+        fit, its state among it, and ``NonFiniteError`` where latents hold NaN or infinity.
         """
         ...
 
@@ -281,6 +296,15 @@ class Family(Protocol):
     @property
     def decodes_in_order(self) -> bool:
         """Whether decoding a unit needs the memory of those before it."""
+        ...
+
+    @property
+    def state_version(self) -> str | None:
+        """Of the states that its denoise part hands out (see ``UnitState``): it takes up those of the same version.
+
+        None: a unit is always made from its start. That is best where one takes seconds, since states are saved every
+        few seconds.
+        """
         ...
 
     def recognises(self, folder: "Path") -> bool:

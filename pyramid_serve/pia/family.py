@@ -1,5 +1,6 @@
 """PIA as a family. Imports torch only when a part is loaded."""
 
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ class PIAFamily:
     name = planning.NAME
     title = "PIA"
     decodes_in_order = False
+    state_version = f"1, diffusers {metadata.version('diffusers')}"  # whose schedulers' attributes are in a state
     request_fields = RequestFields
     shown_fields = ShownFields
     denoise_options = NoOptions

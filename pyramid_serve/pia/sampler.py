@@ -3,11 +3,13 @@
 C = 4 channels, F frames, h w latent size, L text tokens, D their width.
 
 ``denoise`` is a generator: it yields the rows of its next step, is sent the predictions for them, and returns the
-latents. So one loop can drive one video, or pack the steps of many. Sources: arXiv 2312.13964; for FreeInit 2312.07537.
+latents. So one loop can drive one video, or pack the steps of many. It can also go on after any step, from the state
+there. Sources: arXiv 2312.13964; for FreeInit 2312.07537.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor
 from pyramid_serve.pia.free_init import low_pass_filter, mix
 from pyramid_serve.pia.motion import affinities
 from pyramid_serve.pia.noise import NoiseSource
+from pyramid_serve.pia.sampler_state import SamplerState
+from pyramid_serve.pia.schedulers import restore, scheduler_state
 from pyramid_serve.pia.settings import (
     FreeInit,
     MotionKind,
@@ -73,12 +77,21 @@ class UNetRow:
 Steps = Generator[tuple[UNetRow, ...], Sequence[Tensor], Tensor]
 
 
-def denoise(given: Conditioning, settings: SamplingSettings, *, scheduler: Any, noise: NoiseSource) -> Steps:
+def denoise(
+    given: Conditioning,
+    settings: SamplingSettings,
+    *,
+    scheduler: Any,
+    noise: NoiseSource,
+    state: SamplerState | None = None,
+    on_step: Callable[[Callable[[], SamplerState]], None] | None = None,
+) -> Steps:
     """Make a video's latents (C, F, h, w), float32, on the device of what is given.
 
     Yields one or two rows a step (negative, then positive; only the positive without guidance) and expects their
-    predictions (C, F, h, w). scheduler: a new one, of this video alone. Raises ``NonFiniteError`` where latents hold
-    NaN or infinity.
+    predictions (C, F, h, w). scheduler: a new one, of this video alone; state: where to go on, None for the start;
+    on_step: called after each step with a function that gives the state there. Raises ``NonFiniteError`` where latents
+    hold NaN or infinity.
     """
     channels, height, width = given.picture_mean.shape
     device, shape = given.picture_mean.device, (channels, settings.num_frames, height, width)
@@ -90,25 +103,43 @@ def denoise(given: Conditioning, settings: SamplingSettings, *, scheduler: Any, 
     latents, timesteps = _start(picture, settings, scheduler=scheduler, noise=noise)
     first_latents = latents
     for iteration, num_steps in enumerate(steps_of_iterations(settings.num_inference_steps, settings.free_init)):
+        if state is not None and iteration < state.iteration:
+            continue
+        is_resumed = state is not None and iteration == state.iteration
         if settings.free_init is not None:
-            if iteration > 0:
+            if iteration > 0 and not is_resumed:
                 fresh = noise.free_init(iteration, shape).to(device)
                 latents = _noised_again(latents, first_latents, fresh, settings.free_init, scheduler)
             scheduler.set_timesteps(num_steps, device=device)
             timesteps = scheduler.timesteps
-        for step, timestep in enumerate(timesteps):
+        num_done = 0
+        if state is not None and is_resumed:
+            latents, num_done = state.latents.to(device), state.step
+            restore(scheduler, state.scheduler, device=device)
+        for step, timestep in enumerate(timesteps[num_done:], num_done):
             sample = torch.cat([scheduler.scale_model_input(latents, timestep), condition])
-            positive = UNetRow(sample, timestep, given.prompt_embeds)
-            if settings.guidance_scale <= 1:
-                (prediction,) = yield (positive,)
-            else:
-                negative = UNetRow(sample, timestep, given.negative_prompt_embeds)
-                unconditional, conditional = yield negative, positive
-                prediction = unconditional + settings.guidance_scale * (conditional - unconditional)
+            prediction = yield from _predict(sample, timestep, given, guidance_scale=settings.guidance_scale)
             source = {"generator": noise.step(iteration, step)} if settings.scheduler == "lcm" else {}
             latents = scheduler.step(prediction, timestep, latents, **source).prev_sample
+            if on_step is not None:
+                on_step(partial(_state_at, iteration, step + 1, latents, scheduler))
         check_finite(latents, "latents")
     return latents
+
+
+def _predict(sample: Tensor, timestep: Tensor, given: Conditioning, *, guidance_scale: float) -> Steps:
+    """The prediction (C, F, h, w) of one step, with guidance; yields as ``denoise`` does."""
+    positive = UNetRow(sample, timestep, given.prompt_embeds)
+    if guidance_scale <= 1:
+        (prediction,) = yield (positive,)
+        return prediction
+    negative = UNetRow(sample, timestep, given.negative_prompt_embeds)
+    unconditional, conditional = yield negative, positive
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def _state_at(iteration: int, step: int, latents: Tensor, scheduler: Any) -> SamplerState:
+    return SamplerState(iteration, step, latents, scheduler_state(scheduler))
 
 
 def _start(picture: Tensor, settings: SamplingSettings, *, scheduler: Any, noise: NoiseSource) -> tuple[Tensor, Tensor]:

@@ -3,14 +3,15 @@
 C = 4 channels, F frames, h w latent size, H W in pixels.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pyramid_serve.families import Decoded, Encoded, PartSource, UnitInput
+from pyramid_serve.families import Decoded, Encoded, PartSource, UnitInput, UnitState
 from pyramid_serve.media.tensors import fit_picture
 from pyramid_serve.pia.capabilities import LATENT_CHANNELS, capabilities, scheduler_config
 from pyramid_serve.pia.codec import decode_frames, encode_picture
@@ -19,7 +20,9 @@ from pyramid_serve.pia.noise import SeededNoise
 from pyramid_serve.pia.parts import load_unet, load_vae
 from pyramid_serve.pia.planning import settings_of
 from pyramid_serve.pia.sampler import Conditioning, SamplingSettings, Steps, UNetRow, denoise
+from pyramid_serve.pia.sampler_state import SamplerState
 from pyramid_serve.pia.schedulers import check_schedulers, new_scheduler
+from pyramid_serve.pia.settings import num_timesteps, steps_of_iterations
 from pyramid_serve.pia.text_encoder import TextEncoder
 from pyramid_serve.pia.unet import predict
 from pyramid_serve.precision import vae_dtype
@@ -85,6 +88,8 @@ class Denoising:
             sampling,
             scheduler=new_scheduler(settings.scheduler, self._scheduler_config),
             noise=SeededNoise(given.plan.seed),
+            state=None if given.state is None else SamplerState.of_tensors(given.state.tensors),
+            on_step=None if given.on_step is None else partial(_tell, given.on_step, sampling),
         )
         return latents.cpu()
 
@@ -113,6 +118,18 @@ class Denoising:
         self.forward([row])
         if self._source.device.type != "cpu":
             self.forward([row, row])
+
+
+def _tell(
+    on_step: Callable[[Callable[[], UnitState]], None], sampling: SamplingSettings, take: Callable[[], SamplerState]
+) -> None:
+    on_step(lambda: _unit_state(take(), sampling))
+
+
+def _unit_state(state: SamplerState, sampling: SamplingSettings) -> UnitState:
+    asked = steps_of_iterations(sampling.num_inference_steps, sampling.free_init)[: state.iteration]
+    num_before = sum(num_timesteps(sampling.scheduler, each) for each in asked)
+    return UnitState(num_before + state.step, state.as_tensors())
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,10 +90,13 @@ def num_steps(
 ) -> int:
     """Denoising steps of a whole video, each one turn of the UNet."""
     asked = steps_of_iterations(num_inference_steps, free_init)
-    made = sum(_num_timesteps(scheduler, each) for each in asked)
+    made = sum(num_timesteps(scheduler, each) for each in asked)
     return made if free_init is not None else made - num_skipped_steps(num_inference_steps, strength)
 
 
-def _num_timesteps(scheduler: SchedulerName, num_inference_steps: int) -> int:
-    """PNDM takes its second step twice; see arXiv 2202.09778."""
+def num_timesteps(scheduler: SchedulerName, num_inference_steps: int) -> int:
+    """The steps that a scheduler makes when it is asked for so many.
+
+    PNDM takes its second one twice; see arXiv 2202.09778.
+    """
     return num_inference_steps + (scheduler == "pndm" and num_inference_steps > 1)

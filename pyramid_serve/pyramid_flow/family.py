@@ -100,6 +100,7 @@ class PyramidFlowFamily:
     name = planning.NAME
     title = "Pyramid Flow"
     decodes_in_order = True
+    state_version = None  # a unit takes about as long as the time between two states: see docs/operations.md
     request_fields = RequestFields
     shown_fields = ShownFields
     denoise_options = DenoiseOptions

@@ -126,6 +126,7 @@ class NoiseFamily:
     name = "noise"
     title = "Noise"
     decodes_in_order = False
+    state_version = None
     request_fields = RequestFields
     shown_fields = ShownFields
     denoise_options = NoOptions
