@@ -6,6 +6,7 @@
     ROOT/videos/ID/over.json                the record as the video ended; it is written once, and outlasts late writers
     ROOT/videos/ID/input.png                the picture it is made from
     ROOT/videos/ID/latents/000.safetensors  each unit's latents, float32
+    ROOT/videos/ID/states/000-1             where attempt 1 at unit 0 stands, as long as the unit is not made
     ROOT/videos/ID/stream/000.m4s           each unit's frames; one after the other they are a fragmented MP4
     ROOT/videos/ID/video.mp4                the whole video, when it is done
     ROOT/videos/ID/thumbnail.webp, spritesheet.webp

@@ -3,6 +3,7 @@
 A file is only added to a folder that has a record, so that nothing brings a deleted video back.
 """
 
+from collections.abc import Container
 from enum import StrEnum
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pyramid_serve.stored_files import StoredFiles
 
 RECORD = "video.json"
 _LATENTS = "latents"
+_STATES = "states"
 
 
 class VideoFile(StrEnum):
@@ -41,7 +43,7 @@ class VideoFiles:
 
     def save_latents(self, video_id: str, unit: int, latents: NDArray[numpy.float32]) -> None:
         """Keep a unit's latents. Raises ``VideoNotFoundError`` for a deleted video."""
-        self._add(video_id, f"{_LATENTS}/{unit:03d}.safetensors", safetensors.numpy.save({_LATENTS: latents}))
+        self._add(video_id, _latents_name(unit), safetensors.numpy.save({_LATENTS: latents}))
 
     def load_latents(self, video_id: str) -> list[NDArray[numpy.float32]]:
         """The latents of units 0, 1, ... up to the first that is missing."""
@@ -51,11 +53,49 @@ class VideoFiles:
     def load_unit_latents(self, video_id: str, unit: int) -> NDArray[numpy.float32]:
         """The latents of one unit. Raises ``VideoNotFoundError`` where they are not (yet) there."""
         try:
-            stored = self._stored.cat(f"{folder_of(video_id)}/{_LATENTS}/{unit:03d}.safetensors")
+            stored = self._stored.cat(f"{folder_of(video_id)}/{_latents_name(unit)}")
         except FileNotFoundError:
             raise VideoNotFoundError(f"{video_id}: no latents of unit {unit}") from None
         latents: NDArray[numpy.float32] = safetensors.numpy.load(stored)[_LATENTS]
         return latents
+
+    def save_state(self, video_id: str, unit: int, attempt: int, state: bytes) -> bool:
+        """Keep where an attempt at a unit stands, in place of all earlier states of the unit.
+
+        False: nothing is kept, since a later attempt has saved a state, or the unit's latents are there. Raises
+        ``VideoNotFoundError`` for a deleted video.
+        """
+        others = {
+            name: of_attempt for name, of_attempt in self._states(video_id, unit).items() if of_attempt != attempt
+        }
+        if max(others.values(), default=0) > attempt:
+            return False
+        name = _state_name(unit, attempt)
+        self._add(video_id, name, state)
+        for other in others:
+            self._stored.remove(f"{folder_of(video_id)}/{other}")
+        # Whoever saves the latents removes the states after that, so that one of both sees what the other did.
+        if self._stored.exists(f"{folder_of(video_id)}/{_latents_name(unit)}"):
+            self._stored.remove(f"{folder_of(video_id)}/{name}")
+            return False
+        return True
+
+    def load_state(self, video_id: str, unit: int) -> bytes | None:
+        """The state of a unit that its latest attempt saved."""
+        states = self._states(video_id, unit)
+        if not states:
+            return None
+        try:
+            return self._stored.cat(f"{folder_of(video_id)}/{max(states, key=lambda name: states[name])}")
+        except FileNotFoundError:  # an attempt that is not the latest any more has removed it
+            return None
+
+    def remove_states(self, video_id: str, units: Container[int]) -> None:
+        """Remove the states of units, of all attempts."""
+        for name in self._stored.names(f"{folder_of(video_id)}/{_STATES}"):
+            unit, _ = _unit_and_attempt(name)
+            if unit in units:
+                self._stored.remove(f"{folder_of(video_id)}/{_STATES}/{name}")
 
     def save_fragment(self, video_id: str, unit: int, fragment: bytes) -> None:
         """Keep a unit's part of the stream. Raises ``VideoNotFoundError`` for a deleted video."""
@@ -124,6 +164,12 @@ class VideoFiles:
             units.append(name)
         return units
 
+    def _states(self, video_id: str, unit: int) -> dict[str, int]:
+        """The attempt of each state of a unit, by the name of its file."""
+        names = self._stored.names(f"{folder_of(video_id)}/{_STATES}")
+        found = {name: _unit_and_attempt(name) for name in names}
+        return {f"{_STATES}/{name}": attempt for name, (of_unit, attempt) in found.items() if of_unit == unit}
+
     def _add(self, video_id: str, name: str, content: bytes) -> None:
         """Write a file of a video that exists, and make sure that the video was not deleted meanwhile."""
         path = f"{folder_of(video_id)}/{name}"
@@ -141,3 +187,17 @@ def folder_of(video_id: str) -> str:
     if not is_video_id(video_id):
         raise ValueError(f"id={video_id[:60]!r}: must be video_ and 32 hexadecimal digits")
     return f"videos/{video_id}"
+
+
+def _latents_name(unit: int) -> str:
+    return f"{_LATENTS}/{unit:03d}.safetensors"
+
+
+def _state_name(unit: int, attempt: int) -> str:
+    return f"{_STATES}/{unit:03d}-{attempt}"
+
+
+def _unit_and_attempt(name: str) -> tuple[int, int]:
+    """What the name of a state tells; (-1, -1) for any other file."""
+    unit, _, attempt = name.partition("-")
+    return (int(unit), int(attempt)) if unit.isdecimal() and attempt.isdecimal() else (-1, -1)

@@ -153,6 +153,51 @@ def test_latents_and_fragments_come_back_up_to_the_first_that_is_missing(store: 
     assert store.files.load_fragment(record.id, 1) == b"\x01"
 
 
+def test_the_state_of_a_unit_is_that_of_its_latest_attempt_until_the_unit_is_there(store: VideoStore) -> None:
+    record, files = accepted(store), store.files
+    assert files.load_state(record.id, 0) is None
+    assert files.save_state(record.id, 0, 1, b"first") and files.save_state(record.id, 0, 1, b"second")
+    assert files.save_state(record.id, 1, 1, b"another unit")
+    assert files.load_state(record.id, 0) == b"second"
+    assert files.save_state(record.id, 0, 10, b"third")
+    assert not files.save_state(record.id, 0, 9, b"late")
+    assert files.load_state(record.id, 0) == b"third"
+    files.save_latents(record.id, 0, LATENTS)
+    files.remove_states(record.id, [0])
+    assert not files.save_state(record.id, 0, 10, b"late")
+    assert files.load_state(record.id, 0) is None and files.load_state(record.id, 1) == b"another unit"
+    store.delete(record.id)
+    assert files.load_state(record.id, 1) is None
+    with pytest.raises(VideoNotFoundError):
+        files.save_state(record.id, 1, 2, b"late")
+
+
+def test_a_state_that_comes_while_the_unit_is_saved_does_not_stay(
+    store: VideoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, put = accepted(store), StoredFiles.put
+
+    def finish_then_put(self: StoredFiles, path: str, content: bytes) -> None:
+        monkeypatch.undo()
+        store.files.save_latents(record.id, 0, LATENTS)
+        store.files.remove_states(record.id, [0])
+        put(self, path, content)
+
+    monkeypatch.setattr(StoredFiles, "put", finish_then_put)
+    assert not store.files.save_state(record.id, 0, 1, b"late")
+    assert store.files.load_state(record.id, 0) is None
+
+
+def test_a_file_among_the_states_that_is_none_is_left_alone(tmp_path: Path) -> None:
+    store = VideoStore(str(tmp_path))
+    record = accepted(store)
+    store.files.save_state(record.id, 0, 1, b"state")
+    (tmp_path / "videos" / record.id / "states" / ".DS_Store").write_bytes(b"")
+    assert store.files.load_state(record.id, 0) == b"state"
+    store.files.remove_states(record.id, [0, 1])
+    assert store.files.load_state(record.id, 0) is None
+
+
 def test_files_are_attached_and_read_in_parts(store: VideoStore, tmp_path: Path) -> None:
     record = new_record(PLAN)
     store.files.put_picture(record.id, b"picture")
