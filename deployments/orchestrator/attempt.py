@@ -1,7 +1,8 @@
 """One attempt at one video: the loop over its units, with each stage a call to a pool.
 
 Three tasks follow each other through the units: latents are denoised, decoded to frames, and these saved as a fragment
-of the stream, so unit k is decoded while k + 1 is denoised. What was saved by an attempt before is not made again.
+of the stream, so unit k is decoded while k + 1 is denoised. What was saved by an attempt before is not made again, and
+a unit whose state was saved goes on there.
 
 F frames of a unit, H W size in pixels.
 """
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from ray.serve.handle import DeploymentHandle
 
+from deployments.orchestrator.kept_state import KeptState
 from deployments.orchestrator.lease import Lease
 from deployments.orchestrator.video_decoder import VideoDecoder
 from deployments.pools.wire import (
@@ -141,6 +143,8 @@ class VideoRun:
         """Take up what earlier attempts saved."""
         self._latents = await asyncio.to_thread(self._store.files.load_latents, self._id)
         self._saved_latents.update(range(len(self._latents)))
+        if self._record.attempts > 1:  # a state that came after its unit's latents, as the attempt was lost
+            await asyncio.to_thread(self._store.files.remove_states, self._id, range(len(self._latents)))
         num_fragments = await asyncio.to_thread(self._store.files.num_fragments, self._id)
         self._num_saved = min(num_fragments, len(self._latents))
         if self._latents:
@@ -164,10 +168,15 @@ class VideoRun:
         for unit in range(num_loaded, self._plan.num_units):
             if self._plan.unit(unit).is_picture:
                 latents = latents_from_wire((await self._encode_picture(unit))["latents"])
+                state = None
             else:
-                latents = await self._denoise_retrying(unit, conditioning)
+                state = self._kept_state(unit)
+                # After an error the unit is made from its start: its state may be what fails.
+                if self._record.attempts > 1 and not self._record.num_failures and unit == num_loaded:
+                    await state.load()
+                latents = await self._denoise_retrying(unit, conditioning, state, tasks)
             self._latents.append(latents)
-            tasks.create_task(self._save_latents(unit, latents))
+            tasks.create_task(self._save_latents(unit, latents, state))
             denoised.put_nowait(unit)
 
     async def _condition(self) -> Conditioning:
@@ -198,13 +207,21 @@ class VideoRun:
         with self._noting(Stage.PICTURE, unit, replica=self._pools.decoder.deployment_name):
             return await self._decoder.encode_picture(picture, height=self._plan.height, width=self._plan.width)
 
-    async def _denoise_retrying(self, unit: int, conditioning: Conditioning) -> Latents:
-        latents: Latents = await self._retrying(lambda: self._denoise_unit(unit, conditioning))
+    def _kept_state(self, unit: int) -> KeptState:
+        on_saved = partial(self._metrics.state_saved, self._plan)
+        return KeptState(self._store.files, self._id, unit, attempt=self._record.attempts, on_saved=on_saved)
+
+    async def _denoise_retrying(
+        self, unit: int, conditioning: Conditioning, state: KeptState, tasks: asyncio.TaskGroup
+    ) -> Latents:
+        latents: Latents = await self._retrying(lambda: self._denoise_unit(unit, conditioning, state, tasks))
         return latents
 
-    async def _denoise_unit(self, unit: int, conditioning: Conditioning) -> Latents:
+    async def _denoise_unit(
+        self, unit: int, conditioning: Conditioning, state: KeptState, tasks: asyncio.TaskGroup
+    ) -> Latents:
         """The latents of a unit, from one call."""
-        job = self._unit_job(unit, conditioning)
+        job = self._unit_job(unit, conditioning, state.newest)
         stream: Any = self._pools.denoiser.options(stream=True).denoise_unit.remote(job)
         num_steps_before = self._plan.num_steps_before(unit)
         # No limit to the wait for a slot: a replica whose device hangs says so, and one that is gone is noticed by Ray.
@@ -218,6 +235,8 @@ class VideoRun:
                     break
                 self._lease.tell(has_started=True, num_steps_done=num_steps_before + item.step)
                 self._begin()
+                if item.state is not None:
+                    state.keep(item.state, tasks)
         finally:
             stream.cancel()
         self._lease.tell(num_steps_done=num_steps_before + item.num_steps)
@@ -225,7 +244,7 @@ class VideoRun:
         self._note(Stage.DENOISE, unit, start=item.started, end=item.ended, replica=item.replica)
         return latents_from_wire(item.latents)
 
-    def _unit_job(self, unit: int, conditioning: Conditioning) -> UnitJob:
+    def _unit_job(self, unit: int, conditioning: Conditioning, state: bytes | None) -> UnitJob:
         return UnitJob(
             video_id=self._id,
             unit=unit,
@@ -235,13 +254,16 @@ class VideoRun:
             history=tuple(map(latents_to_wire, self._latents[:unit])),
             submitted_at=self._record.created_at,
             picture=conditioning.picture,
+            state=state,
         )
 
-    async def _save_latents(self, unit: int, latents: Latents) -> None:
+    async def _save_latents(self, unit: int, latents: Latents, state: KeptState | None) -> None:
         await asyncio.to_thread(self._store.files.save_latents, self._id, unit, latents)
         # Units may be saved in another order than they were made; who reads them goes up to the first that is missing.
         self._saved_latents.add(unit)
         self._lease.tell(num_units_denoised=next(n for n in count() if n not in self._saved_latents))
+        if state is not None:
+            await state.drop()
 
     # --- decode -----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ with its dtype and shape. Nothing here imports torch; see ``tensors`` for the wa
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy
 import numpy.typing
@@ -69,7 +69,7 @@ class UnitJob:
 
     history: the latents of every unit before this one, float32; submitted_at: unix seconds at which the video was
     accepted, since the oldest go first; picture: what the decoder made of the given picture, where that is not itself
-    a unit.
+    a unit; state: the last that an earlier call for the unit handed out.
     """
 
     video_id: str
@@ -80,14 +80,19 @@ class UnitJob:
     history: tuple[WireTensor, ...]
     submitted_at: float
     picture: Mapping[str, WireTensor] | None = None
+    state: bytes | None = None
 
 
 @dataclass(frozen=True)
 class UnitProgress:
-    """A unit in work: ``step`` of ``num_steps`` are done. Step 0 tells that it was taken into a forward."""
+    """A unit in work: ``step`` of ``num_steps`` are done. The first one tells that it was taken into a forward.
+
+    state: from where another call could go on; every few seconds there is a new one.
+    """
 
     step: int
     num_steps: int
+    state: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,6 +67,29 @@ class ForwardMetrics:
         self._out_of_memory.inc()
 
 
+class StateMetrics:
+    """Counts the states of units that a denoiser was given to go on from."""
+
+    def __init__(self) -> None:
+        self._states = metrics.Counter(
+            "pyramid_serve_unit_states",
+            description="States of units that were to be gone on from.",
+            tag_keys=("outcome",),
+        )
+        self._steps = metrics.Counter(
+            "pyramid_serve_steps_restored", description="Steps not made again, since the unit went on from a state."
+        )
+
+    def restored(self, num_steps: int) -> None:
+        """A unit goes on after so many steps."""
+        self._states.inc(tags={"outcome": "restored"})
+        self._steps.inc(num_steps)
+
+    def refused(self) -> None:
+        """A state was damaged or did not fit."""
+        self._states.inc(tags={"outcome": "refused"})
+
+
 class CallMetrics:
     """Measures each call to a replica, by method: its seconds, waiting included, and how it ended."""
 

@@ -56,6 +56,11 @@ class VideoMetrics:
             description="Seconds of finished video, as they are played.",
             tag_keys=_LABELS,  # type: ignore[arg-type]  # annotated as a tuple of one
         )
+        self._states_saved = metrics.Counter(
+            "pyramid_serve_unit_states_saved",
+            description="States of units in work that were saved.",
+            tag_keys=_LABELS,  # type: ignore[arg-type]  # annotated as a tuple of one
+        )
         self._retries = metrics.Counter(
             "pyramid_serve_calls_retried",
             description="Calls made again because they were lost, by cause.",
@@ -84,6 +89,10 @@ class VideoMetrics:
         share = hidden_share(timeline)
         if share is not None:
             self._hidden_share.observe(share, tags=labels)
+
+    def state_saved(self, plan: Plan) -> None:
+        """The state of a unit in work was saved."""
+        self._states_saved.inc(tags=self._labels(plan))
 
     def retry(self, cause: str) -> None:
         """A call is made again. cause: one of ``rpc.retry.CAUSES``."""

@@ -94,11 +94,15 @@ class FakeTextEncoder:
 
 
 class FakeDenoiser:
-    """Makes latents that hold the number of their unit. ``before`` is awaited before each unit, if it is set."""
+    """Makes latents that hold the number of their unit. ``before`` is awaited before each unit and ``after`` before its
+    result, if they are set; between them come ``states``, each a step further.
+    """
 
     def __init__(self) -> None:
         self.jobs: list[UnitJob] = []
         self.before: Callable[[UnitJob], Any] | None = None
+        self.after: Callable[[UnitJob], Any] | None = None
+        self.states: list[bytes] = []
 
     async def denoise_unit(self, job: UnitJob) -> AsyncGenerator[UnitProgress | UnitResult, None]:
         self.jobs.append(job)
@@ -106,6 +110,10 @@ class FakeDenoiser:
             await self.before(job)
         unit = job.plan.unit(job.unit)
         yield UnitProgress(0, unit.num_steps)
+        for step, state in enumerate(self.states, 1):
+            yield UnitProgress(step, unit.num_steps, state)
+        if self.after is not None:
+            await self.after(job)
         latents = numpy.full(unit.latent_shape, job.unit, numpy.float32)
         yield UnitResult(latents_to_wire(latents), 0.0, 1.0, "denoiser", COMPUTED, unit.num_steps, 1.0, 1.0)
 

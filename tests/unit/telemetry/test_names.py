@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from deployments.telemetry.queue import QueueMetrics
-from deployments.telemetry.replicas import CallMetrics, ForwardMetrics
+from deployments.telemetry.replicas import CallMetrics, ForwardMetrics, StateMetrics
 from deployments.telemetry.storage import StorageMetrics
 from deployments.telemetry.videos import VideoMetrics
 from pyramid_serve.served_model import ServedModels
@@ -24,7 +24,7 @@ def kinds(told: Told) -> dict[str, str]:
     """The kind of each metric that there is, by name."""
     QueueMetrics(max_queued=1)
     VideoMetrics(ServedModels((MODEL,)))
-    for metrics in (CallMetrics, ForwardMetrics, StorageMetrics):
+    for metrics in (CallMetrics, ForwardMetrics, StateMetrics, StorageMetrics):
         metrics()
     return told.kinds
 
