@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from pyramid_serve.pia.whole import load_pipeline
 from pyramid_serve.pyramid_flow.pipeline import PyramidFlow, VideoInput
 from pyramid_serve.pyramid_flow.planned import video_settings
 from pyramid_serve.storage import VideoStore
+from tests.serve.cli.test_command_line import processes_of
 from tests.serve.cli.up_at_hand import Up
 from tests.serve.local_server import probe
 from tests.unit.pia.golden import CHECKPOINT
@@ -43,7 +47,10 @@ def up(tmp_path_factory: pytest.TempPathFactory, miniflux: Path, mmdit: Path, no
         {"source": str(miniflux), "name": "mini", "dtype": "float32", **POOLS},
         {"source": str(mmdit), "name": "tiny/sd3", "dtype": "float32", **POOLS, "decoder": "with denoiser"},
         {"source": str(noise_model), "family": NOISE, **POOLS, "decoder": "with denoiser"},
-        {"source": str(CHECKPOINT), "name": "pia", "dtype": "float32", **POOLS, "decoder": "with denoiser"},
+        {
+            **{"source": str(CHECKPOINT), "name": "pia", "dtype": "float32", **POOLS, "decoder": "with denoiser"},
+            "denoiser": {**SMALL_REPLICA, "settings": {"state_interval_s": 0.3}},
+        },
     ]
     up = Up(tmp_path_factory.mktemp("up"), models)
     try:
@@ -84,15 +91,19 @@ def test_the_models_are_listed_with_what_each_can_do(up: Up) -> None:
 def test_each_model_makes_its_own_videos(up: Up, miniflux: Path, mmdit: Path) -> None:
     checkpoints = {"mini": miniflux, "tiny/sd3": mmdit}
     ids = {name: up.submit(model=name, seed=3) for name in checkpoints}
-    store = VideoStore(str(up.folder / "videos"))
     for name, checkpoint in checkpoints.items():
         video = up.finish(ids[name])
         assert (video["status"], video["model"]) == ("completed", name), video["error"]
-        plan = store.read(ids[name]).plan
-        pipeline = PyramidFlow.from_pretrained(checkpoint, dtype="float32")
-        expected = pipeline.generate_latents([VideoInput(plan.prompt, seed=3)], video_settings(plan))[0]
-        latents = numpy.concatenate(store.files.load_latents(ids[name]), axis=1)
-        assert numpy.array_equal(latents, expected.numpy())
+        check_pyramid_flow_is_that_of_the_library(up, ids[name], checkpoint)
+
+
+def check_pyramid_flow_is_that_of_the_library(up: Up, video_id: str, checkpoint: Path) -> None:
+    store = VideoStore(str(up.folder / "videos"))
+    plan = store.read(video_id).plan
+    pipeline = PyramidFlow.from_pretrained(checkpoint, dtype="float32")
+    expected = pipeline.generate_latents([VideoInput(plan.prompt, seed=plan.seed)], video_settings(plan))[0]
+    latents = numpy.concatenate(store.files.load_latents(video_id), axis=1)
+    assert numpy.array_equal(latents, expected.numpy())
 
 
 def test_units_that_are_denoised_and_decoded_in_the_same_replicas_do_not_get_lost(up: Up) -> None:
@@ -251,12 +262,72 @@ def test_one_seed_gives_one_video_of_pia_alone_packed_and_in_one_process(up: Up,
     ]
     contents = [content_of(up, video_id) for video_id in ids]
     assert contents[0] == alone and len(set(contents)) == 4
+    check_pia_is_that_of_the_library(up, ids[0])
+
+
+def check_pia_is_that_of_the_library(up: Up, video_id: str) -> None:
+    """Of a video that ``animate`` asked for."""
     store = VideoStore(str(up.folder / "videos"))
-    (latents,) = store.files.load_latents(ids[0])
+    (latents,) = store.files.load_latents(video_id)
     pipeline = load_pipeline(CHECKPOINT, variant=None, dtype="float32", device="cpu")
-    (frames,) = pipeline.stream(store.read(ids[0]).plan, picture=read_picture(picture_file(320, 160)))
+    (frames,) = pipeline.stream(store.read(video_id).plan, picture=read_picture(picture_file(320, 160)))
     (decoded,) = pipeline.decode.forward([pipeline.decode.request(torch.from_numpy(latents), None)])
     assert torch.equal(frames, decoded.frames)
+
+
+def test_videos_of_two_families_are_made_at_once_and_are_those_of_the_library(
+    up: Up, miniflux: Path, one_thread: None
+) -> None:
+    ids = [animate(up, num_inference_steps=10), up.submit(model="mini", seed=5, seconds="1", num_inference_steps=10)]
+    deadline = time.monotonic() + 60
+    while any(up.client.get(f"/v1/videos/{video_id}").json()["status"] != "in_progress" for video_id in ids):
+        assert time.monotonic() < deadline, "they were never made at the same time"
+        time.sleep(0.02)
+    assert [up.finish(video_id)["status"] for video_id in ids] == ["completed"] * 2
+    check_pia_is_that_of_the_library(up, ids[0])
+    check_pyramid_flow_is_that_of_the_library(up, ids[1], miniflux)
+
+
+NUM_MANY_STEPS = 120
+MANY_STEPS = {
+    "num_inference_steps": NUM_MANY_STEPS // 3,
+    "free_init": json.dumps({"num_iters": 3}),
+    "scheduler": "dpm++",
+    "num_frames": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(up: Up) -> bytes:
+    """The MP4 of a run of FreeInit that nothing happens to."""
+    return content_of(up, animate(up, seed=6, **MANY_STEPS))
+
+
+@pytest.mark.parametrize("deployment", ["Denoiser-pia", "Orchestrator"])
+def test_a_run_of_free_init_goes_on_in_the_middle_after_a_kill_with_the_same_bytes(
+    up: Up, undisturbed: bytes, deployment: str
+) -> None:
+    video_id = animate(up, seed=6, **MANY_STEPS)
+    states = up.folder / "videos" / "videos" / video_id / "states"
+    deadline = time.monotonic() + 60
+    while (progress := up.client.get(f"/v1/videos/{video_id}").json()["progress"]) < 30 or not states.exists():
+        assert time.monotonic() < deadline, progress
+        time.sleep(0.05)
+    (pid,) = (pid for pid, command in processes_of(up.command.mark).items() if deployment in command)
+    os.kill(pid, signal.SIGKILL)  # of the app that this module started
+    assert up.client.get(f"/v1/videos/{video_id}").json()["progress"] >= progress
+    assert content_of(up, video_id) == undisturbed
+    (step,) = steps_gone_on_from(up, video_id)
+    assert NUM_MANY_STEPS // 4 < step < NUM_MANY_STEPS
+    assert list(states.iterdir()) == []
+
+
+def steps_gone_on_from(up: Up, video_id: str) -> list[int]:
+    """The steps at which denoisers took a unit up, by their logs."""
+    (logs,) = (line.removeprefix("Logs: ") for line in up.said.splitlines() if line.startswith("Logs: "))
+    lines = (line for file in Path(logs).rglob("worker-*.err") for line in file.read_text().splitlines())
+    told = (re.search(rf"goes on from step (\d+) of {NUM_MANY_STEPS}", line) for line in lines if video_id in line)
+    return [int(match[1]) for match in told if match]
 
 
 @pytest.mark.parametrize(
