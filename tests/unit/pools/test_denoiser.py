@@ -1,4 +1,4 @@
-"""The Denoiser deployment in this process: units that go on from a state."""
+"""The Denoiser deployment in this process, with PIA: units that go on from a state, and decoding in its own pool."""
 
 import time
 from collections.abc import Iterator
@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+from deployments.pools.decoder import Decoder, DecoderConfig
 from deployments.pools.denoiser import Denoiser, DenoiserConfig
 from deployments.pools.tensors import all_to_wire, from_wire
-from deployments.pools.wire import EncodedPrompt, UnitJob, UnitProgress, UnitResult
+from deployments.pools.wire import DecodeJob, DecodeResult, EncodedPrompt, UnitJob, UnitProgress, UnitResult
 from pyramid_serve.api import RequestLimits, VideoRequest
+from pyramid_serve.media.pictures import read_picture
 from pyramid_serve.pia.whole import load_pipeline
 from tests.families.noise import Capabilities as NoiseCapabilities
 from tests.families.noise import NoiseFamily
 from tests.families.noise import RequestFields as NoiseFields
 from tests.unit.metrics_at_hand import Told
 from tests.unit.pia.golden import CHECKPOINT, picture
-from tests.unit.pia.models_at_hand import plan_of
+from tests.unit.pia.models_at_hand import picture_file, plan_of
 
 pytestmark = pytest.mark.asyncio
 
@@ -28,8 +30,9 @@ NUM_STEPS = 30
 
 @pytest.fixture(autouse=True)
 def _in_this_process(told: Told, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("deployments.pools.denoiser.replica_name", lambda: "denoiser")
-    monkeypatch.setattr("deployments.pools.denoiser.configure_logging", lambda _: None)
+    for pool in ("denoiser", "decoder"):
+        monkeypatch.setattr(f"deployments.pools.{pool}.replica_name", lambda name=pool: name)
+        monkeypatch.setattr(f"deployments.pools.{pool}.configure_logging", lambda _: None)
     monkeypatch.setattr("deployments.pools.denoiser.PROGRESS_INTERVAL_S", 0.005)
     monkeypatch.setattr("deployments.pools.model_config.os.nice", lambda _: 0)  # it would last for all tests
     num_threads = torch.get_num_threads()
@@ -109,3 +112,16 @@ async def test_a_family_whose_units_have_no_states_is_given_none(
     progress, _ = await made(Denoiser(config), job)
     assert progress[0].step == 0 and len(progress) > 1 and not any(item.state for item in progress)
     assert told.of("pyramid_serve_unit_states", outcome="refused") == []
+
+
+async def test_a_video_of_two_pools_has_the_frames_of_the_library(job: UnitJob) -> None:
+    decoder = Decoder(DecoderConfig(source=str(CHECKPOINT), dtype="float32", device="cpu", num_threads=1))
+    pipeline = load_pipeline(CHECKPOINT, variant=None, dtype="float32", device="cpu")
+    given = picture_file(32, 16)
+    (expected,) = pipeline.stream(job.plan, picture=read_picture(given))
+    condition = await decoder.encode_picture(given, job.plan.height, job.plan.width)
+    _, made_here = await made(denoiser_of(), replace(job, picture=condition))
+    result = await decoder.decode_unit(DecodeJob("video_1", 0, made_here.latents, time.time(), is_last=True))
+    assert isinstance(result, DecodeResult) and not result.keeps_memory
+    assert torch.equal(torch.from_numpy(result.frames), expected)
+    assert (await decoder.stats()).num_memories == 0
