@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=16)
     gpu = parser.add_argument_group("gpu")
     gpu.add_argument("--device", default="cuda")
-    gpu.add_argument("--families", nargs="+", choices=TRANSFORMERS, default=list(TRANSFORMERS))
+    gpu.add_argument("--families", nargs="+", choices=(*TRANSFORMERS, "pia"), default=list(TRANSFORMERS))
     gpu.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES)[:2], metavar="SIZE")
     gpu.add_argument("--compare", action="store_true", help="also without compiling, and with batch_invariant")
     gpu.add_argument("--seconds", type=float, default=300.0, help="begin nothing after this time")
@@ -257,14 +257,15 @@ def main() -> None:
                 print(json.dumps({**row, "known": known}))
         case "gpu":
             from benchmarks.gpu import measure
+            from benchmarks.pia_gpu import measure_pia
 
-            for row in measure(
-                arguments.families,
-                arguments.sizes,
-                arguments.device,
-                compare=arguments.compare,
-                seconds=arguments.seconds,
-            ):
+            options: dict[str, Any] = {"compare": arguments.compare, "seconds": arguments.seconds}
+            rows: Iterator[dict[str, Any]] = iter(())
+            if "pia" in arguments.families:
+                rows = measure_pia(arguments.device, **options)
+            if transformers := [family for family in arguments.families if family in TRANSFORMERS]:
+                rows = itertools.chain(rows, measure(transformers, arguments.sizes, arguments.device, **options))
+            for row in rows:
                 print(json.dumps(row), flush=True)
         case "one-video":
             make_one_video(arguments.family, arguments.units)

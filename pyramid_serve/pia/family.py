@@ -16,6 +16,7 @@ from pyramid_serve.pia import planning
 from pyramid_serve.pia.capabilities import Capabilities, capabilities
 from pyramid_serve.pia.model_files import is_model
 from pyramid_serve.pia.request_fields import RequestFields, ShownFields
+from pyramid_serve.pia.settings import CompiledName
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,21 @@ class NoOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class DenoiseOptions(BaseModel):
+    """The options of the UNet."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    compiled: CompiledName | None = None
+    """What is compiled. None: "blocks" on CUDA, else "none"."""
+    channels_last: bool | None = None
+    """Whether convolutions have the channels last. None: on CUDA."""
+    batch_invariant: bool = False
+    """Whether a seed gives the same bits whatever shares its forwards: every prompt of every video is then computed by
+    itself. On a CPU this is so in any case.
+    """
+
+
 class PIAFamily:
     """See ``families.Family`` for what each of these is."""
 
@@ -39,7 +55,7 @@ class PIAFamily:
     state_version = f"1, diffusers {metadata.version('diffusers')}"  # whose schedulers' attributes are in a state
     request_fields = RequestFields
     shown_fields = ShownFields
-    denoise_options = NoOptions
+    denoise_options = DenoiseOptions
     decode_options = NoOptions
     pipeline_options = NoOptions
 

@@ -15,6 +15,7 @@ from pyramid_serve.families import Decoded, Encoded, PartSource, UnitInput, Unit
 from pyramid_serve.media.tensors import fit_picture
 from pyramid_serve.pia.capabilities import LATENT_CHANNELS, capabilities, scheduler_config
 from pyramid_serve.pia.codec import decode_frames, encode_picture
+from pyramid_serve.pia.compiled import set_up
 from pyramid_serve.pia.model_files import model_files
 from pyramid_serve.pia.noise import SeededNoise
 from pyramid_serve.pia.parts import load_unet, load_vae
@@ -59,6 +60,9 @@ class Denoising:
         self._scheduler_config = scheduler_config(files)
         check_schedulers(self._scheduler_config)
         self._unet = load_unet(files, dtype=source.dtype, device=source.device)
+        options = source.options
+        set_up(self._unet, source.device, compiled=options.compiled, channels_last=options.channels_last)
+        self._one_by_one = source.device.type == "cpu" or options.batch_invariant
 
     def steps(self, given: UnitInput) -> Steps:
         """The steps of a video. Its tensors are moved to the device before the first, its latents back after the last.
@@ -95,7 +99,7 @@ class Denoising:
 
     def forward(self, requests: Sequence[UNetRow]) -> list[Tensor]:
         with torch.inference_mode():
-            predictions = predict(self._unet, requests)
+            predictions = predict(self._unet, requests, one_by_one=self._one_by_one)
         if self._source.device.type == "cuda":
             # Without it the thread runs ahead of the device, and a step's time, errors and cancelling come late.
             torch.cuda.synchronize(self._source.device)
@@ -105,9 +109,17 @@ class Denoising:
         return request.sample.shape
 
     def warm_up(self, size: tuple[int, int] | None) -> None:
-        """One forward of a row, and on other devices than a CPU one of two rows, as guidance takes them."""
+        """One forward of a row, and of two where guidance takes two at once.
+
+        Elsewhere than on a CPU the smallest size has 5 by 3 latents at the UNet's lowest level: torch.compile takes
+        lengths for one and the same that are equal at first (16 frames and 16 latents), and compiles a side of 1 anew.
+        """
         able = capabilities(self._source.source, self._source.variant)
-        width, height = size or (able.side_multiple, able.side_multiple)
+        is_cpu = self._source.device.type == "cpu"
+        smallest = (
+            (able.side_multiple, able.side_multiple) if is_cpu else (5 * able.side_multiple, 3 * able.side_multiple)
+        )
+        width, height = size or smallest
         shape = (able.default_num_frames, height // able.latent_factor, width // able.latent_factor)
         config = self._unet.config
         row = UNetRow(
@@ -116,7 +128,7 @@ class Denoising:
             torch.zeros(_NUM_TEXT_TOKENS, config.cross_attention_dim, device=self._source.device),
         )
         self.forward([row])
-        if self._source.device.type != "cpu":
+        if not self._one_by_one:
             self.forward([row, row])
 
 

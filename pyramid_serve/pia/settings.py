@@ -11,6 +11,8 @@ Mode = Literal["animate", "loop", "style"]
 """animate: away from the picture; loop: away and back; style: into the style of the model, away from the picture's."""
 Motion = Literal["small", "moderate", "large"]
 FilterMethod = Literal["butterworth", "ideal", "gaussian"]
+CompiledName = Literal["blocks", "none"]
+"""See :mod:`compiled`."""
 
 MAX_GUIDANCE = 100.0
 MAX_MOTION_SCALE = 8

@@ -1,6 +1,7 @@
 import pytest
 
 from benchmarks.library import KNOWN_PETAFLOP, SHAPES, decode_flops, unit_flops
+from benchmarks.pia_gpu import PACKS, PUBLISHED, measure_pia, row_flops
 
 
 def test_the_decoder_counts_as_much_arithmetic_as_the_published_one() -> None:
@@ -18,3 +19,15 @@ def test_a_unit_counts_as_much_arithmetic_as_its_tokens_need() -> None:
     linear = sum(24 * 24 * width**2 * n + 23 * 24 * width**2 * text for n in tokens)
     attention = sum(24 * 4 * width * (n + text) ** 2 for n in tokens)
     assert unit_flops("sd3", shape.pixel_size, 0) == pytest.approx(2 * 20 * (linear + attention), rel=0.03)
+
+
+def test_a_row_of_pia_counts_as_much_arithmetic_as_the_published_unet() -> None:
+    assert 50 * row_flops(PUBLISHED) == pytest.approx(884e12, rel=0.01)
+
+
+def test_the_section_on_pia_runs_on_a_cpu_with_the_tiny_model() -> None:
+    about, *rows = measure_pia("cpu", compare=False, seconds=60.0)
+    assert about["device"] == "cpu" and about["matrix_tflops"] > 0
+    assert [row["part"] for row in rows] == ["warm-up", "same bits", *["step"] * len(PACKS), "video"]
+    assert rows[1]["again"] and rows[1]["differs_from_first_way"] == 0
+    assert [row["packed"] for row in rows[2:-1]] == list(PACKS) and rows[-1]["seconds"] > 0

@@ -100,7 +100,7 @@ def run(unet: Any, steps: Steps) -> tuple[Tensor, int]:
                 rows = steps.send(responses)  # type: ignore[arg-type]
             except StopIteration as finished:
                 return finished.value, count
-            responses = predict(unet, rows)
+            responses = predict(unet, rows, one_by_one=True)
             count += 1
 
 

@@ -12,7 +12,7 @@ from pyramid_serve.api.plans import Plan
 from pyramid_serve.checkpoints.sources import CheckpointError
 from pyramid_serve.errors import NonFiniteError
 from pyramid_serve.families import PartSource, UnitInput
-from pyramid_serve.pia.family import FAMILY
+from pyramid_serve.pia.family import FAMILY, DenoiseOptions
 from pyramid_serve.pia.sampler import UNetRow
 from pyramid_serve.pia.serving import Decoding, Denoising, TextEncoding
 from pyramid_serve.pia.unet import _predict_at_once, predict
@@ -106,7 +106,7 @@ def test_rows_that_a_gpu_computes_at_once_are_those_one_by_one(pipeline: PartsPi
     ]
     with torch.inference_mode():
         at_once = _predict_at_once(unet, rows)
-        for together, alone in zip(at_once, predict(unet, rows), strict=True):
+        for together, alone in zip(at_once, predict(unet, rows, one_by_one=True), strict=True):
             assert alone.std() > 1e-3
             torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     different = [UNetRow(torch.zeros(9, *shape), rows[0].timestep, rows[0].prompt_embeds) for shape in SHAPES]
@@ -201,7 +201,7 @@ def test_a_prompt_that_is_too_long_says_where_it_was_cut(pipeline: PartsPipeline
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_parts_compute_in_other_dtypes(tiny: Path, dtype: torch.dtype) -> None:
-    source = PartSource(tiny, None, dtype, torch.device("cpu"), None)
+    source = PartSource(tiny, None, dtype, torch.device("cpu"), DenoiseOptions())
     parts = PartsPipeline(TextEncoding(source), Denoising(source), Decoding(source), "")
     (frames,) = parts.stream(plan_of(num_inference_steps=1, num_frames=8), picture=picture())
     assert frames.shape == (8, 8, 16, 3)
