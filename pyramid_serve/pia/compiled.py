@@ -1,5 +1,6 @@
 """What makes the UNet quicker on a GPU: compiled blocks, and convolutions in the order that tensor cores read."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -38,3 +39,9 @@ def compile_blocks(unet: Any, *, backend: str = "inductor") -> None:
         if isinstance(block, ResnetBlock2D | Transformer2DModel | AnimateDiffTransformer3D):
             compiled = torch.compile(block.forward, dynamic=True, fullgraph=True, backend=backend)
             setattr(block, "forward", compiled)  # noqa: B010  # mypy knows forward as a method
+
+
+def as_compiled() -> AbstractContextManager[object]:
+    """Where nothing more is compiled: blocks that would have to be run as they are, which takes less than compiling."""
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("eager_on_recompile")
+    return stance

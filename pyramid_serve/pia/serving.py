@@ -15,7 +15,7 @@ from pyramid_serve.families import Decoded, Encoded, PartSource, UnitInput, Unit
 from pyramid_serve.media.tensors import fit_picture
 from pyramid_serve.pia.capabilities import LATENT_CHANNELS, capabilities, scheduler_config
 from pyramid_serve.pia.codec import decode_frames, encode_picture
-from pyramid_serve.pia.compiled import set_up
+from pyramid_serve.pia.compiled import as_compiled, set_up
 from pyramid_serve.pia.model_files import model_files
 from pyramid_serve.pia.noise import SeededNoise
 from pyramid_serve.pia.parts import load_unet, load_vae
@@ -98,8 +98,11 @@ class Denoising:
         return latents.cpu()
 
     def forward(self, requests: Sequence[UNetRow]) -> list[Tensor]:
-        with torch.inference_mode():
-            predictions = predict(self._unet, requests, one_by_one=self._one_by_one)
+        with torch.inference_mode(), as_compiled():
+            return self._predict(requests)
+
+    def _predict(self, requests: Sequence[UNetRow]) -> list[Tensor]:
+        predictions = predict(self._unet, requests, one_by_one=self._one_by_one)
         if self._source.device.type == "cuda":
             # Without it the thread runs ahead of the device, and a step's time, errors and cancelling come late.
             torch.cuda.synchronize(self._source.device)
@@ -109,27 +112,31 @@ class Denoising:
         return request.sample.shape
 
     def warm_up(self, size: tuple[int, int] | None) -> None:
-        """One forward of a row, and of two where guidance takes two at once.
+        """One forward of a row at a size, and of two where guidance takes two at once.
 
-        Elsewhere than on a CPU the smallest size has 5 by 3 latents at the UNet's lowest level: torch.compile takes
-        lengths for one and the same that are equal at first (16 frames and 16 latents), and compiles a side of 1 anew.
+        Elsewhere than on a CPU those of the size that all others share compiled blocks with come first.
         """
-        able = capabilities(self._source.source, self._source.variant)
-        is_cpu = self._source.device.type == "cpu"
-        smallest = (
-            (able.side_multiple, able.side_multiple) if is_cpu else (5 * able.side_multiple, 3 * able.side_multiple)
-        )
-        width, height = size or smallest
+        side = capabilities(self._source.source, self._source.variant).side_multiple
+        sizes = [size or (side, side)]
+        if self._source.device.type != "cpu":
+            # At the UNet's lowest level 5 by 3 latents: torch.compile takes lengths for one and the same that are equal
+            # at first, such as both sides or 16 frames and 16 latents, and a side of 1 for itself.
+            sizes = [(5 * side, 3 * side), *([] if size is None else [size])]
+        with torch.inference_mode():
+            for width, height in sizes:
+                row = self._row_of_zeros(width, height)
+                self._predict([row])
+                if not self._one_by_one:
+                    self._predict([row, row])
+
+    def _row_of_zeros(self, width: int, height: int) -> UNetRow:
+        able, config = capabilities(self._source.source, self._source.variant), self._unet.config
         shape = (able.default_num_frames, height // able.latent_factor, width // able.latent_factor)
-        config = self._unet.config
-        row = UNetRow(
+        return UNetRow(
             torch.zeros(config.in_channels, *shape, device=self._source.device),
             torch.tensor(0.0, device=self._source.device),
             torch.zeros(_NUM_TEXT_TOKENS, config.cross_attention_dim, device=self._source.device),
         )
-        self.forward([row])
-        if not self._one_by_one:
-            self.forward([row, row])
 
 
 def _tell(

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.pia_gpu import published_unet
 from pyramid_serve.families import PartSource
-from pyramid_serve.pia.compiled import compile_blocks, set_up
+from pyramid_serve.pia.compiled import as_compiled, compile_blocks, set_up
 from pyramid_serve.pia.family import DenoiseOptions
 from pyramid_serve.pia.model_files import model_files
 from pyramid_serve.pia.parts import load_unet
@@ -22,7 +22,8 @@ from tests.unit.pia.golden import CHECKPOINT
 CPU = torch.device("cpu")
 Shape = tuple[int, int, int, int]
 """Rows, frames, height and width of latents."""
-PAIR: Shape = (2, 16, 6, 10)
+PAIR: Shape = (2, 18, 6, 10)
+"""No length of it is one of the tiny model's."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,9 @@ def test_what_one_pack_compiled_serves_packs_of_other_sizes(unet: Any) -> None:
         predicted(unet, shape)
     assert counters["stats"]["unique_graphs"] == num_compiled
     assert not counters["graph_break"]
+    with as_compiled():
+        predicted(unet, (2, 16, 2, 2))  # a side of 1 at the lowest level
+    assert counters["stats"]["unique_graphs"] == num_compiled
 
 
 @pytest.mark.slow
@@ -157,3 +161,30 @@ def test_a_denoiser_that_is_batch_invariant_computes_row_by_row(monkeypatch: pyt
         options = DenoiseOptions(compiled="none", channels_last=False, batch_invariant=invariant)
         Denoising(PartSource(CHECKPOINT, None, torch.float32, torch.device(device), options)).forward([])
     assert asked == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "expected"),
+    [
+        ("cpu", None, [(1, 2, 2)]),
+        ("cpu", (16, 8), [(1, 4, 8)]),
+        ("meta", None, [(1, 6, 10), (2, 6, 10)]),
+        ("meta", (16, 16), [(1, 6, 10), (2, 6, 10), (1, 8, 8), (2, 8, 8)]),
+    ],
+)
+def test_a_warm_up_begins_with_a_size_whose_lengths_all_differ(
+    monkeypatch: pytest.MonkeyPatch, device: str, size: tuple[int, int] | None, expected: list[tuple[int, int, int]]
+) -> None:
+    """Rows, height and width of latents of each forward."""
+    forwards: list[tuple[int, ...]] = []
+
+    def noted(_: Any, rows: Sequence[UNetRow], *, one_by_one: bool) -> list[Tensor]:
+        forwards.append((len(rows), *rows[0].sample.shape[2:]))
+        return []
+
+    monkeypatch.setattr("pyramid_serve.pia.serving.predict", noted)
+    unet = load_unet(model_files(CHECKPOINT), dtype=torch.float32, device=CPU)
+    monkeypatch.setattr("pyramid_serve.pia.serving.load_unet", lambda *_, **__: unet)
+    options = DenoiseOptions(compiled="none", channels_last=False)
+    Denoising(PartSource(CHECKPOINT, None, torch.float32, torch.device(device), options)).warm_up(size)
+    assert forwards == expected
