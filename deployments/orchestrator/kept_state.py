@@ -26,11 +26,10 @@ class KeptState:
         self._on_saved = on_saved
         self._waiting: bytes | None = None
         self._is_saving = False
-        self._may_be_stored = False
+        self._may_be_stored = attempt > 1
 
     async def load(self) -> None:
         """Take up what an earlier attempt saved. Without it the unit would only take longer, so errors are logged."""
-        self._may_be_stored = True
         try:
             self.newest = await asyncio.to_thread(self._files.load_state, self._video_id, self._unit)
         except StorageError as error:

@@ -132,12 +132,14 @@ async def test_after_an_error_a_unit_is_made_from_its_start(app: App) -> None:
     async def after(job: UnitJob) -> None:
         if job.unit == 0 and len(app.denoiser.jobs) == 1:
             await eventually(lambda: bool(states_in(app, job.video_id)))
+            app.denoiser.states = []
             raise ValueError("it may be the state's fault")
 
     app.denoiser.states, app.denoiser.after = [b"state"], after
     record = await completed(app, await submitted(app))
     assert record.attempts == 2
     assert [(job.unit, job.state) for job in app.denoiser.jobs][:2] == [(0, None), (0, None)]
+    assert states_in(app, record.id) == []
 
 
 async def test_saved_states_are_counted(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
