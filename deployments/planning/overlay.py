@@ -28,7 +28,7 @@ _KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "Kustomization")
 _OF_ANY_MODEL = ("device", "num_threads", "max_turn_s")
 SETTINGS_OF_POOLS = {
     "text_encoder": (*_OF_ANY_MODEL, "max_batch_size", "batch_wait_timeout_s", "cache_bytes"),
-    "denoiser": (*_OF_ANY_MODEL, "token_budget", "max_slots", "warm_up_size"),
+    "denoiser": (*_OF_ANY_MODEL, "token_budget", "max_slots", "warm_up_size", "state_interval_s"),
     "decoder": (*_OF_ANY_MODEL, "max_batch_size", "memory_budget_bytes", "host_budget_bytes", "warm_up_size"),
 }
 """The settings that each pool has with every model; all others are options of one model's family."""

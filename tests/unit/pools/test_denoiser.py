@@ -66,7 +66,7 @@ async def test_a_unit_goes_on_in_another_replica_from_any_state_with_the_same_bi
     assert len(states) > 3
     assert progress[0] == UnitProgress(0, NUM_STEPS)
     another = denoiser_of()
-    for state in (states[0], states[-1]):
+    for state in (states[0], states[len(states) // 2]):  # the last one may be that of the last step
         before = (await another.stats()).num_slots
         again, result = await made(another, replace(job, state=state))
         first_step = again[0].step
