@@ -3,7 +3,6 @@
 from typing import Any, cast
 
 import torch
-import torch._dynamo
 from torch import nn
 
 from pyramid_serve.pyramid_flow.flux import SingleBlock
@@ -51,6 +50,8 @@ def compile_vae(vae: nn.Module, *, backend: str = "inductor") -> None:
 
 def _compile_method(module: nn.Module, name: str, backend: str) -> None:
     """Compile a method whole and for all lengths. Modules of a kind share what is compiled."""
-    dynamo: Any = torch._dynamo.config
+    from torch._dynamo import config  # takes seconds to import, and most processes compile nothing
+
+    dynamo: Any = config
     dynamo.recompile_limit = max(dynamo.recompile_limit, _MAX_COMPILATIONS)
     setattr(module, name, torch.compile(getattr(module, name), dynamic=True, fullgraph=True, backend=backend))

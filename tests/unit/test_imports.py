@@ -1,4 +1,4 @@
-"""What is asked or restarted often must be there soon: it imports no torch."""
+"""What is asked or restarted often must be there soon: it imports no torch, and torch no more than it needs."""
 
 import subprocess
 import sys
@@ -26,14 +26,34 @@ WITHOUT_TORCH = (
 )
 
 
+WITHOUT_A_COMPILER = (
+    "deployments.app",
+    "deployments.pools.decoder",
+    "deployments.pools.denoiser",
+    "deployments.pools.text_encoder",
+    "pyramid_serve.pia.serving",
+    "pyramid_serve.pyramid_flow.serving",
+)
+
+
 CHECK = """
 import importlib, sys
-for module in sys.argv[1:]:
+absent, *modules = sys.argv[1:]
+for module in modules:
     importlib.import_module(module)
-    assert "torch" not in sys.modules, f"{module} imports torch"
+    assert absent not in sys.modules, f"{module} imports {absent}"
 """
 
 
-def test_what_answers_clients_imports_no_torch() -> None:
-    checked = subprocess.run([sys.executable, "-c", CHECK, *WITHOUT_TORCH], capture_output=True, text=True, check=False)
+def check_that_none_imports(absent: str, modules: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", CHECK, absent, *modules]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
+
+
+def test_what_answers_clients_imports_no_torch() -> None:
+    check_that_none_imports("torch", WITHOUT_TORCH)
+
+
+def test_what_runs_models_imports_no_compiler_unless_it_compiles() -> None:
+    check_that_none_imports("torch._dynamo", WITHOUT_A_COMPILER)
