@@ -24,7 +24,7 @@ from tools.shapes.train_transformer import start_from
 
 SHAPES = Path(__file__).parents[1] / "pyramid_serve" / "models" / "shapes"
 NUM_VIDEOS = 8
-NUM_LATENT_FRAMES = 9
+NUM_LATENT_FRAMES = 7
 
 
 @lru_cache(maxsize=1)

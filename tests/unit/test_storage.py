@@ -82,7 +82,9 @@ def test_what_is_not_there_is_said_so(store: VideoStore) -> None:
     assert store.page() == ([], False) and store.unfinished() == []
 
 
-@pytest.mark.parametrize("video_id", ["../../etc", "", "video_0", new_video_id() + "/.."])
+@pytest.mark.parametrize(
+    "video_id", ["../../etc", "", "video_0", pytest.param(new_video_id() + "/..", id="an id and /..")]
+)
 def test_what_is_no_id_never_becomes_a_path(store: VideoStore, video_id: str) -> None:
     with pytest.raises(ValueError, match="must be video_"):
         store.read(video_id)

@@ -177,7 +177,6 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    torch.set_default_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     pictures = [(f"pictures_{i:03d}.pt", PICTURES_PER_FILE, 1, i) for i in range(args.pictures // PICTURES_PER_FILE)]
     clips = [(f"clips_{i:03d}.pt", CLIPS_PER_FILE, NUM_FRAMES, i) for i in range(args.clips // CLIPS_PER_FILE)]
@@ -185,7 +184,8 @@ def main() -> None:
     for name, num_clips, num_frames, index in files[slice(*args.files)]:
         path = args.out / name
         if not path.exists():
-            write_file(path, num_clips=num_clips, num_frames=num_frames, seed=args.seed + 1000 * index)
+            with torch.device(args.device):
+                write_file(path, num_clips=num_clips, num_frames=num_frames, seed=args.seed + 1000 * index)
             logger.info("wrote %s", name)
 
 

@@ -37,7 +37,7 @@ class Up:
                     "args": {
                         "models": models,
                         "storage": str(folder / "videos"),
-                        "claims": {"settings": {"max_queued": MAX_QUEUED, "lease_s": 2.0}},
+                        "claims": {"settings": {"max_queued": MAX_QUEUED, "lease_s": 2.0, "rescan_interval_s": 0.5}},
                         "ingress": {"settings": {"body": {"max_bytes": 1_000_000, "idle_timeout_s": 1.0}}},
                     },
                 }

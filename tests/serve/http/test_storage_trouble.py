@@ -7,17 +7,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from deployments.app import AppConfig, build
 from deployments.http.config import HttpConfig
 from deployments.http.readiness import Readiness
-from pyramid_serve.api import VideoRequest
-from pyramid_serve.storage import StorageError, VideoFile, VideoStore
-from tests.serve.conftest import QUICK, deployed
+from pyramid_serve.storage import VideoFile, VideoStore
 from tests.serve.http.http_at_hand import png
 from tests.serve.local_server import LocalServer, serve_locally
 from tests.switched_storage import FULL, READ_ONLY, READS, SwitchedFileSystem, refusing
@@ -193,40 +189,3 @@ async def test_a_storage_that_hangs_holds_one_thread_however_many_probes_come(tm
     assert store.num_reads == 1
     store.may_go.set()
     await readiness.check()
-
-
-# --- on Ray ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.asyncio
-async def test_errors_of_the_storage_cross_ray_and_videos_are_taken_once_it_recovers(
-    local_ray: None, tmp_path: Path, miniflux: Path
-) -> None:
-    quick: dict[str, Any] = {**QUICK, "ray_actor_options": {"num_cpus": 0}}
-    args = AppConfig.model_validate(
-        {
-            "model": {"source": str(miniflux), "name": "mini"},
-            "storage": str(tmp_path / "storage"),
-            **dict.fromkeys(("text_encoder", "denoiser", "decoder", "orchestrator", "claims"), quick),
-            "ingress": {**quick, "settings": {"storage_check_interval_s": 0.1}},
-        }
-    )
-    request = VideoRequest(prompt="a", size="64x64", seconds=0.4, num_inference_steps=1, video_num_inference_steps=1)
-    with deployed(build(args), "storage-trouble"):
-        from ray import serve
-
-        handle: Any = serve.get_deployment_handle("Orchestrator", "storage-trouble")
-        record = await handle.generate.remote(request)
-        assert record.status == "completed"
-        # Where files are written before they are moved in place there is a file now: nothing can be written.
-        aside = tmp_path / "storage" / "aside"
-        aside.rmdir()
-        aside.write_text("in the way")
-        for key in (None, "a key"):
-            with pytest.raises(StorageError, match="cannot be written") as raised:
-                await handle.submit.remote(request, key)
-            assert "Traceback" not in str(raised.value.cause)  # type: ignore[attr-defined]
-        assert [view.record.id for view in (await handle.list.remote())[0]] == [record.id]
-        assert (await handle.get.remote(record.id)).record.status == "completed"
-        aside.unlink()
-        assert (await handle.generate.remote(request, "a key")).status == "completed"

@@ -77,6 +77,7 @@ def test_units_that_share_their_history_are_predicted_as_the_packed_forward_does
                     torch.testing.assert_close(together[clip, :, index : index + 1], alone, atol=2e-5, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_text_encoders_learn_to_tell_the_four_words(tmp_path: Path) -> None:
     write_clip_tokenizer(tmp_path / "tokenizer", corpus(500))
     write_t5_tokenizer(tmp_path / "tokenizer_2", corpus(500))
