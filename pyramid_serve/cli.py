@@ -48,7 +48,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--output",
         type=Path,
         default=Path("video.mp4"),
-        help="by its ending: .mp4, .gif, .png for a single picture, none for a folder of PNG files",
+        help="by its ending: .mp4, .gif, .webp (animated), .png for a single picture, .zip of PNG files, "
+        "none for a folder of PNG files",
     )
     parser.add_argument(
         "--model", default="shapes", help="a folder, an fsspec URL, a Hub id, or the model in the package"

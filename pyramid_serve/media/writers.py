@@ -7,6 +7,7 @@ path never holds an incomplete file.
 
 import os
 import shutil
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,23 +21,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pyramid_serve.media.conversions import gif_options, new_entry, webp_options
 from pyramid_serve.media.ffmpeg import STALL_TIMEOUT_S, FfmpegStream, raw_frames
 from pyramid_serve.media.fragments import encode_fragment, join_fragments
 from pyramid_serve.whole_files import aside_of, move_whole, replaced_whole
 
-# A palette for each frame: the colours are good, and encoding need not wait for the last frame.
-_PALETTES = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1"
-_GIF = ["-lavfi", _PALETTES, "-loop", "0", "-f", "gif"]
+_ENDINGS = (".mp4", ".gif", ".webp", ".png", ".zip", "")
 
 
 def check_video_path(path: str | os.PathLike[str]) -> Path:
     """The path, if a video can be written there; otherwise raises ``ValueError``. Meant to be called before the work.
 
-    The ending is ``.mp4``, ``.gif``, ``.png`` (a single frame), or nothing for a new or empty folder of PNG files.
+    The ending is ``.mp4``, ``.gif``, ``.webp`` (animated), ``.png`` (a single frame), ``.zip`` (of PNG files), or
+    nothing for a new or empty folder of PNG files.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".mp4", ".gif", ".png", ""):
-        raise ValueError(f"{path}: must end in .mp4, .gif, .png (a single frame) or nothing (a folder of PNG files)")
+    if path.suffix.lower() not in _ENDINGS:
+        raise ValueError(
+            f"{path}: must end in .mp4, .gif, .webp, .png (a single frame), .zip (of PNG files) "
+            "or nothing (a folder of PNG files)"
+        )
     if not path.parent.is_dir():
         raise ValueError(f"{path}: no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
@@ -58,13 +62,15 @@ def write_video(chunks: Tensor | Iterable[Tensor], path: str | os.PathLike[str],
     path = check_video_path(path)
     chunks = [chunks] if isinstance(chunks, Tensor) else chunks
     match path.suffix.lower():
-        case ".mp4" | ".gif":
-            writer = Mp4Writer(path, fps=fps) if path.suffix.lower() == ".mp4" else GifWriter(path, fps=fps)
+        case ".mp4" | ".gif" | ".webp":
+            writer = Mp4Writer(path, fps=fps) if path.suffix.lower() == ".mp4" else AnimationWriter(path, fps=fps)
             with writer:
                 for frames in chunks:
                     writer.write(frames)
         case ".png":
             _write_png(chunks, path)
+        case ".zip":
+            _write_png_zip(chunks, path)
         case _:
             _write_png_folder(chunks, path)
 
@@ -177,8 +183,8 @@ class Mp4Writer(_FileWriter):
         self._thread.shutdown(cancel_futures=True)
 
 
-class GifWriter(_FileWriter):
-    """A looping GIF with a palette for each frame, by an ffmpeg that starts with the first frames, for their size.
+class AnimationWriter(_FileWriter):
+    """A looping GIF or WebP, by the path's ending. Its ffmpeg starts with the first frames, for their size.
 
     stall_timeout_s: an ffmpeg that takes nothing for so long is killed.
     """
@@ -193,7 +199,9 @@ class GifWriter(_FileWriter):
             raw = raw_frames(width=frames.shape[2], height=frames.shape[1], fps=self._fps)
             at_once = ("-probesize", "32", "-analyzeduration", "0")
             output = f"file:{self._aside}"  # without "file:", a name like "12:30.gif" would name a protocol
-            arguments = [*raw, *at_once, "-i", "pipe:0", *_GIF, output]
+            is_gif = self.path.suffix.lower() == ".gif"
+            options = gif_options(self._fps) if is_gif else webp_options()
+            arguments = [*raw, *at_once, "-i", "pipe:0", *options, output]
             self._ffmpeg = FfmpegStream(arguments, stall_timeout_s=self._stall_timeout_s)
         self._ffmpeg.write(frames.data)
 
@@ -240,3 +248,14 @@ def _write_png_folder(chunks: Iterable[Tensor], path: Path) -> None:
         move_whole(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_png_zip(chunks: Iterable[Tensor], path: Path) -> None:
+    with replaced_whole(path) as aside:
+        with zipfile.ZipFile(aside, "w") as packed:
+            index = -1
+            for index, picture in enumerate(_pictures(chunks)):
+                with new_entry(packed, f"{index:05d}.png") as entry:
+                    picture.save(entry, format="PNG")
+        if index < 0:
+            raise ValueError(f"{path}: no frames to write")

@@ -85,7 +85,7 @@ def test_linear_guidance_changes_the_video(tmp_path: Path, miniflux: Path) -> No
         (["--variant", "9p"], "no variant '9p'; there are diffusion_transformer_384p"),
         (["--model", "/nowhere"], "/nowhere: no such folder"),
         (["--offload", "some"], "invalid choice: 'some'"),
-        (["-o", "out.avi"], "must end in .mp4, .gif, .png"),
+        (["-o", "out.avi"], "must end in .mp4, .gif, .webp, .png"),
         (["-o", "nowhere/out.mp4"], "no folder nowhere"),
         (["-o", "out.png", "--seconds", "1"], "a .png holds one frame"),
     ],

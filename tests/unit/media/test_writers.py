@@ -1,4 +1,6 @@
+import io
 import subprocess
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from PIL import Image
 from pyramid_serve.media import writers as video
 from pyramid_serve.media.ffmpeg import EncodeError
 from pyramid_serve.media.fragments import encode_fragment, join_fragments
-from pyramid_serve.media.writers import GifWriter, Mp4Writer, check_video_path, write_video
+from pyramid_serve.media.writers import AnimationWriter, Mp4Writer, check_video_path, write_video
 
 HEIGHT, WIDTH = 64, 128
 
@@ -70,6 +72,33 @@ def test_a_gif_holds_every_frame_in_good_colours(tmp_path: Path) -> None:
     assert (decoded.float() - frames.float()).abs().mean() < 4
 
 
+@pytest.mark.parametrize(("name", "delays"), [("a.gif", [130, 120, 130, 120]), ("a.webp", [125, 125, 125, 125])])
+def test_an_animation_loops_at_the_true_rate(tmp_path: Path, name: str, delays: list[int]) -> None:
+    frames = clip(8)
+    write_video(frames.split(3), tmp_path / name, fps=8)
+    with Image.open(tmp_path / name) as picture:
+        assert (picture.size, picture.info["loop"], getattr(picture, "n_frames", 1)) == ((WIDTH, HEIGHT), 0, 8)
+        shown = []
+        for index in range(8):
+            picture.seek(index)
+            picture.load()
+            shown.append(picture.info["duration"])
+            decoded = torch.from_numpy(numpy.asarray(picture.convert("RGB")).copy())
+            assert (decoded.float() - frames[index].float()).abs().mean() < 4
+    assert shown == delays * 2
+
+
+def test_a_zip_holds_every_frame_exactly(tmp_path: Path) -> None:
+    frames = clip(3)
+    write_video([frames[:1], frames[1:]], tmp_path / "a.zip", fps=24)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.zip"]
+    with zipfile.ZipFile(tmp_path / "a.zip") as packed:
+        assert packed.namelist() == ["00000.png", "00001.png", "00002.png"]
+        for index, name in enumerate(packed.namelist()):
+            picture = numpy.asarray(Image.open(io.BytesIO(packed.read(name))))
+            assert numpy.array_equal(picture, frames[index].numpy())
+
+
 def test_a_folder_gets_every_frame_exactly(tmp_path: Path) -> None:
     frames = clip(3)
     write_video([frames[:1], frames[1:]], tmp_path / "frames", fps=24)
@@ -88,7 +117,7 @@ def test_a_png_refuses_a_second_frame(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "frames"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "a.png", "a.zip", "frames"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_video_that_breaks_off_leaves_nothing(tmp_path: Path, name: str, error: type[BaseException]) -> None:
     def chunks() -> Iterator[torch.Tensor]:
@@ -100,7 +129,7 @@ def test_a_video_that_breaks_off_leaves_nothing(tmp_path: Path, name: str, error
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "frames"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "a.png", "a.zip", "frames"])
 def test_a_video_without_frames_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"none were written|no frame"):
         write_video([], tmp_path / name, fps=24)
@@ -125,7 +154,7 @@ def test_nothing_lies_at_the_path_before_the_video_is_whole(tmp_path: Path) -> N
 
 
 def test_an_error_of_ffmpeg_tells_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "_GIF", ["-c:v", "no_such_codec", "-f", "gif"])
+    monkeypatch.setattr(video, "gif_options", lambda fps: ("-c:v", "no_such_codec", "-f", "gif"))
     with pytest.raises(EncodeError, match="no_such_codec"):
         write_video(clip(200).split(50), tmp_path / "a.gif", fps=24)
     assert not list(tmp_path.iterdir())
@@ -156,9 +185,9 @@ def test_frames_whose_memory_is_used_again_are_encoded_as_they_were(tmp_path: Pa
     assert (decode(tmp_path / "a.mp4").float() - frames.float()).abs().mean() < 3
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp"])
 def test_a_size_that_is_refused_is_not_that_of_the_video(tmp_path: Path, name: str) -> None:
-    writer: Mp4Writer | GifWriter = (Mp4Writer if name == "a.mp4" else GifWriter)(tmp_path / name, fps=24)
+    writer: Mp4Writer | AnimationWriter = (Mp4Writer if name == "a.mp4" else AnimationWriter)(tmp_path / name, fps=24)
     with pytest.raises(ValueError, match="must be even"):
         writer.write(torch.zeros(1, 63, WIDTH, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="none were written"):
@@ -195,7 +224,7 @@ def test_frames_of_another_size_than_the_first_are_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a.avi", r"must end in .mp4, .gif, .png"), ("no/a.mp4", "no folder"), ("full", "no empty folder")],
+    [("a.avi", r"must end in .mp4, .gif, .webp, .png"), ("no/a.mp4", "no folder"), ("full", "no empty folder")],
 )
 def test_a_path_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "full").mkdir()
@@ -219,7 +248,7 @@ def test_an_ffmpeg_that_stalls_is_killed_and_leaves_the_older_file(
     frames = torch.zeros(1, 512, 512, 3, dtype=torch.uint8)  # more than a pipe holds
     with (
         pytest.raises(EncodeError, match=r"within 0\.3 s and was killed"),
-        GifWriter(tmp_path / "out/a.gif", fps=24, stall_timeout_s=0.3) as writer,
+        AnimationWriter(tmp_path / "out/a.gif", fps=24, stall_timeout_s=0.3) as writer,
     ):
         writer.write(frames)
     assert [file.read_bytes() for file in (tmp_path / "out").iterdir()] == [b"older"]
