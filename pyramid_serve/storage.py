@@ -9,7 +9,8 @@
     ROOT/videos/ID/states/000-1             where attempt 1 at unit 0 stands, as long as the unit is not made
     ROOT/videos/ID/stream/000.m4s           each unit's frames; one after the other they are a fragmented MP4
     ROOT/videos/ID/video.mp4                the whole video, when it is done
-    ROOT/videos/ID/thumbnail.webp, spritesheet.webp
+    ROOT/videos/ID/thumbnail.webp, spritesheet.webp, video.gif, video.webp, frames.zip, frames/00000.png
+                                            what was made of it when it was first asked for
     ROOT/unfinished/, ROOT/holders/         which claims deployment looks after which video; see ``video_holds``
     ROOT/keys/HASH                          the id of the video that an idempotency key made
     ROOT/epoch                              the claims deployment that started last
@@ -41,11 +42,12 @@ from pyramid_serve.families import record_fields
 from pyramid_serve.filesystems import mask_credentials, shown_root
 from pyramid_serve.reasons import first_line
 from pyramid_serve.stored_files import PATIENCE_S, StorageError, StoredFiles, check_root
-from pyramid_serve.video_files import RECORD, VideoFile, VideoFiles, folder_of
+from pyramid_serve.video_files import RECORD, FrameFile, VideoFile, VideoFiles, folder_of
 from pyramid_serve.video_holds import HOLDERS, VideoHolds, marker_of
 from pyramid_serve.video_keys import VideoKeys
 
 __all__ = [
+    "FrameFile",
     "StorageError",
     "VideoExistsError",
     "VideoFile",

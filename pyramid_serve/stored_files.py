@@ -32,6 +32,8 @@ PATIENCE_S = 10.0
 """For how long the errors of an object store that may pass are waited out, unless another time is given."""
 _MAX_REMOVALS = 5
 _MAX_ASIDE_S = 3600.0
+_MAX_PUT_FROM_MEMORY_BYTES = 32 * 1024**2
+"""A local file up to this size is read before it is put elsewhere: filesystems put bytes whole, files in parts."""
 _PROBE_BYTES = 4096
 """About the size of a record: fewer bytes may still fit on a disk that takes no record any more."""
 _EXCLUSIVE = frozenset(("file", "local", "memory", *EXTRAS))
@@ -130,14 +132,20 @@ class StoredFiles:
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    def put(self, path: str, content: bytes) -> None:
-        """Write a file, in place of one that is there; on a local disk it survives a crash when this returns."""
+    def put(self, path: str, content: bytes | Path) -> None:
+        """Write a file, in place of one that is there; on a local disk it survives a crash when this returns.
+
+        content: its bytes, or a local file with them, which may be larger than memory.
+        """
         at = self._at(path)
         try:
             if self.is_local:
                 self._do("cannot be written", lambda: self._put_locally(Path(at), content))
+            elif isinstance(content, Path) and content.stat().st_size > _MAX_PUT_FROM_MEMORY_BYTES:
+                self._do("cannot be written", lambda: self._fs.put_file(str(content), at))
             else:
-                self._do("cannot be written", lambda: self._fs.pipe_file(at, content))
+                whole = content.read_bytes() if isinstance(content, Path) else content
+                self._do("cannot be written", lambda: self._fs.pipe_file(at, whole))
         except FileNotFoundError as error:
             raise self._error(errno.ENOENT, f"cannot be written: {first_line(error)}") from error
 
@@ -243,9 +251,13 @@ class StoredFiles:
         if not self.is_local and self._fs.find(at):  # s3fs is silent about files that S3 did not remove
             raise OSError(errno.EBUSY, "not all files are removed")
 
-    def _put_locally(self, path: Path, content: bytes) -> None:
+    def _put_locally(self, path: Path, content: bytes | Path) -> None:
         with written_whole(path, aside=self._aside_for(path)) as opened:
-            opened.write(content)
+            if isinstance(content, Path):
+                with content.open("rb") as source:
+                    shutil.copyfileobj(source, opened)
+            else:
+                opened.write(content)
 
     def _create_locally(self, path: Path, content: bytes) -> None:
         create_whole(path, content, aside=self._aside_for(path))

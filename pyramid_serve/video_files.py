@@ -4,6 +4,7 @@ A file is only added to a folder that has a record, so that nothing brings a del
 """
 
 from collections.abc import Container
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -24,9 +25,22 @@ class VideoFile(StrEnum):
     """The files of a video that clients may fetch."""
 
     VIDEO = "video.mp4"
+    GIF = "video.gif"
+    WEBP = "video.webp"
+    FRAMES = "frames.zip"
     THUMBNAIL = "thumbnail.webp"
     SPRITESHEET = "spritesheet.webp"
     PICTURE = "input.png"
+
+
+@dataclass(frozen=True)
+class FrameFile:
+    """One frame of a video as PNG, from 0 on. Clients may fetch it too."""
+
+    index: int
+
+    def __str__(self) -> str:
+        return f"frames/{self.index:05d}.png"
 
 
 class VideoFiles:
@@ -127,14 +141,14 @@ class VideoFiles:
 
     # --- whole files ------------------------------------------------------------------------------------------------
 
-    def attach(self, video_id: str, file: VideoFile, content: bytes | Path) -> None:
+    def attach(self, video_id: str, file: VideoFile | FrameFile, content: bytes | Path) -> None:
         """Add or replace one of the video's files, from memory or from a local file.
 
         Raises ``VideoNotFoundError`` for a deleted video.
         """
-        self._add(video_id, file, content.read_bytes() if isinstance(content, Path) else content)
+        self._add(video_id, str(file), content)
 
-    def fetch(self, video_id: str, file: VideoFile) -> bytes:
+    def fetch(self, video_id: str, file: VideoFile | FrameFile) -> bytes:
         """One of the video's files. Raises ``VideoNotFoundError`` where it is not (yet) there."""
         try:
             content = self._stored.cat(f"{folder_of(video_id)}/{file}")
@@ -142,14 +156,14 @@ class VideoFiles:
             raise VideoNotFoundError(f"{video_id}: no {file}") from None
         return content
 
-    def size_of(self, video_id: str, file: VideoFile) -> int:
+    def size_of(self, video_id: str, file: VideoFile | FrameFile) -> int:
         """Bytes of one of the video's files. Raises ``VideoNotFoundError`` where it is not (yet) there."""
         try:
             return self._stored.size(f"{folder_of(video_id)}/{file}")
         except FileNotFoundError:
             raise VideoNotFoundError(f"{video_id}: no {file}") from None
 
-    def read_range(self, video_id: str, file: VideoFile, start: int, end: int) -> bytes:
+    def read_range(self, video_id: str, file: VideoFile | FrameFile, start: int, end: int) -> bytes:
         """Bytes ``start`` up to ``end`` of one of the video's files. Raises ``VideoNotFoundError`` as ``fetch``."""
         try:
             content = self._stored.cat(f"{folder_of(video_id)}/{file}", start=start, end=end)
@@ -170,7 +184,7 @@ class VideoFiles:
         found = {name: _unit_and_attempt(name) for name in names}
         return {f"{_STATES}/{name}": attempt for name, (of_unit, attempt) in found.items() if of_unit == unit}
 
-    def _add(self, video_id: str, name: str, content: bytes) -> None:
+    def _add(self, video_id: str, name: str, content: bytes | Path) -> None:
         """Write a file of a video that exists, and make sure that the video was not deleted meanwhile."""
         path = f"{folder_of(video_id)}/{name}"
         if not self.has_record(video_id):

@@ -18,6 +18,7 @@ from deployments.cli.printing import (
     time_of,
     url_option,
 )
+from deployments.cli.variants import ENDINGS, OF_ALL_FRAMES, TOLD, variant_of
 from pyramid_serve.cli_options import add_request_options, request_fields_from
 from pyramid_serve.families import Family, known_families
 from pyramid_serve.outputs import check_file_output
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-VARIANTS = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".webp"}
-
 
 def add_client_commands(commands: "Commands", families: Sequence[Family]) -> None:
     """Add the commands to a command line; the namespace of each has the function to call as ``run``.
@@ -40,7 +39,9 @@ def add_client_commands(commands: "Commands", families: Sequence[Family]) -> Non
     parser = _add_client_command(commands, "submit", "ask for a video")
     parser.set_defaults(run=submit)
     parser.add_argument("prompt")
-    parser.add_argument("-o", "--output", type=Path, help="wait for the video and write it here")
+    parser.add_argument(
+        "-o", "--output", type=Path, help=f"wait for the video and write it here, by its ending: {TOLD}"
+    )
     parser.add_argument("--wait", action="store_true", help="wait until it is over")
     parser.add_argument("--model", default=argparse.SUPPRESS, help="the server's first unless given")
     parser.argument_default = argparse.SUPPRESS
@@ -66,8 +67,11 @@ def add_client_commands(commands: "Commands", families: Sequence[Family]) -> Non
     parser = _add_client_command(commands, "download", "write a video to a file, once it is finished")
     parser.set_defaults(run=download)
     parser.add_argument("id")
-    parser.add_argument("-o", "--output", type=Path, help="ID.mp4 unless given")
-    parser.add_argument("--variant", choices=sorted(VARIANTS), default="video")
+    parser.add_argument("-o", "--output", type=Path, help=f"ID.mp4 unless given; by its ending: {TOLD}")
+    parser.add_argument(
+        "--variant", choices=sorted(ENDINGS), help="what to write; unless given, by the output's ending"
+    )
+    parser.add_argument("--at", help="which frame, for a .png: first (the default), last, or a time in seconds")
 
 
 def _add_client_command(commands: "Commands", name: str, what: str) -> argparse.ArgumentParser:
@@ -85,8 +89,7 @@ def _server(arguments: argparse.Namespace) -> "Server":
 
 def submit(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve submit``."""
-    if arguments.output is not None:
-        check_file_output(arguments.output, ".mp4")
+    variant = "video" if arguments.output is None else variant_of(arguments.output)
     server = _server(arguments)
     video = server.submit(request_fields_from(arguments, known_families()), picture=vars(arguments).get("image"))
     if arguments.output is None and not arguments.wait:
@@ -97,7 +100,7 @@ def submit(arguments: argparse.Namespace) -> None:
     if arguments.output is None:
         say(f"{printable(video['id'])}: completed")
     else:
-        _write(server, video, arguments.output, "video")
+        _write(server, video, arguments.output, variant)
 
 
 def status(arguments: argparse.Namespace) -> None:
@@ -153,14 +156,18 @@ def delete(arguments: argparse.Namespace) -> None:
 
 def download(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve download``."""
-    suffix = VARIANTS[arguments.variant]
-    output = arguments.output or Path(f"{arguments.id}{suffix}")
-    check_file_output(output, suffix)
+    variant = arguments.variant
+    if variant is None:
+        variant = "video" if arguments.output is None else variant_of(arguments.output)
+    if arguments.at is not None and variant != "frame":
+        raise ValueError(f"--at {arguments.at}: only for one frame, as --variant frame or an output that ends in .png")
+    output = arguments.output or Path(f"{arguments.id}{ENDINGS[variant]}")
+    check_file_output(output, ENDINGS[variant])
     server = _server(arguments)
     video = server.get(arguments.id)
     if video["status"] != "completed":
         video = _wait(server, video, arguments)
-    _write(server, video, output, arguments.variant)
+    _write(server, video, output, variant, at=arguments.at)
 
 
 def _wait(server: "Server", video: "Video", arguments: argparse.Namespace) -> "Video":
@@ -191,9 +198,9 @@ def _wait(server: "Server", video: "Video", arguments: argparse.Namespace) -> "V
     return video
 
 
-def _write(server: "Server", video: "Video", output: Path, variant: str) -> None:
-    server.download(video["id"], output, variant=variant)
-    what = frames_of(video) if variant == "video" else variant
+def _write(server: "Server", video: "Video", output: Path, variant: str, *, at: str | None = None) -> None:
+    server.download(video["id"], output, variant=variant, at=at)
+    what = frames_of(video) if variant in OF_ALL_FRAMES else variant
     say(f"{output}: {what}, seed {video['seed']}")
     _say_truncation(video)
 

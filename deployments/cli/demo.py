@@ -16,6 +16,7 @@ from PIL import Image
 from deployments.cli.answers import Video
 from deployments.cli.printing import duration, frames_of, reason_of
 from deployments.cli.server import Server
+from deployments.cli.variants import variant_of
 from deployments.local.chart import timeline_chart
 from deployments.telemetry.timelines import hidden_share
 from pyramid_serve.api import Stage, TimelineEntry
@@ -64,7 +65,7 @@ def make(server: Server, prompt: str, output: Path, *, out: TextIO = sys.stdout)
     seconds = time.monotonic() - started
     if video["status"] != "completed":
         raise ValueError(f"{video['id']} failed: {reason_of(video)}")
-    server.download(video["id"], output)
+    server.download(video["id"], output, variant=variant_of(output))
     sheet = output.with_suffix(".png")
     picture = Image.open(io.BytesIO(server.content(video["id"], variant="spritesheet")))
     with written_aside(sheet) as opened:

@@ -7,12 +7,19 @@ import httpx
 from pyramid_serve.terminal import printable
 
 _MAX_BOXES = 1_000_000
+_OTHER_KINDS = ("application/octet-stream", "application/zip")
+_ENDS = (
+    (b"GIF8", 1, b"\x3b"),
+    (b"\x89PNG", 12, b"\0\0\0\0IEND\xaeB\x60\x82"),
+    (b"PK\x03\x04", 22, b"PK\x05\x06"),  # a ZIP without a comment
+)
+"""How a kind of file begins, and how many bytes before its end what comes that ends it."""
 
 
 def problem_of(headers: httpx.Headers, *, max_bytes: int) -> str | None:
     """What is wrong with the headers of an answer that should be a video or a picture; None if nothing is."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind and not kind.startswith(("video/", "image/")) and kind != "application/octet-stream":
+    if kind and not kind.startswith(("video/", "image/")) and kind not in _OTHER_KINDS:
         return f"sends {printable(kind)[:100]} instead of a video or picture"
     if headers.get("content-encoding", "identity").lower() != "identity":
         return "sends a file in an encoding that was not asked for"
@@ -23,7 +30,7 @@ def problem_of(headers: httpx.Headers, *, max_bytes: int) -> str | None:
 
 
 def is_cut_off(file: BinaryIO, num_bytes: int) -> bool:
-    """Whether an MP4 or WebP file does not end where its own structure says.
+    """Whether an MP4, WebP, GIF, PNG or ZIP file does not end where its own structure says.
 
     This alone detects a server that announces a length that is too small, or breaks off without having announced one.
     """
@@ -31,6 +38,10 @@ def is_cut_off(file: BinaryIO, num_bytes: int) -> bool:
     head = file.read(8)
     if head[:4] == b"RIFF":
         return int.from_bytes(head[4:8], "little") + 8 != num_bytes
+    for begin, num_last, end in _ENDS:
+        if head.startswith(begin):
+            file.seek(max(num_bytes - num_last, 0))
+            return not file.read(num_last).startswith(end)
     if head[4:8] != b"ftyp":
         return False
     position, num_boxes = 0, 0

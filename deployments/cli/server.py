@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from deployments.cli.answers import DeletedVideo, Refusal, Video, VideoObject, VideoPage, parse_answer
 from deployments.cli.downloads import is_cut_off, problem_of
+from deployments.cli.variants import LONG
 from deployments.http.hosts import is_this_machine
 from pyramid_serve.outputs import written_aside
 from pyramid_serve.terminal import printable
@@ -34,6 +35,8 @@ _MIN_BYTES_PER_IDLE_S = 64 * 1024
 """A download that brings less than this in ``_IDLE_S`` is considered stuck."""
 _PREVIEW_S = 120.0
 """The time limit until a file begins to arrive; a preview is made when it is first requested."""
+_CONVERSION_S = 1200.0
+"""How long a file of the variants in ``LONG`` is asked for again while the server makes it."""
 _PATIENCE_S = 60.0
 """How long a request is repeated while the server is away or its queue is full."""
 _RETRY_S = 1.0
@@ -61,6 +64,10 @@ class _AwayError(ServerError):
     def __init__(self, message: str, *, retry_after_s: float = _RETRY_S) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class _BusyError(_AwayError):
+    """The server answered that it cannot do this now."""
 
 
 class Server:
@@ -139,13 +146,27 @@ class Server:
         self._download(video_id, content, variant)
         return content.getvalue()
 
-    def download(self, video_id: str, output: Path, *, variant: str = "video") -> None:
+    def download(self, video_id: str, output: Path, *, variant: str = "video", at: str | None = None) -> None:
         """Write a file of a finished video to ``output``, which appears only when it is complete.
 
-        Also raises ``ValueError`` if it cannot be written.
+        at: of the variant ``frame``, ``first``, ``last`` or a time in seconds. Where the server has to make the file
+        first, this waits for it. Also raises ``ValueError`` if it cannot be written.
         """
         with written_aside(output) as opened:
-            self._download(video_id, opened, variant)
+
+            def download() -> None:
+                opened.seek(0)
+                opened.truncate()
+                self._download(video_id, opened, variant, at)
+
+            deadline = time.monotonic() + (_CONVERSION_S if variant in LONG else 0.0)
+            while True:
+                try:
+                    return download()
+                except _BusyError as error:
+                    if time.monotonic() >= deadline:
+                        raise
+                    time.sleep(error.retry_after_s)
 
     def _patiently(self, call: Callable[[], Video]) -> Video:
         """The result of a call, which is repeated while the server cannot answer: when it says, or every second."""
@@ -190,9 +211,10 @@ class Server:
             raise ServerError(f"{self.url}: no Pyramid Serve answers there")
         return parsed
 
-    def _download(self, video_id: str, out: BinaryIO, variant: str) -> None:
+    def _download(self, video_id: str, out: BinaryIO, variant: str, at: str | None = None) -> None:
         async def receive() -> None:
-            path = f"{_path(video_id)}/content?{urlencode({'variant': variant})}"
+            query = {"variant": variant} if at is None else {"variant": variant, "at": at}
+            path = f"{_path(video_id)}/content?{urlencode(query)}"
             async with asyncio.timeout(_PREVIEW_S) as limit, self._open("GET", path) as answer:
                 problem = problem_of(answer.headers, max_bytes=_MAX_FILE_BYTES)
                 if problem is not None:
@@ -289,7 +311,7 @@ def _refusal(answer: httpx.Response, body: bytes) -> ServerError:
         status = answer.status_code
         message = f"HTTP {status} {httpx.codes.get_reason_phrase(status)}".strip()
     if answer.status_code in _RETRIED_STATUSES:
-        return _AwayError(message, retry_after_s=_retry_after_s(answer.headers.get("retry-after", "")))
+        return _BusyError(message, retry_after_s=_retry_after_s(answer.headers.get("retry-after", "")))
     return RefusedError(message) if answer.status_code in _REFUSED_STATUSES else ServerError(message)
 
 

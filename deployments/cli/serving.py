@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, get_args
 
 from deployments.cli.ending import ending
 from deployments.cli.printing import duration, say, url_option
+from deployments.cli.variants import variant_of
 from pyramid_serve.cli_options import add_request_options, request_from
 from pyramid_serve.dtypes import DTypeName
 from pyramid_serve.families import Family, known_families
@@ -69,7 +70,13 @@ def add_serving_commands(commands: "Commands", families: Sequence[Family]) -> No
         "the video, its frames side by side, and nothing running.",
     )
     parser.add_argument("prompt", nargs="?", help="what the video shows")
-    parser.add_argument("-o", "--output", type=Path, default=Path("demo.mp4"), help="demo.mp4 unless given")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("demo.mp4"),
+        help="demo.mp4 unless given; .gif, .webp or .zip (of PNG)",
+    )
     parser.set_defaults(run=demo)
 
     parser = commands.add_parser(
@@ -119,8 +126,12 @@ def up(arguments: argparse.Namespace) -> None:
 def demo(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve demo``."""
     output: Path = arguments.output
-    check_file_output(output, ".mp4")
-    check_file_output(output.with_suffix(".png"), ".png")
+    sheet = output.with_suffix(".png")
+    if variant_of(output) == "frame":
+        raise ValueError(
+            f"{output}: a sheet of its frames is written there; the video must end in another way than .png"
+        )
+    check_file_output(sheet, ".png")
 
     with ending("demo") as signals:
         from deployments.cli.demo import PROMPT, LiveRows, demo_app, make, status_rows

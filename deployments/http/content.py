@@ -1,6 +1,6 @@
 """Files and streams of finished videos over HTTP, whole or in ranges, with validators.
 
-A preview is made when it is first requested.
+A preview or another form of the video is made when it is first requested.
 """
 
 import asyncio
@@ -13,17 +13,32 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.http.errors import ApiError
-from deployments.http.previews import Previews
+from deployments.http.previews import File, Previews
 from pyramid_serve.api import Status, VideoRecord
-from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
+from pyramid_serve.api.plans import Plan
+from pyramid_serve.storage import FrameFile, VideoFile, VideoNotFoundError, VideoStore
 
-Variant = Literal["video", "thumbnail", "spritesheet"]
+Variant = Literal["video", "thumbnail", "spritesheet", "gif", "webp", "frame", "frames"]
 
-_FILES: dict[Variant, tuple[VideoFile, str]] = {
-    "video": (VideoFile.VIDEO, "video/mp4"),
-    "thumbnail": (VideoFile.THUMBNAIL, "image/webp"),
-    "spritesheet": (VideoFile.SPRITESHEET, "image/webp"),
+_FILES: dict[Variant, VideoFile] = {
+    "video": VideoFile.VIDEO,
+    "thumbnail": VideoFile.THUMBNAIL,
+    "spritesheet": VideoFile.SPRITESHEET,
+    "gif": VideoFile.GIF,
+    "webp": VideoFile.WEBP,
+    "frames": VideoFile.FRAMES,
 }
+_MEDIA_TYPES = {
+    "mp4": "video/mp4",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "png": "image/png",
+    "zip": "application/zip",
+}
+MEDIA_TYPES = tuple(_MEDIA_TYPES.values())
+"""What ``content`` may be."""
+_TIME = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
+_TIME_ROUNDING_S = 1e-6
 _CHUNK_BYTES = 1024 * 1024
 _RANGE = re.compile(r"(?i:bytes)=(\d{0,18})-(\d{0,18})")
 _BROWSER_BLOCK_BYTES = 32 * 1024
@@ -50,16 +65,21 @@ class Content:
     """Reads a range of its bytes."""
 
 
-async def open_content(store: VideoStore, previews: Previews, record: VideoRecord, variant: Variant) -> Content:
-    """A file of a video.
+async def open_content(
+    store: VideoStore, previews: Previews, record: VideoRecord, variant: Variant, at: str | None = None
+) -> Content:
+    """A file of a video. at: which frame, as ``frame_at`` takes it; only for the variant ``frame``, the first if None.
 
-    Raises ``ApiError`` 409 for a video that is not finished and ``VideoNotFoundError`` for one that was deleted; for a
-    preview that must be made also what ``Previews.get`` raises.
+    Raises ``ApiError`` 400 for a wrong ``at`` and 409 for a video that is not finished, and ``VideoNotFoundError`` for
+    one that was deleted; for a file that must be made also what ``Previews.get`` raises.
     """
+    if at is not None and variant != "frame":
+        raise ApiError(400, f"at={at[:60]}: only with variant=frame", param="at")
+    is_frame = variant == "frame"
+    file: File = FrameFile(frame_at("first" if at is None else at, record.plan)) if is_frame else _FILES[variant]
     if record.status is not Status.COMPLETED:
         reason = f": {record.error.message}" if record.error else f", {record.progress} % done"
         raise ApiError(409, f"{record.id}: is {record.status}{reason}", param="video_id")
-    file, media_type = _FILES[variant]
     preview = None
     try:
         num_bytes = await asyncio.to_thread(store.files.size_of, record.id, file)
@@ -68,16 +88,34 @@ async def open_content(store: VideoStore, previews: Previews, record: VideoRecor
             raise
         # It is sent from memory, because the storage may have refused it.
         preview = await previews.get(record, file)
-        num_bytes = len(preview)
+        num_bytes = await asyncio.to_thread(store.files.size_of, record.id, file) if preview is None else len(preview)
+    ending = str(file).rpartition(".")[2]
+    frame = f"-{file.index:05d}" if isinstance(file, FrameFile) else ""
     return Content(
-        file_name=f"{record.id}.{file.rpartition('.')[2]}",
-        media_type=media_type,
+        file_name=f"{record.id}{frame}.{ending}",
+        media_type=_MEDIA_TYPES[ending],
         num_bytes=num_bytes,
-        etag=f'"{record.id}-{variant}-{num_bytes}"',
+        etag=f'"{record.id}-{variant}{frame}-{num_bytes}"',
         chunks=lambda span: (
             _read_chunks(store, record.id, file, span) if preview is None else _chunks_of(preview, span)
         ),
     )
+
+
+def frame_at(at: str, plan: Plan) -> int:
+    """The index of the frame that is shown ``at`` a time in seconds, or of the ``first`` or ``last``.
+
+    Raises ``ApiError`` 400 for a time after the end and for anything else.
+    """
+    if at in ("first", "last"):
+        return 0 if at == "first" else plan.num_frames - 1
+    index = int((float(at) + _TIME_ROUNDING_S) * plan.fps) if _TIME.fullmatch(at) else plan.num_frames
+    if index >= plan.num_frames:
+        end = f"{plan.num_frames / plan.fps:.3f}".rstrip("0").rstrip(".")
+        raise ApiError(
+            400, f"at={at[:60]}: must be first, last, or a time in seconds from 0 to below {end}", param="at"
+        )
+    return index
 
 
 async def open_stream(store: VideoStore, record: VideoRecord) -> Content:
@@ -166,7 +204,7 @@ def _range_of(request: Request, content: Content) -> ByteRange | None:
     return ByteRange(start, end)
 
 
-async def _read_chunks(store: VideoStore, video_id: str, file: VideoFile, span: ByteRange) -> AsyncIterator[bytes]:
+async def _read_chunks(store: VideoStore, video_id: str, file: File, span: ByteRange) -> AsyncIterator[bytes]:
     for start in range(span.start, span.end, _CHUNK_BYTES):
         end = min(start + _CHUNK_BYTES, span.end)
         yield await asyncio.to_thread(store.files.read_range, video_id, file, start, end)

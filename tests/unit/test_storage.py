@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy
 import pytest
 
+from pyramid_serve import stored_files
 from pyramid_serve.api import Status, new_record, new_video_id
 from pyramid_serve.storage import (
     StorageError,
@@ -242,6 +243,20 @@ def test_a_video_is_deleted_though_a_file_comes_meanwhile(tmp_path: Path, monkey
     store.delete(record.id)
     assert num_late == 2
     assert not folder.exists()
+
+
+def test_a_large_file_reaches_an_object_store_whole(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_files, "_MAX_PUT_FROM_MEMORY_BYTES", 1000)
+    store = VideoStore(bucket)
+    record = accepted(store)
+    for size in (1000, 1001, 12_000_000):
+        (tmp_path / "frames.zip").write_bytes(os.urandom(size))
+        store.files.attach(record.id, VideoFile.FRAMES, tmp_path / "frames.zip")
+        assert store.files.fetch(record.id, VideoFile.FRAMES) == (tmp_path / "frames.zip").read_bytes()
+    store.delete(record.id)
+    assert store.ids() == []
 
 
 def test_a_video_deleted_between_look_and_write_leaves_nothing(

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +21,13 @@ from deployments.cli.demo import deployment_rows, make
 from deployments.cli.server import Server
 from deployments.local.cluster import free_port
 from deployments.local.signals import StopSignals
+from tests.serve.cli.conftest import Said
 from tests.serve.http.http_at_hand import png
 from tests.serve.local_server import LocalServer, probe, serve_locally
 
 ROOT = Path(__file__).parents[3]
 
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    with serve_locally(str(tmp_path_factory.mktemp("storage")), unit_seconds=0.02) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-class Said:
-    """What a command printed."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], server: LocalServer) -> None:
-        self._capsys = capsys
-        self._server = server
-
-    def __call__(self, *arguments: str | Path, status: int = 0) -> str:
-        """Standard output of a command that succeeds, standard error of one that does not."""
-        assert cli.main([*map(str, arguments), "--url", self._server.url]) == status
-        captured = self._capsys.readouterr()
-        return captured.err if status else captured.out
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str], server: LocalServer) -> Said:
-    return Said(capsys, server)
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 # --- a client -------------------------------------------------------------------------------------------------------

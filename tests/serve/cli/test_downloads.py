@@ -1,11 +1,14 @@
 """Files that a server sends: written when they are whole, and not at all when they are not."""
 
+import io
 import json
 import socket
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from deployments import cli
 from deployments.cli import server as http_client
@@ -88,6 +91,61 @@ def test_a_file_that_does_not_come_whole_leaves_nothing(
             assert reason in check_one_line(capsys, "download")
     assert [file.name for file in tmp_path.iterdir()] == ["there.mp4"]
     assert (tmp_path / "there.mp4").read_bytes() == b"before"
+
+
+def picture_of(kind: str) -> bytes:
+    content = io.BytesIO()
+    Image.linear_gradient("L").save(content, format=kind)
+    return content.getvalue()
+
+
+def zip_of() -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as packed:
+        packed.writestr("00000.png", picture_of("PNG"))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "content"),
+    [
+        ("a.gif", "image/gif", picture_of("GIF")),
+        ("a.webp", "image/webp", picture_of("WEBP")),
+        ("a.png", "image/png", picture_of("PNG")),
+        ("a.zip", "application/zip", zip_of()),
+    ],
+)
+def test_another_form_that_is_cut_off_is_noticed_by_its_end(
+    name: str, kind: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for num_lost in (0, 1, 15, 500):
+        file = content[: len(content) - num_lost]
+        with answering(serving(raw(response(file, kind=kind)))) as url:
+            is_whole = cli.main(["download", VIDEO_ID, "-o", name, "--url", url]) == 0
+        assert is_whole == (num_lost == 0)
+        if is_whole:
+            assert name in capsys.readouterr().out
+            (tmp_path / name).unlink()
+        else:
+            assert "not whole" in check_one_line(capsys, "download")
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_still_being_made_is_asked_for_again(tmp_path: Path) -> None:
+    num_asked = 0
+
+    def making(connection: socket.socket, head: str) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked < 3:
+            error = {"error": {"message": "still being made", "type": "server_error", "param": None, "code": None}}
+            connection.sendall(response(json.dumps(error).encode(), status="503 Service Unavailable"))
+        else:
+            connection.sendall(response(picture_of("GIF"), kind="image/gif"))
+
+    with answering(serving(making)) as url:
+        assert cli.main(["download", VIDEO_ID, "-o", "a.gif", "--url", url]) == 0
+    assert (tmp_path / "a.gif").read_bytes() == picture_of("GIF")
 
 
 @pytest.mark.parametrize("is_chunked", [True, False])
