@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, get_args
 
+from pyramid_serve.api.errors import RequestError
 from pyramid_serve.api.limits import MAX_STEPS, RequestLimits
 from pyramid_serve.cli_options import add_pipeline_options, add_request_options, pipeline_options_from, request_from
 from pyramid_serve.dtypes import DTypeName
@@ -96,9 +97,18 @@ def _generate(arguments: argparse.Namespace) -> None:
     family = family_of(arguments.model, options.get("family"))
     pipeline_options = pipeline_options_from(arguments, family, families)
     capabilities = family.capabilities(arguments.model, options.get("variant"))
-    if output.suffix.lower() == ".png" and request.seconds is None:
+    is_picture = output.suffix.lower() == ".png" and request.seconds is None and request.num_frames is None
+    if is_picture:
         request = request.model_copy(update={"num_frames": 1})
-    plan = ServedModel(arguments.model, family, capabilities, _no_limits()).plan(request)
+    try:
+        plan = ServedModel(arguments.model, family, capabilities, _no_limits()).plan(request)
+    except RequestError as error:
+        if is_picture and error.param == "num_frames":
+            others = "name a .mp4, .gif, .webp or .zip, or a folder"
+            raise ValueError(
+                f"{output}: a .png holds one frame, and this model makes no single frame; {others}"
+            ) from None
+        raise
     if output.suffix.lower() == ".png" and plan.num_frames > 1:
         raise ValueError(f"{output}: a .png holds one frame, and this video has {plan.num_frames}; leave --seconds out")
 

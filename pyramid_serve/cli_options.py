@@ -72,6 +72,10 @@ def pipeline_options_from(arguments: argparse.Namespace, family: Family, familie
     """The options of a family's pipeline that were given. Raises ``ValueError`` for one that it does not have."""
     names = {name for one in families for name in one.pipeline_options.model_fields}
     given = {name: value for name, value in vars(arguments).items() if name in names}
+    flags = {name: option.flag for one in families for name, option in options_in(one.pipeline_options)}
+    for name in given:
+        if name not in family.pipeline_options.model_fields:
+            raise ValueError(f"{flags.get(name, name)}: a model of {family.title} has no such option")
     try:
         return family.pipeline_options.model_validate(given)
     except ValidationError as error:

@@ -34,6 +34,8 @@ WHOLE = "."
 _PATIENCE_S = 60.0
 """For how long errors of the filesystem of a URL are waited out."""
 _NEEDED_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
+_HALVED = "*.fp16*.safetensors"
+"""Weights saved in half precision, which lie beside the others or in their place."""
 _STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created", "updated", "md5Hash", "content_md5")
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
@@ -51,10 +53,10 @@ def resolve(source: Source, *, parts: Sequence[str] = (), cache: Path | None = N
     ``parts`` are names of sub-folders or patterns of them (``text_encoder*``), each of which must match one; ``WHOLE``
     is the folder itself, with the weights at its top. A local folder is returned as it stands, and ``shapes`` is the
     model in the package (a folder of that name is ``./shapes``). From a URL or the Hub only these sub-folders, the
-    ``config.json`` of the others and the top-level ``*.json`` are copied; ``.bin`` weights are not copied where a part
-    has safetensors. Copies of a URL go under ``cache`` (default ``~/.cache/pyramid_serve``), file by file, each written
-    aside and then moved, and again when the listing at the URL has changed. Of several processes on a machine one
-    copies, while the others wait.
+    ``config.json`` of the others and the top-level ``*.json`` are copied. Of a part's weights those are copied that are
+    safetensors; ``*.fp16.safetensors`` only where there are no others, ``.bin`` only where there are none. Copies of a
+    URL go under ``cache`` (default ``~/.cache/pyramid_serve``), file by file, each written aside and then moved, and
+    again when the listing at the URL has changed. Of several processes on a machine one copies, while the others wait.
 
     Raises ``CheckpointError`` for a source that is not there or lacks one of the parts.
     """
@@ -93,9 +95,13 @@ def _default_cache() -> Path:
 def _download_from_hub(repo: str, revision: str | None, parts: Sequence[str]) -> Path:
     import huggingface_hub  # here, since the other sources do not need it
 
-    def download(patterns: list[str]) -> Path:
+    def download(patterns: list[str], *, halved: bool = False) -> Path:
         try:
-            return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns))
+            return Path(
+                huggingface_hub.snapshot_download(
+                    repo, revision=revision, allow_patterns=patterns, ignore_patterns=None if halved else [_HALVED]
+                )
+            )
         except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
             raise CheckpointError(
                 f"{repo}: no such folder, and not to be had from the Hub: {type(error).__name__}: {first_line(error)}"
@@ -104,13 +110,16 @@ def _download_from_hub(repo: str, revision: str | None, parts: Sequence[str]) ->
     # The Hub's patterns take "*.json" in every folder, so that the variants' configs come along.
     folders = ["" if part == WHOLE else f"{part}/" for part in parts]
     folder = download(["*.json", *(f"{each}*{suffix}" for each in folders for suffix in _NEEDED_SUFFIXES)])
-    without_safetensors = [
-        config.parent.name
-        for config in sorted(folder.glob("*/config.json"))
-        if any(fnmatch(config.parent.name, part) for part in parts) and not any(config.parent.glob("*.safetensors"))
-    ]
-    if without_safetensors:
-        folder = download(["*.json", *(f"{name}/*.bin" for name in without_safetensors)])
+    for suffix in (_HALVED, "*.bin"):
+        configs = [*sorted(folder.glob("*/config.json")), *([folder / "config.json"] if WHOLE in parts else [])]
+        names = [str(config.parent.relative_to(folder)) for config in configs if config.is_file()]
+        lacking = [
+            "" if name == WHOLE else f"{name}/"
+            for name in names
+            if any(fnmatch(name, part) for part in parts) and not any((folder / name).glob("*.safetensors"))
+        ]
+        if lacking:
+            folder = download(["*.json", *(each + suffix for each in lacking)], halved=suffix == _HALVED)
     return folder
 
 
@@ -197,9 +206,14 @@ def _stamp(files: Mapping[str, Mapping[str, Any]]) -> str:
 def _needed_files(files: Iterable[str], parts: Sequence[str]) -> list[str]:
     """Of paths relative to a checkpoint: top-level json, every part's config, and all that ``parts`` need."""
     has_safetensors = {name.partition("/")[0] for name in files if name.endswith(".safetensors")}
+    has_plain = {
+        name.rpartition("/")[0] for name in files if name.endswith(".safetensors") and not fnmatch(name, _HALVED)
+    }
     needed = []
     for name in sorted(files):
         part, slash, file = name.partition("/")
+        if fnmatch(name, _HALVED) and name.rpartition("/")[0] in has_plain:
+            continue
         suffixes = _NEEDED_SUFFIXES if part in has_safetensors else (*_NEEDED_SUFFIXES, ".bin")
         is_wanted = any(fnmatch(part, pattern) for pattern in parts) and name.endswith(suffixes)
         is_wanted_at_top = not slash and name.endswith(_NEEDED_SUFFIXES if WHOLE in parts else ".json")

@@ -129,6 +129,7 @@ def _load_model(part: Path, architecture: str, config: Mapping[str, Any], dtype:
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            variant=None if _has_plain_weights(part) else "fp16",
         )
     except CheckpointError:
         raise
@@ -137,6 +138,12 @@ def _load_model(part: Path, architecture: str, config: Mapping[str, Any], dtype:
     _check_report(part, model, report)
     loaded: nn.Module = model
     return loaded
+
+
+def _has_plain_weights(part: Path) -> bool:
+    """False where the only weights are those that were saved in half precision, beside which others may lie."""
+    is_halved = [".fp16." in file.name or ".fp16-" in file.name for each in _WEIGHTS for file in part.glob(each)]
+    return not is_halved or not all(is_halved)
 
 
 def _without_choices(config: Mapping[str, Any]) -> dict[str, Any]:

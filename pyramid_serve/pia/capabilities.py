@@ -6,7 +6,14 @@ from typing import Any
 
 from pyramid_serve.checkpoints.sources import CheckpointError, Source, read_config, read_json
 from pyramid_serve.dtypes import DTypeName
-from pyramid_serve.pia.model_files import ModelFiles, ModelSettings, PartFiles, model_files, motion_config
+from pyramid_serve.pia.model_files import (
+    SETTINGS_FILE,
+    ModelFiles,
+    ModelSettings,
+    PartFiles,
+    model_files,
+    motion_config,
+)
 from pyramid_serve.pia.settings import MAX_CLIP_SKIP
 
 MIN_FRAMES = 8
@@ -77,11 +84,16 @@ def capabilities(source: Source, variant: str | None) -> Capabilities:
     max_num_frames = _count(files.adapter or files.unet, motion_config(files), "motion_max_seq_length", most=1024)
     if max_num_frames < MIN_FRAMES:
         raise CheckpointError(f"{source}: motion_max_seq_length={max_num_frames}: must be at least {MIN_FRAMES}")
+    long_edge = files.settings.long_edge
+    if long_edge is not None and long_edge % side_multiple:
+        raise CheckpointError(
+            f"{source}: {SETTINGS_FILE}: long_edge={long_edge}: must be a multiple of {side_multiple}, as all sides are"
+        )
     return Capabilities(
         settings=files.settings,
         latent_factor=latent_factor,
         side_multiple=side_multiple,
-        long_edge=max((files.settings.long_edge or trained) // side_multiple, 1) * side_multiple,
+        long_edge=long_edge or max(trained // side_multiple, 1) * side_multiple,
         max_num_frames=max_num_frames,
         max_clip_skip=min(MAX_CLIP_SKIP, num_layers),
         max_num_inference_steps=num_timesteps - 1,

@@ -101,10 +101,13 @@ class ModelFiles(NamedTuple):
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is a model of this family. A file that is broken makes it none."""
+    """Whether a folder is a model of this family; a ``model_index.json`` that is broken makes it none.
+
+    Raises ``CheckpointError`` for a settings file that cannot be read, since no other family has such a file.
+    """
+    settings = _read_if_there(folder / SETTINGS_FILE)
     try:
         kind = _read_if_there(folder / "model_index.json").get("_class_name")
-        settings = _read_if_there(folder / SETTINGS_FILE)
     except CheckpointError:
         return False
     has_adapter = (folder / ADAPTER_PART / "config.json").is_file()

@@ -168,7 +168,7 @@ def test_generate_passes_a_picture_on_that_is_not_itself_a_unit(noise_model: Pat
     [
         (["--hue", "2"], "hue='2': input should be less than or equal to 1"),
         (["--steps", "3"], "num_inference_steps: unknown field; known are prompt, .*, hue"),
-        (["--tiling", "64"], "tiling: unknown field"),
+        (["--tiling", "64"], "--tiling: a model of Noise has no such option"),
         (["--set", "hue=blue"], "hue='blue': input should be a valid number"),
     ],
 )

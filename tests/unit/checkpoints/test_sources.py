@@ -129,9 +129,13 @@ class Hub:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.asked: list[tuple[str, str | None, list[str]]] = []
+        self.ignored: list[list[str] | None] = []
 
-    def snapshot_download(self, repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot_download(
+        self, repo: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str] | None
+    ) -> str:
         self.asked.append((repo, revision, allow_patterns))
+        self.ignored.append(ignore_patterns)
         return str(self.folder)
 
 
@@ -160,6 +164,26 @@ def test_from_the_hub_a_pickle_is_asked_for_only_where_there_are_no_safetensors(
     (hub.folder / "diffusion_transformer_768p/diffusion_pytorch_model.safetensors").touch()
     resolve("owner/name", parts=["diffusion_transformer_*"])
     assert hub.asked[-1] == ("owner/name", None, ["*.json", "diffusion_transformer_384p/*.bin"])
+
+
+def test_from_the_hub_weights_in_half_precision_are_asked_for_only_where_there_are_no_others(hub: Hub) -> None:
+    (hub.folder / "config.json").write_text("{}")
+    (hub.folder / "diffusion_transformer_768p/diffusion_pytorch_model.safetensors").touch()
+    resolve("owner/name", parts=["diffusion_transformer_768p"])
+    assert hub.ignored == [["*.fp16*.safetensors"]]
+    resolve("owner/name", parts=["diffusion_transformer_384p", WHOLE])
+    assert hub.asked[2][2] == ["*.json", "diffusion_transformer_384p/*.fp16*.safetensors", "*.fp16*.safetensors"]
+    assert hub.ignored[1:] == [["*.fp16*.safetensors"], None, ["*.fp16*.safetensors"]]
+
+
+def test_from_a_url_weights_in_half_precision_are_copied_only_where_there_are_no_others(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    root = f"/{tmp_path.name}-halved"
+    for name in ("vae/a.safetensors", "vae/a.fp16.safetensors", "unet/a.fp16.safetensors", "unet/a.bin"):
+        memory.pipe_file(f"{root}/{name}", b"")
+    folder = resolve(f"memory:/{root}", parts=["vae", "unet"], cache=tmp_path)
+    copied = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert copied == {"vae/a.safetensors", "unet/a.fp16.safetensors"}
 
 
 def test_variants_of_a_hub_checkpoint_are_listed_without_weights(hub: Hub) -> None:

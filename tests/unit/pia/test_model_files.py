@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pyramid_serve.checkpoints.sources import CheckpointError
 from pyramid_serve.families import family_of
 from pyramid_serve.pia.capabilities import capabilities
 from pyramid_serve.pia.model_files import model_files
 from pyramid_serve.pia.parts import load_unet, load_vae
+from pyramid_serve.pia.text_encoder import TextEncoder
 from tests.unit.pia.golden import CHECKPOINT
 from tests.unit.pia.models_at_hand import change, copied, with_settings
 from tests.unit.pia.tiny import tiny_adapter
@@ -50,10 +51,23 @@ def test_a_base_model_without_an_adapter_is_no_model_of_this_family(tmp_path: Pa
         family_of(model)
 
 
-def test_a_broken_file_makes_a_folder_no_model(tmp_path: Path) -> None:
-    (tmp_path / "pyramid_serve.json").write_text("{")
+def test_a_broken_index_makes_a_folder_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(CheckpointError, match="no checkpoint of a model that is known here"):
         family_of(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"base": "a",}'])
+def test_a_broken_settings_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "pyramid_serve.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"/pyramid_serve\.json: (cannot be read|must be a JSON object)"):
+        family_of(tmp_path)
+
+
+def test_a_long_edge_that_no_video_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"pyramid_serve\.json: long_edge=18: must be a multiple of 4"):
+        capabilities(with_settings(tmp_path / "named", long_edge=18), None)
+    assert capabilities(with_settings(tmp_path / "named", long_edge=20), None).long_edge == 20
 
 
 def test_all_three_kinds_have_the_same_unet(tiny: Path, merged: Path, tmp_path: Path) -> None:
@@ -107,6 +121,20 @@ def test_half_weights_are_read_where_there_are_no_others(tiny: Path, tmp_path: P
         file = model / part / "diffusion_pytorch_model.safetensors"
         file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
     assert same_weights(load(model), load(tiny))
+
+
+def test_a_text_encoder_in_half_precision_is_read_where_there_is_no_other(tiny: Path, tmp_path: Path) -> None:
+    def encoded(source: Path) -> torch.Tensor:
+        return TextEncoder(source, dtype=torch.float32, device=CPU).encode("a cat")
+
+    model = copied(tmp_path)
+    file = model / "text_encoder" / "model.safetensors"
+    halved = {name: tensor.half() for name, tensor in load_file(file).items()}
+    save_file(halved, file.with_name("model.fp16.safetensors"), metadata={"format": "pt"})
+    assert torch.equal(encoded(model), encoded(tiny))  # the others are there, and taken
+    file.unlink()
+    assert not torch.equal(encoded(model), encoded(tiny))
+    assert torch.allclose(encoded(model), encoded(tiny), atol=0.02)
 
 
 def test_each_part_needs_its_own_folders_only(tmp_path: Path) -> None:
