@@ -34,5 +34,7 @@ def test_the_places_of_few_are_always_new() -> None:
     found = Places(records, StepRate())
     assert found.of(second.id).position == 1
     del records[first.id]
-    time.sleep(0.05)
-    assert found.of(second.id).position == 0
+    soon = time.monotonic() + places._MAX_KEPT_S / 2  # a busy machine may interrupt the look
+    while found.of(second.id).position != 0:
+        assert time.monotonic() < soon
+        time.sleep(0.01)
