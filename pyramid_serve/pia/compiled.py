@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch._dynamo
 
 from pyramid_serve.pia.settings import CompiledName
 
@@ -12,13 +11,18 @@ _MAX_COMPILATIONS = 64
 """Of one kind of block in this process: by its width, and for one row and more. torch allows 8."""
 
 
-def set_up(unet: Any, device: torch.device, *, compiled: CompiledName | None, channels_last: bool | None) -> None:
-    """Prepare a UNet for a device. None: what suits the device, which is both on CUDA and neither elsewhere."""
+def set_up(unet: Any, device: torch.device, *, compiled: CompiledName | None, channels_last: bool | None) -> bool:
+    """Prepare a UNet for a device; whether its blocks are compiled.
+
+    None: what suits the device, which is both on CUDA and neither elsewhere.
+    """
     is_cuda = device.type == "cuda"
     if is_cuda if channels_last is None else channels_last:
         unet.to(memory_format=torch.channels_last)
-    if (compiled or ("blocks" if is_cuda else "none")) == "blocks":
+    is_compiled = (compiled or ("blocks" if is_cuda else "none")) == "blocks"
+    if is_compiled:
         compile_blocks(unet)
+    return is_compiled
 
 
 def compile_blocks(unet: Any, *, backend: str = "inductor") -> None:
@@ -32,8 +36,9 @@ def compile_blocks(unet: Any, *, backend: str = "inductor") -> None:
     from diffusers.models.resnet import ResnetBlock2D  # here, since it takes seconds to import
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+    from torch._dynamo import config  # takes seconds to import, and most processes compile nothing
 
-    dynamo: Any = torch._dynamo.config
+    dynamo: Any = config
     dynamo.recompile_limit = max(dynamo.recompile_limit, _MAX_COMPILATIONS)
     for block in unet.modules():
         if isinstance(block, ResnetBlock2D | Transformer2DModel | AnimateDiffTransformer3D):

@@ -4,6 +4,7 @@ C = 4 channels, F frames, h w latent size, H W in pixels.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -61,7 +62,9 @@ class Denoising:
         check_schedulers(self._scheduler_config)
         self._unet = load_unet(files, dtype=source.dtype, device=source.device)
         options = source.options
-        set_up(self._unet, source.device, compiled=options.compiled, channels_last=options.channels_last)
+        self._is_compiled = set_up(
+            self._unet, source.device, compiled=options.compiled, channels_last=options.channels_last
+        )
         self._one_by_one = source.device.type == "cpu" or options.batch_invariant
 
     def steps(self, given: UnitInput) -> Steps:
@@ -98,7 +101,7 @@ class Denoising:
         return latents.cpu()
 
     def forward(self, requests: Sequence[UNetRow]) -> list[Tensor]:
-        with torch.inference_mode(), as_compiled():
+        with torch.inference_mode(), as_compiled() if self._is_compiled else nullcontext():
             return self._predict(requests)
 
     def _predict(self, requests: Sequence[UNetRow]) -> list[Tensor]:

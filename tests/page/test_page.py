@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from deployments.http.config import HttpConfig
 from tests.page.cable import cable_to
@@ -62,6 +63,11 @@ def test_a_video_plays_while_it_is_made_and_can_be_had_at_its_end(
     video_id = page.get_attribute("#jobs .card", "data-id")
     assert (tmp_path / "video.mp4").read_bytes() == server.client.get(f"/v1/videos/{video_id}/content").content
     assert page.locator("#gallery .card").count() == 1
+    with page.expect_download() as download:
+        page.click("#gallery >> text=GIF")
+    download.value.save_as(tmp_path / "video.gif")
+    with Image.open(tmp_path / "video.gif") as animation:
+        assert (animation.size, getattr(animation, "n_frames", 1) > 10) == ((128, 64), True)
 
 
 def test_after_a_reload_the_video_goes_on(page: Any, server: LocalServer) -> None:
