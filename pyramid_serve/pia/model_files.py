@@ -43,6 +43,16 @@ class FreeU(BaseModel):
     b2: _Factor
 
 
+class Lora(BaseModel):
+    """A LoRA file that is added to the model's weights, so much."""
+
+    model_config = _STRICT
+
+    file: str
+    """A ``.safetensors`` file. One that begins with ``./`` is in the folder of the settings, or in a folder of it."""
+    scale: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] = 1.0
+
+
 class ModelSettings(BaseModel):
     """The fields of ``pyramid_serve.json``, each optional.
 
@@ -57,6 +67,7 @@ class ModelSettings(BaseModel):
     """A folder that is PIA's motion adapter. None: ``motion_adapter`` in the base, where its UNet needs one."""
     vae: str | None = None
     """A folder that is a VAE, instead of the base's."""
+    lora: Annotated[tuple[Lora, ...], Field(max_length=16, strict=False)] = ()
     free_u: FreeU | None = None
     personalised: bool = False
     """Whether the base has a style of its own, which the mode "style" needs."""
@@ -88,6 +99,21 @@ class PartFiles(NamedTuple):
         return resolve(self.source, parts=[self.part]) / self.part
 
 
+class LoraFile(NamedTuple):
+    """A LoRA file beside the settings that name it, or anywhere on this machine."""
+
+    source: Source
+    named: str
+    scale: float
+
+    def path(self) -> Path:
+        """The local file, fetched where the settings are elsewhere."""
+        if not self.named.startswith("./"):
+            return Path(self.named).expanduser()
+        part, _, name = self.named.removeprefix("./").rpartition("/")
+        return resolve(self.source, parts=[part or WHOLE]) / part / name
+
+
 class ModelFiles(NamedTuple):
     """Where the parts of a model are."""
 
@@ -98,6 +124,7 @@ class ModelFiles(NamedTuple):
     adapter: PartFiles | None
     """None: the UNet is merged with it already."""
     vae: PartFiles
+    loras: tuple[LoraFile, ...]
 
 
 def is_model(folder: Path) -> bool:
@@ -131,7 +158,8 @@ def model_files(source: Source) -> ModelFiles:
             f"{unet.config_folder() / 'config.json'}: _class_name={kind!r:.60}: must be {BASE} or {MERGED}"
         )
     vae = PartFiles(base, "vae") if settings.vae is None else PartFiles(_place(source, settings.vae), WHOLE)
-    files = ModelFiles(settings, base, unet, adapter, vae)
+    loras = tuple(LoraFile(source, lora.file, lora.scale) for lora in settings.lora)
+    files = ModelFiles(settings, base, unet, adapter, vae, loras)
     _check_channels(files)
     return files
 

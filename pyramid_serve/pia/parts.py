@@ -9,6 +9,7 @@ import torch
 
 from pyramid_serve.checkpoints.naming import name_some
 from pyramid_serve.checkpoints.sources import CheckpointError, read_config
+from pyramid_serve.pia.lora import fuse_into_unet
 from pyramid_serve.pia.model_files import UNET_CHANNELS, ModelFiles
 from pyramid_serve.precision import vae_dtype
 from pyramid_serve.reasons import first_line
@@ -38,6 +39,7 @@ def load_unet(files: ModelFiles, *, dtype: torch.dtype, device: torch.device) ->
             ) from error
     if unet.config.in_channels != UNET_CHANNELS:
         raise CheckpointError(f"{files.base}: in_channels={unet.config.in_channels}: must be {UNET_CHANNELS}")
+    fuse_into_unet(unet, files.loras)
     if files.settings.free_u is not None:
         unet.enable_freeu(**files.settings.free_u.model_dump())
     return _ready(unet, device)

@@ -41,7 +41,7 @@ class TextEncoding:
     def __init__(self, source: PartSource) -> None:
         self.dtype = source.dtype
         files = model_files(source.source)
-        self._encoder = TextEncoder(files.base, dtype=source.dtype, device=source.device)
+        self._encoder = TextEncoder(files.base, dtype=source.dtype, device=source.device, loras=files.loras)
 
     def encode(self, prompts: Sequence[str]) -> list[Encoded]:
         with torch.inference_mode():

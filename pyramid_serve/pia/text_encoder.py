@@ -3,6 +3,7 @@
 L = 77 tokens, D width, K layers that may be left out.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from pyramid_serve.checkpoints.sources import CheckpointError, Source, resolve
 from pyramid_serve.checkpoints.text_encoders import load_encoder
+from pyramid_serve.pia.lora import fuse_into_text_encoder
+from pyramid_serve.pia.model_files import LoraFile
 from pyramid_serve.pia.settings import MAX_CLIP_SKIP
 from pyramid_serve.precision import check_finite
 
@@ -19,13 +22,19 @@ TEXT_ENCODER_PART = "text_encoder"
 class TextEncoder:
     """The text encoder with its tokenizer. Not thread-safe, since tokenizers are not."""
 
-    def __init__(self, source: Source, *, dtype: torch.dtype, device: torch.device) -> None:
-        """Load ``text_encoder/`` and ``tokenizer/`` of a base model. Raises ``CheckpointError``."""
+    def __init__(
+        self, source: Source, *, dtype: torch.dtype, device: torch.device, loras: Sequence[LoraFile] = ()
+    ) -> None:
+        """Load ``text_encoder/`` and ``tokenizer/`` of a base model, with what LoRA files add to it.
+
+        Raises ``CheckpointError``.
+        """
         folder = resolve(source, parts=[TEXT_ENCODER_PART, "tokenizer"])
         loaded = load_encoder(folder / TEXT_ENCODER_PART, dtype, device)
         if loaded.architecture != "CLIPTextModel":
             raise CheckpointError(f"{loaded.part}: architecture {loaded.architecture}: must be CLIPTextModel")
         self._model = cast(Any, loaded.model)
+        fuse_into_text_encoder(self._model, loras)
         self._tokenizer = loaded.tokenizer
         self._device = device
         self._num_tokens = min(self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
