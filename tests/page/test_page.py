@@ -56,6 +56,7 @@ def test_a_video_plays_while_it_is_made_and_can_be_had_at_its_end(
     until(lambda: badge(page) == "completed")
     assert page.evaluate("document.querySelector('#jobs video').duration") == pytest.approx(121 / 24, abs=0.1)
     assert page.locator("#jobs .units li.decoded").count() == 16
+    until(lambda: page.locator("#jobs .units canvas").count() == 16)
     assert "completed" in page.inner_text("#live")
     with page.expect_download() as download:
         page.click("#jobs >> text=MP4")

@@ -10,6 +10,7 @@ import { playLive, prefersStill, showFile } from "./player.js";
 
 const POLL_SECONDS = 2;
 const MAX_OVER = 4;
+const STRIP_HEIGHT = 64; // pixels of the small pictures, twice what they are shown at
 
 const jobs = new Map(); // by id, in the order of their cards
 let page;
@@ -73,6 +74,7 @@ class Job {
     this.player.muted = true;
     this.player.autoplay = !prefersStill();
     this.player.addEventListener("loadeddata", () => (this.player.hidden = false));
+    this.keepPictures();
     this.badge = element("span", { class: "badge" });
     this.line = element("span", { class: "hint" });
     this.bar = element("progress", { max: "100", "aria-label": "Progress" });
@@ -91,6 +93,21 @@ class Job {
       this.buttons,
     );
     this.show(video);
+  }
+
+  /** Put the first picture that is seen of each unit at its mark. */
+  keepPictures() {
+    if (!this.player.requestVideoFrameCallback) return;
+    this.player.requestVideoFrameCallback((_, { mediaTime }) => {
+      const mark = this.units.children[unitAt(mediaTime, this.video)];
+      if (mark && mark.firstChild === null) {
+        const { videoWidth: width, videoHeight: height } = this.player;
+        const picture = element("canvas", { width: Math.round((STRIP_HEIGHT * width) / height), height: STRIP_HEIGHT });
+        picture.getContext("2d").drawImage(this.player, 0, 0, picture.width, picture.height);
+        mark.append(picture);
+      }
+      this.keepPictures();
+    });
   }
 
   get isOver() {
@@ -177,6 +194,13 @@ class Job {
       toast(error.message);
     }
   }
+}
+
+/** The unit that is seen at a time in seconds: the first has one frame, and the others share the rest evenly. */
+function unitAt(time, video) {
+  const frame = Math.round(time * video.fps);
+  const perUnit = (video.num_frames - 1) / Math.max(video.num_units - 1, 1);
+  return video.num_units === 1 ? 0 : Math.ceil(frame / perUnit);
 }
 
 function lineOf(video) {
