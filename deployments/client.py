@@ -31,7 +31,7 @@ from deployments.rpc.calls import call
 from deployments.rpc.retry import RETRIED, retried
 from deployments.rpc.tasks import begin_apart
 from deployments.videos.view import VideoView
-from pyramid_serve.api import VideoRecord, VideoRequest
+from pyramid_serve.api import RequestError, VideoRecord, VideoRequest
 from pyramid_serve.errors import VideoNotFoundError
 
 logger = logging.getLogger(__name__)
@@ -68,18 +68,21 @@ class Client:
 
     async def map(
         self, requests: Iterable[VideoRequest], *, num_in_flight: int = 8
-    ) -> "AsyncGenerator[tuple[int, VideoRecord], None]":
+    ) -> "AsyncGenerator[tuple[int, VideoRecord | RequestError], None]":
         """Make many videos, and yield each request's place and its record when its video is over, as they end.
 
-        At most ``num_in_flight`` are asked for at once, and the next request is read when one is over, so there may be
-        any number. The videos in flight are cancelled when the caller leaves. Raises what ``generate`` raises.
+        A request that is refused has the ``RequestError`` in place of its record. At most ``num_in_flight`` are asked
+        for at once, and the next request is read when one is over, so there may be any number. The videos in flight are
+        cancelled when the caller leaves. Raises ``ValueError`` for no videos in flight, and what ``generate`` raises.
         """
-        waiting: dict[asyncio.Task[VideoRecord], int] = {}
+        if num_in_flight < 1:
+            raise ValueError(f"num_in_flight={num_in_flight}: must be at least 1")
+        waiting: dict[asyncio.Task[VideoRecord | RequestError], int] = {}
         numbered = enumerate(requests)
         try:
             while True:
                 for place, request in islice(numbered, num_in_flight - len(waiting)):
-                    waiting[asyncio.create_task(self.generate(request))] = place
+                    waiting[asyncio.create_task(self._generate_or_refuse(request))] = place
                 if not waiting:
                     return
                 done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -89,6 +92,12 @@ class Client:
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _generate_or_refuse(self, request: VideoRequest) -> VideoRecord | RequestError:
+        try:
+            return await self.generate(request)
+        except RequestError as error:
+            return error
 
     async def stream(self, request: VideoRequest) -> AsyncGenerator[Frames, None]:
         """Make a video, and yield the frames (F, H, W, 3) of each unit, uint8, as ``frames`` does.

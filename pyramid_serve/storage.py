@@ -191,8 +191,8 @@ class VideoStore:
     ) -> tuple[list[VideoRecord], bool]:
         """At most ``limit`` records following ``after`` in the order of creation, and whether there are more.
 
-        The video ``after`` may have been deleted meanwhile. status: only records that are so, for which all others in
-        between are read too.
+        The video ``after`` may have been deleted meanwhile. status: only records with this status, for which all others
+        in between are read too.
         """
         ids: Iterable[str]
         if status in (Status.QUEUED, Status.IN_PROGRESS):

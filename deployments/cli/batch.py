@@ -19,12 +19,14 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployments.cli.printing import DEFAULT_URL, reason_of, say, status_of
 from pyramid_serve.terminal import printable
+from pyramid_serve.whole_files import create_whole
 
 if TYPE_CHECKING:
     from deployments.cli.server import Server
@@ -33,7 +35,12 @@ if TYPE_CHECKING:
 
 _RESULTS = "results.jsonl"
 _BATCH = "batch.json"
-_NAME = re.compile(r"\w[\w.-]{0,99}")
+_NAME = re.compile(r"\w([\w.-]*[\w-])?")
+_MAX_NAME_BYTES = 200
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Names that are no files on Windows."""
+_AWAY_S = 5.0
+"""The pause between two tries while the server is away."""
 _POLL_S = 1.0
 _MAX_IN_FLIGHT = 64
 
@@ -72,11 +79,12 @@ class Row:
     fields: Mapping[str, Any]
     image: Path | None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of what decides the video: rows that are alike have different names."""
-        content = json.dumps([self.name, self.fields, str(self.image)], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:32]
+        picture = None if self.image is None else hashlib.sha256(self.image.read_bytes()).hexdigest()
+        content = json.dumps([self.name, self.fields, picture], sort_keys=True)
+        return hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()[:32]
 
 
 def batch(arguments: argparse.Namespace) -> int:
@@ -86,7 +94,9 @@ def batch(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.in_flight <= _MAX_IN_FLIGHT:
         raise ValueError(f"--in-flight {arguments.in_flight}: must be from 1 to {_MAX_IN_FLIGHT}")
     rows = read_rows(arguments.requests)
-    server = Server(arguments.url, api_key=arguments.api_key or os.environ.get("PYRAMID_SERVE_API_KEY"))
+    is_over = threading.Event()
+    key = arguments.api_key or os.environ.get("PYRAMID_SERVE_API_KEY")
+    server = Server(arguments.url, api_key=key, pause=partial(_pause, is_over))
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -95,7 +105,7 @@ def batch(arguments: argparse.Namespace) -> int:
     left = [row for row in rows if not folder.has(row)]
     if len(left) < len(rows):
         say(f"{len(rows) - len(left)} of {len(rows)} videos are there already", file=sys.stderr)
-    num_failed = _make_all(server, folder, left, num_in_flight=arguments.in_flight)
+    num_failed = _make_all(server, folder, left, is_over, num_in_flight=arguments.in_flight)
     say(f"{len(rows) - num_failed} of {len(rows)} videos are in {arguments.output}")
     return 1 if num_failed else 0
 
@@ -116,9 +126,9 @@ def read_rows(file: Path) -> list[Row]:
     lines_of: dict[str, int] = {}
     for line, fields in _csv_lines(file, text) if file.suffix.lower() == ".csv" else _json_lines(file, text):
         row = _row_of(file, line, fields, number=len(rows) + 1)
-        if row.name in lines_of:
-            raise ValueError(f"{file}:{line}: name {row.name!r} is that of line {lines_of[row.name]} too")
-        lines_of[row.name] = line
+        if row.name.casefold() in lines_of:  # some disks do not tell A from a
+            raise ValueError(f"{file}:{line}: name {row.name!r} is that of line {lines_of[row.name.casefold()]} too")
+        lines_of[row.name.casefold()] = line
         rows.append(row)
     if not rows:
         raise ValueError(f"{file}: has no requests")
@@ -131,6 +141,8 @@ def _json_lines(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             fields = json.loads(content)
+        except RecursionError:
+            raise ValueError(f"{file}:{line}: nested too deeply") from None
         except ValueError as error:
             raise ValueError(f"{file}:{line}: not valid JSON: {error}") from None
         if not isinstance(fields, dict):
@@ -153,8 +165,10 @@ def _csv_lines(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _row_of(file: Path, line: int, fields: dict[str, Any], *, number: int) -> Row:
     name, image = fields.pop("name", f"{number:05}"), fields.pop("image", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or _DEVICE.fullmatch(name):
         raise ValueError(f"{file}:{line}: name {name!r:.60}: must be letters, digits, _, - and dots, and no path")
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise ValueError(f"{file}:{line}: name {name!r:.60}: has more than {_MAX_NAME_BYTES} bytes")
     if not isinstance(fields.get("prompt"), str) or not fields["prompt"].strip():
         raise ValueError(f"{file}:{line}: prompt: is required")
     if image is None:
@@ -162,8 +176,8 @@ def _row_of(file: Path, line: int, fields: dict[str, Any], *, number: int) -> Ro
     if not isinstance(image, str):
         raise ValueError(f"{file}:{line}: image {image!r:.60}: must be the name of a file")
     path = file.parent / image
-    if not path.is_file():
-        raise ValueError(f"{file}:{line}: image {path}: no such file")
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):  # not of Path: it raises for a name that is too long
+        raise ValueError(f"{file}:{line}: image {printable(str(path))[:200]}: no such file that can be read")
     return Row(line, name, fields, path)
 
 
@@ -176,12 +190,14 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._token = self._read_token()
-        self._last: dict[str, dict[str, Any]] = {}
+        self._made: dict[str, str] = {}
+        """The digest of the request that each file was made by last, by its name."""
         self._num_failures: dict[str, int] = {}
         for result in self._read_results():
             digest = str(result.get("request"))
-            self._last[digest] = result
-            if result.get("status") != "completed":
+            if result.get("status") == "completed":
+                self._made[str(result.get("name"))] = digest
+            else:
                 self._num_failures[digest] = self._num_failures.get(digest, 0) + 1
 
     def file_of(self, row: Row) -> Path:
@@ -189,8 +205,7 @@ class Folder:
 
     def has(self, row: Row) -> bool:
         """Whether the video of this very request is there."""
-        result = self._last.get(row.digest)
-        return result is not None and result.get("status") == "completed" and self.file_of(row).is_file()
+        return self._made.get(row.name) == row.digest and self.file_of(row).is_file()
 
     def key_of(self, row: Row) -> str:
         """The idempotency key of the next try: another one after a failure, which the server would tell again."""
@@ -200,8 +215,12 @@ class Folder:
     def add(self, row: Row, result: Mapping[str, Any]) -> None:
         """Write down how a request ended."""
         line = json.dumps({"name": row.name, "line": row.line, "request": row.digest, **result}, ensure_ascii=False)
-        with (self.path / _RESULTS).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with (self.path / _RESULTS).open("a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a run before was killed while it wrote
+                    file.write(b"\n")
+            file.write(line.encode(errors="backslashreplace") + b"\n")
 
     def _read_token(self) -> str:
         file = self.path / _BATCH
@@ -209,18 +228,18 @@ class Folder:
             try:
                 return str(json.loads(file.read_text())["token"])
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{file}: is not that of a batch; take another folder") from None
-        if any(self.path.iterdir()):
+                raise ValueError(f"{file}: not the file of a batch; take another folder") from None
+        if any(not each.name.startswith(".") for each in self.path.iterdir()):
             raise ValueError(f"--output {self.path}: has files that are not of a batch; take an empty folder")
         token = uuid.uuid4().hex
-        file.write_text(json.dumps({"token": token}) + "\n")
+        create_whole(file, (json.dumps({"token": token}) + "\n").encode())
         return token
 
     def _read_results(self) -> Iterator[dict[str, Any]]:
         file = self.path / _RESULTS
         if not file.exists():
             return
-        for line in file.read_text(encoding="utf-8").split("\n"):
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 result = json.loads(line)
             except ValueError:  # the last line of a run that was killed
@@ -232,11 +251,22 @@ class Folder:
 # --- making them ------------------------------------------------------------------------------------------------------
 
 
-def _make_all(server: "Server", folder: Folder, rows: Sequence[Row], *, num_in_flight: int) -> int:
-    """Make the videos of these rows; how many failed. Raises ``ServerError`` where the server cannot be had."""
+def _pause(is_over: threading.Event, seconds: float) -> None:
+    """Wait, unless the command ends meanwhile: then the thread ends too."""
+    if is_over.wait(seconds):
+        raise KeyboardInterrupt
+
+
+def _make_all(
+    server: "Server", folder: Folder, rows: Sequence[Row], is_over: threading.Event, *, num_in_flight: int
+) -> int:
+    """Make the videos of these rows; how many failed. Raises ``ServerError`` where the server cannot be had.
+
+    Once the server has answered, it is waited for without end while it is away or its queue is full.
+    """
     from tqdm import tqdm  # here, so that Ctrl-C during this slow import is handled too
 
-    is_over = threading.Event()
+    has_answered = threading.Event()
     waiting: dict[Future[dict[str, Any]], Row] = {}
     upcoming = iter(rows)
     num_failed = 0
@@ -247,7 +277,9 @@ def _make_all(server: "Server", folder: Folder, rows: Sequence[Row], *, num_in_f
         try:
             while True:
                 for row in islice(upcoming, num_in_flight - len(waiting)):
-                    task = threads.submit(_make, server, row, folder.file_of(row), folder.key_of(row), is_over)
+                    task = threads.submit(
+                        _make, server, row, folder.file_of(row), folder.key_of(row), has_answered, is_over
+                    )
                     waiting[task] = row
                 if not waiting:
                     return num_failed
@@ -266,21 +298,29 @@ def _make_all(server: "Server", folder: Folder, rows: Sequence[Row], *, num_in_f
             raise
 
 
-def _make(server: "Server", row: Row, output: Path, key: str, is_over: threading.Event) -> dict[str, Any]:
+def _make(
+    server: "Server", row: Row, output: Path, key: str, has_answered: threading.Event, is_over: threading.Event
+) -> dict[str, Any]:
     """Make one video and fetch it; how it ended."""
-    from deployments.cli.server import RefusedError
+    from deployments.cli.server import AwayError, NothingAnswersError, RefusedError
 
     began = time.time()
-    try:
-        video = server.submit(row.fields, picture=row.image, key=key)
-        while video["status"] not in ("completed", "failed"):
-            if is_over.wait(_POLL_S):
-                raise KeyboardInterrupt
-            video = server.get(video["id"])
-        told = {"id": video["id"], "seed": video["seed"], "seconds": round(time.time() - began, 3)}
-        if video["status"] != "completed":
-            return {"status": status_of(video), "error": reason_of(video), **told}
-        server.download(video["id"], output)
-    except RefusedError as error:
-        return {"status": "refused", "error": str(error)}
-    return {"status": "completed", "file": output.name, **told}
+    while True:
+        try:
+            video = server.submit(row.fields, picture=row.image, key=key)
+            has_answered.set()
+            while video["status"] not in ("completed", "failed"):
+                _pause(is_over, _POLL_S)
+                video = server.get(video["id"])
+            told = {"id": video["id"], "seed": video["seed"], "seconds": round(time.time() - began, 3)}
+            if video["status"] != "completed":
+                return {"status": status_of(video), "error": reason_of(video), **told}
+            server.download(video["id"], output)
+            return {"status": "completed", "file": output.name, **told}
+        except RefusedError as error:
+            has_answered.set()
+            return {"status": "refused", "error": str(error)}
+        except (AwayError, NothingAnswersError):
+            if not has_answered.is_set():
+                raise
+            _pause(is_over, _AWAY_S)  # its key has the request go on with the same video

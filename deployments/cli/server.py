@@ -47,7 +47,7 @@ _MAX_FILE_BYTES = 4 * 1024**3
 _MAX_MESSAGE_CHARACTERS = 1000
 _OVER = ("completed", "failed")
 _RETRIED_STATUSES = (429, 502, 503, 504)
-_REFUSED_STATUSES = (400, 404, 413, 422)
+_REFUSED_STATUSES = (400, 404, 409, 413, 422, 500)
 
 
 class ServerError(ValueError):
@@ -55,10 +55,14 @@ class ServerError(ValueError):
 
 
 class RefusedError(ServerError):
-    """The server did not accept this request, and would not accept it another time."""
+    """The server answered this one request with an error; others may fare better."""
 
 
-class _AwayError(ServerError):
+class NothingAnswersError(ServerError):
+    """No server listens at the URL."""
+
+
+class AwayError(ServerError):
     """The server cannot answer now, but may soon: the same request may succeed after ``retry_after_s`` seconds."""
 
     def __init__(self, message: str, *, retry_after_s: float = _RETRY_S) -> None:
@@ -66,14 +70,16 @@ class _AwayError(ServerError):
         self.retry_after_s = retry_after_s
 
 
-class _BusyError(_AwayError):
+class _BusyError(AwayError):
     """The server answered that it cannot do this now."""
 
 
 class Server:
     """The server at a URL. Every method raises ``ServerError``."""
 
-    def __init__(self, url: str, *, api_key: str | None = None) -> None:
+    def __init__(self, url: str, *, api_key: str | None = None, pause: Callable[[float], object] = time.sleep) -> None:
+        """pause: waits for so many seconds; what it raises ends the call."""
+        self._pause = pause
         address = f"--url {printable(url)}: must be like http://127.0.0.1:8000"
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -138,7 +144,7 @@ class Server:
             show(video)
             if video["status"] in _OVER:
                 return video
-            time.sleep(interval_s)
+            self._pause(interval_s)
 
     def content(self, video_id: str, *, variant: str = "video") -> bytes:
         """A file of a finished video."""
@@ -174,11 +180,11 @@ class Server:
         while True:
             try:
                 return call()
-            except _AwayError as error:
+            except AwayError as error:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     raise
-                time.sleep(min(error.retry_after_s, left_s))
+                self._pause(min(error.retry_after_s, left_s))
 
     def _video(
         self, method: str, path: str, *, content: bytes = b"", headers: Mapping[str, str] | None = None
@@ -277,18 +283,18 @@ class Server:
         try:
             return asyncio.run(work())
         except TimeoutError:
-            raise _AwayError(f"{self.url}: {late}") from None
+            raise AwayError(f"{self.url}: {late}") from None
         except httpx.ConnectError as error:
             if any(isinstance(cause, ConnectionRefusedError) for cause in _causes(error)):
-                raise ServerError(
+                raise NothingAnswersError(
                     f"{self.url}: nothing answers there; start a server with 'pyramid-serve up', "
                     "or say where one is with --url"
                 ) from None
-            raise _AwayError(f"{self.url}: cannot be reached: {_reason(error)}") from None
+            raise AwayError(f"{self.url}: cannot be reached: {_reason(error)}") from None
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.DecodingError, httpx.ProxyError) as error:
             raise ServerError(f"{self.url}: {_reason(error)}") from None
         except (httpx.HTTPError, httpx.StreamError) as error:
-            raise _AwayError(f"{self.url}: broke off: {_reason(error)}") from None
+            raise AwayError(f"{self.url}: broke off: {_reason(error)}") from None
         except (ImportError, UnicodeError) as error:  # from a proxy of the environment, or an invalid host name
             raise ServerError(f"{self.url}: cannot be asked: {_reason(error)}") from None
 

@@ -156,9 +156,9 @@ class ModelList(BaseModel):
 
 class PoolStatus(BaseModel):
     part: Literal["text_encoder", "denoiser", "decoder"]
-    num_replicas: int = Field(description="Those that answered.")
+    num_replicas: int = Field(description="Those that answered; none where one of them took too long.")
     busy: float | None = Field(description="Share of the time in which they computed, of late. Null: not known yet.")
-    num_present: int = Field(description="Units, or prompts, in work or waiting.")
+    num_ongoing: int = Field(description="Units, or prompts, in work or waiting.")
 
 
 class ModelStatus(BaseModel):

@@ -49,11 +49,12 @@ class Pools:
     async def _ask_pool(self, model: str, part: str) -> PoolStatus:
         try:
             responses = self._handles[model][part].broadcast("stats")
-            answers: list[ReplicaStats] = await responses.results_async(timeout_s=_TIMEOUT_S)
-        except Exception as error:  # a replica that ends raises any class; the next look has those that are left
+            answers = await responses.results_async(timeout_s=_TIMEOUT_S, return_exceptions=True)
+        except Exception as error:  # Serve raises many classes; the next look may find them
             logger.debug("%s of %s does not tell what it does: %r", part, model, error)
             answers = []
-        now = {stats.replica: stats for stats in answers}
+        # A replica that ends answers with any exception.
+        now = {stats.replica: stats for stats in answers if isinstance(stats, ReplicaStats)}
         before = self._seen.get((model, part))
         if before is None or _seconds_between(before, now) >= _SHORTEST_S:
             self._busy[model, part] = None if before is None else busy_share(before, now)
@@ -62,7 +63,7 @@ class Pools:
             part=part,  # type: ignore[arg-type]  # the keys are parts
             num_replicas=len(now),
             busy=self._busy[model, part],
-            num_present=sum(stats.num_present for stats in now.values()),
+            num_ongoing=sum(stats.num_present for stats in now.values()),
         )
 
 

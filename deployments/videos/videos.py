@@ -74,7 +74,10 @@ class Videos:
         plan = self.models.choose(source.plan.model).replan(source.plan, request)
         picture = None
         if plan.has_picture:
-            picture = await asyncio.to_thread(self.store.files.fetch, source_id, VideoFile.PICTURE)
+            try:
+                picture = await asyncio.to_thread(self.store.files.fetch, source_id, VideoFile.PICTURE)
+            except VideoNotFoundError:
+                raise RequestError(f"{source_id}: its picture is not there any more", param="video_id") from None
         asked = new_record(
             plan,
             idempotency_key=idempotency_key,
@@ -153,7 +156,7 @@ class Videos:
     ) -> tuple[list[VideoView], bool]:
         """At most ``limit`` videos following ``after`` in the order of creation, and whether there are more.
 
-        status: only those that are so.
+        status: only those with this status.
         """
         records, has_more = await asyncio.to_thread(
             self.store.page, limit=limit, after=after, newest_first=newest_first, status=status

@@ -1,6 +1,7 @@
 """The page with two models of different families: each has its own fields, and one needs a picture."""
 
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from pyramid_serve.api import RequestLimits
 from pyramid_serve.families import family_of
 from pyramid_serve.served_model import ServedModel
-from tests.page.test_page import until
+from tests.page.test_page import run_python, run_shell
 from tests.serve.http.http_at_hand import png
 from tests.serve.local_server import MODEL, LocalServer, serve_locally
 from tests.unit.pia.tiny import save_tiny
@@ -54,4 +55,13 @@ def test_a_model_is_chosen_with_its_fields_and_what_it_needs(page: Any, server: 
     assert (video["model"], video["motion"], video["guidance_scale"]) == ("pictures", "large", 3.0)
     assert (video["free_init"]["num_iters"], video["free_init"]["method"]) == (2, "butterworth")
     assert video["has_input_reference"] is True
-    until(lambda: page.locator("#gallery .card").count() == 1)
+    server.client.post(f"/v1/videos/{video['id']}/cancel")
+    page.click("#jobs >> text=Request")
+    (tmp_path / "picture.png").write_bytes(png(64, 32))
+    for number, run in enumerate((run_shell, run_python)):
+        with chdir(tmp_path):
+            run(page.inner_text(f"#viewer pre >> nth={number}"))
+        again = server.client.get("/v1/videos").json()["data"][0]
+        assert again["id"] != video["id"]
+        names = ("model", "motion", "guidance_scale", "free_init", "size", "seed", "prompt", "negative_prompt")
+        assert [again[name] for name in names] == [video[name] for name in names]

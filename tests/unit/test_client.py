@@ -11,7 +11,7 @@ import pytest
 from deployments.client import Client, Frames
 from deployments.errors import VideoFailedError
 from deployments.videos.view import VideoView
-from pyramid_serve.api import VideoError, VideoRecord, VideoRequest, new_record
+from pyramid_serve.api import RequestError, VideoError, VideoRecord, VideoRequest, new_record
 from pyramid_serve.storage import VideoNotFoundError
 from tests.serve.local_server import MODEL
 
@@ -248,6 +248,7 @@ async def test_many_requests_are_made_some_at_once_and_told_as_they_end() -> Non
     places = []
     async with asyncio.timeout(10):
         async for place, record in client_of(orchestrators).map(requests(), num_in_flight=3):
+            assert isinstance(record, VideoRecord)
             assert record.plan.seed == (1, 2, 3, 4, 6, 8)[place]
             if not places:
                 assert read == [1, 2, 3], "more was asked for than may be in flight"
@@ -256,6 +257,21 @@ async def test_many_requests_are_made_some_at_once_and_told_as_they_end() -> Non
                 orchestrators.may_end.set()
     assert places[:4] == [1, 3, 4, 5]
     assert set(places[4:]) == {0, 2}
+
+
+async def test_a_request_that_is_refused_does_not_end_the_others() -> None:
+    class Refusing(ManyOrchestrators):
+        async def submit(self, request: VideoRequest, key: str) -> VideoRecord:
+            if request.prompt == "no":
+                raise RequestError("prompt: no", param="prompt")
+            return await super().submit(request, key)
+
+    requests = [VideoRequest(prompt=prompt, seed=2) for prompt in ("a ball", "no", "a cube")]
+    async with asyncio.timeout(10):
+        found = {place: each async for place, each in client_of(Refusing()).map(requests, num_in_flight=1)}
+    assert [type(found[place]) for place in range(3)] == [VideoRecord, RequestError, VideoRecord]
+    with pytest.raises(ValueError, match="num_in_flight=0"):
+        await anext(client_of(Refusing()).map(requests, num_in_flight=0))
 
 
 async def test_videos_in_flight_are_cancelled_when_the_caller_of_many_leaves() -> None:

@@ -5,6 +5,7 @@ has nothing inline, so its policy allows only scripts and styles of this server.
 """
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -23,10 +24,19 @@ _POLICY = (
 router = APIRouter()
 
 
+class _Fresh(StaticFiles):
+    """Files that a browser asks for each time whether they have changed: new modules never run beside old ones."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
 def add_page(app: FastAPI) -> None:
     """Serve the page and its files."""
     app.include_router(router)
-    app.mount("/page", StaticFiles(directory=_FOLDER), name="page")
+    app.mount("/page", _Fresh(directory=_FOLDER), name="page")
 
 
 @router.get("/", include_in_schema=False)

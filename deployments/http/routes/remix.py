@@ -1,5 +1,7 @@
 """Another video with the settings of one that there is, and what other video servers have and this one does not."""
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from deployments.http.answer_schema import Video, error_answers, video_answer
@@ -31,20 +33,23 @@ async def remix_video(request: Request, video_id: VideoId, door: DoorOf) -> Resp
         asked = await read_request(request, door, upload)
         given = asked.model_fields_set | asked.family_fields.keys()
         for name in sorted(given - _FIELDS):
-            raise ApiError(400, f"{name}: is that of the video; a remix takes {', '.join(sorted(_FIELDS))}", param=name)
+            raise ApiError(400, f"{name}: cannot be changed; a remix takes {', '.join(sorted(_FIELDS))}", param=name)
         with refusals():
             accepted = await door.videos.remix(video_id, asked, idempotency_key=idempotency_key(request))
-        if not accepted.is_new and not _is_same(video_id, asked, accepted.record):
-            raise key_reused(accepted.record)
+        if not accepted.is_new:
+            source = await asyncio.to_thread(door.videos.store.read, video_id)
+            if not _is_same(source, asked, accepted.record):
+                raise key_reused(accepted.record)
     return video_response(VideoView(accepted.record, accepted.place))
 
 
-def _is_same(video_id: str, asked: VideoRequest, record: VideoRecord) -> bool:
+def _is_same(source: VideoRecord, asked: VideoRequest, record: VideoRecord) -> bool:
     """Whether a video that an idempotency key was used for is this remix. A seed that was to be drawn may be any."""
     plan = record.plan
+    seed = asked.seed if "seed" in asked.model_fields_set else source.plan.seed
     return (
-        (record.remixed_from, plan.prompt) == (video_id, asked.prompt)
-        and asked.seed in (None, plan.seed)
+        (record.remixed_from, plan.prompt) == (source.id, asked.prompt)
+        and seed in (None, plan.seed)
         and (asked.user, asked.metadata) == (record.user, record.metadata)
     )
 

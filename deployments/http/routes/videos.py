@@ -158,7 +158,7 @@ async def list_videos(
         Query(description="The id that the page before ended with.", json_schema_extra={"pattern": ID_PATTERN}),
     ] = None,
     order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
-    status: Annotated[Status | None, Query(description="Only videos that are so.")] = None,
+    status: Annotated[Status | None, Query(description="Only videos with this status.")] = None,
 ) -> Response:
     if after is not None and not is_video_id(after):
         raise ApiError(400, f"after={after[:60]!r}: must be the id of a video", param="after")

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from deployments.cli import main
+from tests.page.cable import cable_to
 from tests.serve.http.http_at_hand import png
 from tests.serve.local_server import LocalServer, probe, serve_locally
 
@@ -91,6 +93,66 @@ def test_what_is_there_is_not_made_again_and_what_failed_is(
     assert len(server.client.get("/v1/videos").json()["data"]) == num, "it is still at the server"
 
 
+def test_a_row_that_moves_to_another_name_is_made_anew(server: LocalServer, tmp_path: Path) -> None:
+    rows = [{"prompt": f"a {what}", "seconds": "0.04", "seed": 1} for what in ("ball", "cube")]
+    folder, requests = tmp_path / "out", tmp_path / "requests.jsonl"
+
+    def prompts() -> list[str]:
+        """Whose videos the files are, by the last line for each."""
+        ids = {result["name"]: result["id"] for result in results(folder) if result["status"] == "completed"}
+        return [server.client.get(f"/v1/videos/{ids[name]}").json()["prompt"] for name in sorted(ids)]
+
+    for asked in (rows, [{"prompt": "a cone", "seconds": "0.04"}, *rows], rows):
+        assert run(server, write(requests, *asked), folder) == 0
+        assert prompts()[: len(asked)] == [row["prompt"] for row in asked]
+
+
+def test_a_picture_counts_by_what_is_in_it(
+    server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "red.png").write_bytes(png(128, 64))
+    requests = write(tmp_path / "requests.jsonl", {"prompt": "a ball", "image": "red.png", "seconds": "0.4"})
+    assert run(server, requests, tmp_path / "out") == 0
+    monkeypatch.chdir(tmp_path)
+    assert run(server, Path("requests.jsonl"), Path("out")) == 0
+    assert len(server.client.get("/v1/videos").json()["data"]) == 1, "made again from another folder"
+    (tmp_path / "red.png").write_bytes(png(256, 128))
+    assert run(server, requests, tmp_path / "out") == 0
+    assert len(server.client.get("/v1/videos").json()["data"]) == 2
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(server: LocalServer, tmp_path: Path) -> None:
+    requests, folder = write(tmp_path / "requests.jsonl", {"prompt": "a ball", "seconds": "0.04"}), tmp_path / "out"
+    assert run(server, requests, folder) == 0
+    (folder / "00001.mp4").unlink()
+    with (folder / "results.jsonl").open("a") as file:
+        file.write('{"name": "0000')
+    assert run(server, requests, folder) == 0
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    assert [line[:9] for line in lines] == ['{"name": ', '{"name": ', '{"name": ']
+    assert json.loads(lines[2])["status"] == "completed"
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.cli.batch._AWAY_S", 0.2)
+    requests = write(tmp_path / "requests.jsonl", *({"prompt": "a ball", "name": f"n{each}"} for each in range(6)))
+    with serve_locally(str(tmp_path / "storage"), unit_seconds=0.3) as server, cable_to(server.url) as cable:
+
+        def interrupt() -> None:
+            while len(server.client.get("/v1/videos").json()["data"]) < 3:
+                time.sleep(0.05)
+            cable.pull()
+            time.sleep(2)
+            cable.plug_in()
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        status = main(["batch", str(requests), "-o", str(tmp_path / "out"), "--url", cable.url, "--in-flight", "3"])
+        thread.join(20)
+        assert status == 0
+        assert len(server.client.get("/v1/videos").json()["data"]) == 6, "some were made twice"
+
+
 def test_after_ctrl_c_another_run_goes_on_with_the_same_videos(tmp_path: Path) -> None:
     requests = write(tmp_path / "requests.jsonl", *({"prompt": f"number {each}"} for each in range(12)))
     folder = tmp_path / "out"
@@ -141,6 +203,12 @@ def test_no_more_than_asked_for_are_in_flight(server: LocalServer, tmp_path: Pat
             "a.jsonl:3: name 'b' is that of line 1",
         ),
         ("a.jsonl", '{"prompt": "a", "image": "none.png"}', "no such file"),
+        ("a.jsonl", '{"prompt": "a", "image": "' + "x" * 300 + '"}', "no such file"),
+        ("a.jsonl", '{"prompt": "a", "name": "b"}\n{"prompt": "a", "name": "B"}', "name 'B' is that of line 1"),
+        ("a.jsonl", '{"prompt": "a", "name": "con.x"}', "no path"),
+        ("a.jsonl", '{"prompt": "a", "name": "b."}', "no path"),
+        ("a.jsonl", '{"prompt": "a", "name": "' + "漢" * 100 + '"}', "more than 200 bytes"),
+        ("a.jsonl", '{"prompt": ' + "[" * 100_000, "nested too deeply"),
         ("a.csv", "seed\n1\n", "a.csv:1: must name the fields, prompt among them"),
         ("a.csv", "prompt,seed\na\n", "a.csv:2: must have 2 values"),
         ("a.txt", "a", "must be a .jsonl or a .csv file"),

@@ -20,7 +20,7 @@ class Handle:
     """A deployment whose replicas answer with these; an error instead is raised."""
 
     def __init__(self, *answers: ReplicaStats) -> None:
-        self.answers: list[ReplicaStats] | Exception = list(answers)
+        self.answers: list[ReplicaStats | Exception] | Exception = list(answers)
         self.num_asked = 0
 
     def broadcast(self, method: str) -> Any:
@@ -28,7 +28,8 @@ class Handle:
         self.num_asked += 1
         return self
 
-    async def results_async(self, *, timeout_s: float) -> list[ReplicaStats]:
+    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[ReplicaStats | Exception]:
+        assert return_exceptions
         if isinstance(self.answers, Exception):
             raise self.answers
         await asyncio.sleep(0)
@@ -55,7 +56,7 @@ async def test_all_who_ask_at_once_have_one_answer(monkeypatch: pytest.MonkeyPat
     answers = await asyncio.gather(*(pools.status() for _ in range(20)))
     assert handle.num_asked == 1
     (pool,) = answers[0][0].pools
-    assert (pool.part, pool.num_replicas, pool.busy, pool.num_present) == ("denoiser", 1, None, 3)
+    assert (pool.part, pool.num_replicas, pool.busy, pool.num_ongoing) == ("denoiser", 1, None, 3)
     await pools.status()
     assert handle.num_asked == 1, "asked again within moments"
     monkeypatch.setattr(pools_module, "_KEPT_S", 0.0)
@@ -70,3 +71,11 @@ async def test_a_pool_that_does_not_answer_has_no_replicas() -> None:
     silent.answers = TimeoutError("no answer")
     (model,) = await Pools({"shapes": {"text_encoder": silent, "denoiser": other}}).status()
     assert [pool.num_replicas for pool in model.pools] == [0, 1]
+
+
+@pytest.mark.asyncio
+async def test_a_replica_that_ends_does_not_hide_the_others() -> None:
+    handle = Handle(STATS, replace(STATS, replica="two"))
+    handle.answers = [STATS, RuntimeError("ends"), replace(STATS, replica="two")]
+    (model,) = await Pools({"shapes": {"denoiser": handle}}).status()
+    assert model.pools[0].num_replicas == 2

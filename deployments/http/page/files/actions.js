@@ -5,7 +5,19 @@ import { byId, element, toast } from "./dom.js";
 import { showFile } from "./player.js";
 import { snippetsOf } from "./snippets.js";
 
-const UNDO_SECONDS = 6;
+const UNDO_SECONDS = 8;
+
+const leaving = new Set(); // ids of what was deleted here, also where that can still be taken back
+
+/** Whether a video was deleted in this tab, and is not to be shown again. */
+export function isLeaving(id) {
+  return leaving.has(id);
+}
+
+// Whoever leaves the page meant it.
+addEventListener("pagehide", () => {
+  for (const id of leaving) send(pathOf(id), { method: "DELETE", keepalive: true, quiet: true }).catch(() => {});
+});
 
 /**
  * Buttons for a video. `page` has `models`, `made(video)` and `gone(id, isGone)`: hide a video, or show it again.
@@ -52,10 +64,12 @@ function download(video, label, query, ending) {
 
 /** Play a finished video in a dialog. */
 export async function showVideo(video) {
-  const node = element("video", { controls: true, loop: true, playsinline: true, muted: true });
+  const node = element("video", { controls: true, loop: true, playsinline: true, muted: true, "aria-label": `Video: ${video.prompt}` });
+  const problem = element("p", { class: "error", role: "alert" });
   node.muted = true;
-  open(video.prompt, node);
-  await showFile(node, video.id);
+  node.addEventListener("error", () => (problem.textContent = "This video cannot be had any more, or not be played here."));
+  open(video.prompt, element("div", {}, node, problem));
+  await showFile(node, video.id).catch((error) => (problem.textContent = error.message));
   await node.play().catch(() => {}); // a browser may refuse, and there are controls
 }
 
@@ -66,12 +80,17 @@ function showRequest(video, model) {
 function askForPrompt(video, page) {
   const prompt = element("textarea", { id: "remix-prompt", rows: "3" });
   prompt.value = video.prompt;
+  const problem = element("p", { class: "error", role: "alert" });
   const run = async () => {
-    byId("viewer").close();
-    await remix(video, page, prompt.value, null);
+    try {
+      await remix(video, page, prompt.value, null);
+      byId("viewer").close();
+    } catch (error) {
+      problem.textContent = error.message;
+    }
   };
   const note = element("p", { class: "hint" }, "The same settings and the same seed, with another prompt.");
-  open("Remix", element("div", { class: "field" }, element("label", { for: "remix-prompt" }, "Prompt"), prompt, note, button("Make", run, "")));
+  open("Remix", element("div", { class: "field" }, element("label", { for: "remix-prompt" }, "Prompt"), prompt, note, problem, button("Make", run, "")));
   prompt.focus();
 }
 
@@ -83,19 +102,34 @@ function open(title, content) {
   const dialog = byId("viewer");
   byId("viewer-title").textContent = title;
   byId("viewer-body").replaceChildren(content);
-  dialog.addEventListener("close", () => byId("viewer-body").replaceChildren(), { once: true });
+  dialog.addEventListener("close", empty, { once: true });
   dialog.showModal();
+}
+
+function empty() {
+  document.body.append(byId("toasts"));
+  for (const video of byId("viewer-body").querySelectorAll("video")) {
+    video.removeAttribute("src");
+    video.load(); // frees what was fetched for it
+  }
+  byId("viewer-body").replaceChildren();
 }
 
 /** Hide a video at once, and delete it when nobody has taken that back. */
 async function remove(video, page) {
+  leaving.add(video.id);
   page.gone(video.id, true);
   const isMeant = await toast("Deleted.", { seconds: UNDO_SECONDS, action: { label: "Undo" } });
-  if (!isMeant) return page.gone(video.id, false);
+  byId("gallery-title").focus(); // its own button is gone, and the toast's too
+  if (!isMeant) {
+    leaving.delete(video.id);
+    return page.gone(video.id, false);
+  }
   try {
     await send(pathOf(video.id), { method: "DELETE", keepalive: true });
   } catch (error) {
     if (error instanceof ApiError && error.status === 404) return;
+    leaving.delete(video.id);
     page.gone(video.id, false);
     throw error;
   }

@@ -29,13 +29,14 @@ function askForKey(wasWrong) {
     const dialog = byId("key-dialog");
     byId("key-error").textContent = wasWrong ? "This key is not one of the server's." : "";
     byId("key").value = "";
+    dialog.returnValue = "";
     dialog.addEventListener(
       "close",
       () => {
         asking = null;
         const key = byId("key").value.trim();
-        if (key) sessionStorage.setItem(KEY, key);
-        resolve();
+        if (dialog.returnValue === "use" && /^[\x21-\x7e]+$/.test(key)) sessionStorage.setItem(KEY, key);
+        resolve(dialog.returnValue === "use");
       },
       { once: true },
     );
@@ -46,7 +47,7 @@ function askForKey(wasWrong) {
 
 /** `fetch` with the key; asks for one where the server wants it. Paths are relative to the page. */
 export async function send(path, options = {}) {
-  for (;;) {
+  for (let wasRefused = false; ; ) {
     const key = sessionStorage.getItem(KEY);
     const headers = new Headers(options.headers);
     if (key !== null) headers.set("Authorization", `Bearer ${key}`);
@@ -54,8 +55,9 @@ export async function send(path, options = {}) {
     if (answer.ok || answer.status === 304) return answer;
     if (answer.status === 401 && !options.quiet) {
       if (sessionStorage.getItem(KEY) === key) sessionStorage.removeItem(KEY);
-      await askForKey(key !== null);
-      if (sessionStorage.getItem(KEY) !== null) continue;
+      const isTried = await askForKey(key !== null || wasRefused);
+      wasRefused = true; // also a key that no server can have, such as one with an umlaut
+      if (isTried) continue;
     }
     const body = await answer.json().catch(() => null);
     throw new ApiError(answer.status, body, Number(answer.headers.get("Retry-After")) || null);

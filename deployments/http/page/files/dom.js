@@ -38,7 +38,10 @@ export function toast(text, { action = null, seconds = 6 } = {}) {
     const timer = setTimeout(() => end(true), seconds * 1000);
     const button = action && element("button", { type: "button", onclick: () => (action.run?.(), end(false)) }, action.label);
     const node = element("div", { class: "toast" }, element("span", {}, text), button);
-    byId("toasts").append(node);
+    const holder = byId("toasts");
+    (document.querySelector("dialog[open]") ?? document.body).append(holder); // what is beside an open dialog is inert
+    holder.append(node);
+    button?.focus();
   });
 }
 

@@ -25,7 +25,7 @@ export function fieldOf(name, schema, value, prefix = "") {
   let input;
   if (schema.enum) {
     const choices = schema.enum.map((choice) => element("option", { value: choice }, choice));
-    const standard = value === undefined || value === null ? "standard" : `${value} (standard)`;
+    const standard = value === undefined || value === null ? "default" : `${value} (default)`;
     input = element("select", { id, name }, element("option", { value: "" }, standard), ...choices);
   } else if (schema.type === "boolean") {
     input = element("input", { id, name, type: "checkbox" });

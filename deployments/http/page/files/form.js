@@ -32,7 +32,7 @@ export async function setUpForm(newModels, made) {
     make(made);
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) {
+    if (event.key === "Enter" && !event.repeat && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) {
       event.preventDefault();
       byId("form").requestSubmit();
     }
@@ -70,16 +70,30 @@ function showModel() {
       element("button", { type: "button", onclick: () => setPrompt(prompt) }, prompt),
     ),
   );
-  const typed = new Map([...ownFields].map(([name, { node }]) => [name, node.querySelector("input, select")?.value]));
+  const typed = new Map(inputsOf(byId("own-fields")).map((input) => [input.id, input]));
   ownFields = new Map();
   for (const [name, schema] of Object.entries(model.request_fields)) {
     const node = fieldOf(name, schema, model[name]);
-    const input = node.querySelector("input:not([type=checkbox]), select");
-    if (input && typed.get(name)) input.value = typed.get(name);
     ownFields.set(name, { node, schema });
+    for (const input of inputsOf(node)) keep(input, typed.get(input.id));
   }
   byId("own-fields").replaceChildren(...[...ownFields.values()].map(({ node }) => node));
   showCrop();
+}
+
+function inputsOf(node) {
+  return [...node.querySelectorAll("input, select")];
+}
+
+/** Take over what was typed into the field of another model, where it is one of the same kind. */
+function keep(input, typed) {
+  if (typed?.type !== input.type) return;
+  if (input.type === "checkbox") {
+    input.checked = typed.checked;
+    input.dispatchEvent(new Event("change"));
+  } else if (input.tagName !== "SELECT" || [...input.options].some((option) => option.value === typed.value)) {
+    input.value = typed.value;
+  }
 }
 
 function setPrompt(prompt) {
@@ -183,6 +197,7 @@ function seed(typed) {
 }
 
 async function make(made) {
+  if (byId("make").disabled) return; // the one before is on its way
   const { request, wrong } = read();
   byId("form-error").textContent = "";
   if (wrong.length) {

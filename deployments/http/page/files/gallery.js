@@ -1,7 +1,7 @@
 // All videos of the server, newest first, a page at a time.
 
 import { getJson, pathOf, urlOf } from "./api.js";
-import { actionsOf, showVideo } from "./actions.js";
+import { actionsOf, isLeaving, showVideo } from "./actions.js";
 import { byId, element, toast } from "./dom.js";
 
 const PAGE = 12;
@@ -36,7 +36,8 @@ async function more() {
     const answer = await getJson(`v1/videos?${query}`);
     if (mine !== loading) return;
     last = answer.last_id;
-    byId("gallery").append(...answer.data.map(cardOf));
+    const added = answer.data.filter((video) => !cardWith(video.id) && !isLeaving(video.id));
+    byId("gallery").append(...added.map(cardOf));
     byId("gallery-more").hidden = !answer.has_more;
   } catch (error) {
     toast(error.message);
@@ -60,6 +61,12 @@ export function refresh(video) {
 export function hideCard(id, isHidden) {
   const card = cardWith(id);
   if (card) card.hidden = isHidden;
+  byId("gallery-empty").hidden = byId("gallery").querySelector(":scope > :not([hidden])") !== null;
+}
+
+/** The ids of shown videos that were not over when they were read. */
+export function unfinishedCards() {
+  return [...byId("gallery").querySelectorAll(".card:has(.badge.queued, .badge.in_progress)")].map((card) => card.dataset.id);
 }
 
 function cardWith(id) {
@@ -77,7 +84,7 @@ function cardOf(video) {
     "li",
     { class: "card", "data-id": video.id },
     video.status === "completed" ? stillOf(video) : null,
-    element("h3", {}, video.prompt),
+    element("h3", { dir: "auto" }, video.prompt),
     element("p", { class: "hint" }, element("span", { class: `badge ${video.status}` }, video.status.replace("_", " ")), ` ${details}`),
     error,
     actions,

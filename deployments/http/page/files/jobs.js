@@ -10,13 +10,14 @@ import { playLive, prefersStill, showFile } from "./player.js";
 
 const POLL_SECONDS = 2;
 const MAX_OVER = 4;
+const MAX_POLLED = 4; // cards of the gallery that are looked after at once
 const STRIP_HEIGHT = 64; // pixels of the small pictures, twice what they are shown at
 
 const jobs = new Map(); // by id, in the order of their cards
 let page;
 let watched = null;
 
-/** page: see `actionsOf`; also `over(video)`, called when a video is over. */
+/** page: see `actionsOf`; also `over(video)`, called when a video is over, and `unfinished()`: ids in the gallery. */
 export function setUpJobs(newPage) {
   page = newPage;
   document.addEventListener("visibilitychange", () => (document.hidden ? watched?.unwatch() : watched?.watch()));
@@ -38,6 +39,7 @@ export function removeJob(id) {
   const job = jobs.get(id);
   if (!job) return;
   job.unwatch();
+  job.clear();
   job.card.remove();
   jobs.delete(id);
   byId("no-jobs").hidden = jobs.size > 0;
@@ -60,6 +62,11 @@ async function pollOthers() {
       } catch (error) {
         if (error.status === 404) removeJob(job.id);
       }
+    }
+    const others = page.unfinished().filter((id) => !jobs.has(id) && !document.hidden);
+    for (const id of others.slice(0, MAX_POLLED)) {
+      const video = await getJson(pathOf(id), { quiet: true }).catch(() => null);
+      if (video && ["completed", "failed"].includes(video.status)) page.over(video);
     }
   }
 }
@@ -84,7 +91,7 @@ class Job {
     this.card = element(
       "article",
       { class: "card", "data-id": video.id, "aria-label": video.prompt },
-      element("h3", {}, video.prompt),
+      element("h3", { dir: "auto" }, video.prompt),
       this.player,
       element("div", { class: "row" }, this.badge, this.line),
       this.bar,
@@ -123,7 +130,10 @@ class Job {
     follow(this.id, (video) => this.show(video), () => removeJob(this.id), signal).catch((error) => this.say(error.message));
     this.player.addEventListener("loadeddata", () => (this.player.currentTime = this.time), { once: true, signal });
     playLive(this.player, this.id, signal).catch((error) => {
-      if (!signal.aborted && this.video.status !== "failed" && error.status !== 409) this.say(error.message);
+      if (signal.aborted || this.video.status === "failed" || error.status === 409) return;
+      this.clear();
+      if (this.video.status === "completed") this.showFile();
+      else this.say(`${error.message}; it is shown when it is finished`);
     });
   }
 
@@ -132,10 +142,19 @@ class Job {
     this.time = this.player.currentTime;
     this.stopper.abort(new DOMException("not watched any more", "AbortError"));
     this.stopper = null;
-    this.player.hidden = true; // its source is gone with the stream
+    this.clear();
+    this.showButtons();
+  }
+
+  /** Let go of what the player has. */
+  clear() {
+    this.player.hidden = true;
     this.player.removeAttribute("src");
     this.player.load();
-    this.showButtons();
+  }
+
+  showFile() {
+    showFile(this.player, this.id).catch((error) => this.say(error.message));
   }
 
   say(text) {
@@ -163,7 +182,7 @@ class Job {
     this.bar.hidden = this.video.status === "completed";
     this.player.loop = !prefersStill();
     if (this.video.status === "completed") {
-      if (!this.player.hasAttribute("src")) showFile(this.player, this.id); // it was not watched, or cannot be while it is made
+      if (!this.player.hasAttribute("src")) this.showFile(); // it was not watched, or cannot be while it is made
       if (this.player.autoplay) this.player.play().catch(() => {});
     } else {
       this.stopper?.abort(new DOMException("the video failed", "AbortError"));
@@ -176,7 +195,7 @@ class Job {
 
   showButtons() {
     if (this.isOver) {
-      const close = element("button", { type: "button", class: "quiet", onclick: () => removeJob(this.id) }, "Close");
+      const close = element("button", { type: "button", class: "quiet", onclick: () => this.close() }, "Close");
       this.buttons.replaceChildren(actionsOf(this.video, page), close);
       return;
     }
@@ -185,10 +204,16 @@ class Job {
     this.buttons.replaceChildren(...(this.stopper === null ? [watch, cancel] : [cancel]));
   }
 
+  close() {
+    removeJob(this.id);
+    byId("jobs-title").focus();
+  }
+
   async cancel(button) {
     button.disabled = true;
     try {
       this.show(await getJson(pathOf(this.id, "/cancel"), { method: "POST" }));
+      this.buttons.querySelector("button, a")?.focus();
     } catch (error) {
       button.disabled = false;
       toast(error.message);

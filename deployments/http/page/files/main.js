@@ -1,9 +1,9 @@
 // The page: what the server has, the form, the videos being made, and the gallery.
 
-import { getJson } from "./api.js";
+import { getJson, persist } from "./api.js";
 import { byId } from "./dom.js";
 import { setUpForm } from "./form.js";
-import { hideCard, refresh, setUpGallery } from "./gallery.js";
+import { hideCard, refresh, setUpGallery, unfinishedCards } from "./gallery.js";
 import { addJob, removeJob, setUpJobs } from "./jobs.js";
 import { showStatus } from "./status.js";
 
@@ -13,6 +13,7 @@ const page = {
   models: [],
   made: (video) => addJob(video),
   over: (video) => refresh(video),
+  unfinished: unfinishedCards,
   gone: (id, isGone) => {
     if (isGone) removeJob(id);
     hideCard(id, isGone);
@@ -20,7 +21,8 @@ const page = {
 };
 
 async function start() {
-  page.models = (await getJson("v1/models")).data;
+  // A server that starts answers late; the page waits for it.
+  page.models = (await persist(() => getJson("v1/models"), new AbortController().signal)).data;
   await Promise.all([setUpForm(page.models, page.made), setUpGallery(page)]);
   setUpJobs(page);
   showStatus();

@@ -16,16 +16,20 @@ export function setUpPicture(whenChanged) {
     take(null);
     byId("picture").focus();
   });
+  // Anywhere in the window: a browser would leave the page for a file that is dropped beside the box.
   for (const name of ["dragenter", "dragover"]) {
-    drop.addEventListener(name, (event) => {
+    addEventListener(name, (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
       drop.classList.add("over");
     });
   }
-  for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => {
+  addEventListener("dragleave", (event) => event.relatedTarget === null && drop.classList.remove("over"));
+  addEventListener("drop", (event) => {
+    drop.classList.remove("over");
+    if (event.dataTransfer.files.length === 0) return; // text, for the field it is dropped on
     event.preventDefault();
-    take(event.dataTransfer.files[0] ?? null);
+    take(event.dataTransfer.files[0]);
   });
   document.addEventListener("paste", (event) => {
     const pasted = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
@@ -59,7 +63,11 @@ export async function take(newFile) {
   bitmap?.close();
   bitmap = null;
   if (file === null) byId("picture").value = "";
-  else bitmap = await createImageBitmap(file).catch(() => null); // HEIC and others are read by the server alone
+  else {
+    const made = await createImageBitmap(newFile).catch(() => null); // HEIC and others are read by the server alone
+    if (file !== newFile) return made?.close(); // another was chosen meanwhile
+    bitmap = made;
+  }
   byId("picture-remove").hidden = file === null;
   draw();
   changed(file);

@@ -5,7 +5,7 @@ import { element, toast } from "./dom.js";
 /** The fields of the request, those that are the model's own choice left out. Picture: by name only. */
 export function requestOf(video, model) {
   const request = { prompt: video.prompt, model: video.model, size: video.size, seconds: video.seconds, seed: video.seed };
-  if (video.negative_prompt && video.negative_prompt !== model?.negative_prompt) request.negative_prompt = video.negative_prompt;
+  for (const name of ["negative_prompt", "prompt_suffix"]) request[name] = video[name];
   for (const name of Object.keys(model?.request_fields ?? {})) {
     const value = video[name];
     if (value !== null && value !== undefined && JSON.stringify(value) !== JSON.stringify(model[name])) request[name] = value;
@@ -27,11 +27,17 @@ export function snippetsOf(video, model, needsKey) {
 
 function snippet(title, text) {
   const copy = async () => {
-    await navigator.clipboard.writeText(text);
-    toast("Copied.", { seconds: 2 });
+    try {
+      await navigator.clipboard.writeText(text); // not there over plain HTTP from another machine
+      toast("Copied.", { seconds: 2 });
+    } catch {
+      getSelection().selectAllChildren(shown);
+      toast("It is selected now: copy it with the keyboard.");
+    }
   };
+  const shown = element("pre", { tabindex: "0" }, text);
   const button = element("button", { type: "button", class: "quiet", onclick: copy, "aria-label": `Copy the ${title} text` }, "Copy");
-  return element("section", {}, element("div", { class: "row" }, element("h3", {}, title), button), element("pre", { tabindex: "0" }, text));
+  return element("section", {}, element("div", { class: "row" }, element("h3", {}, title), button), shown);
 }
 
 function curl(request, url, hasPicture, needsKey) {
@@ -41,10 +47,14 @@ function curl(request, url, hasPicture, needsKey) {
   }
   const fields = Object.entries(request).flatMap(([name, value]) => {
     if (Array.isArray(value)) return value.map((item) => [`${name}[]`, item]);
-    return [[name, typeof value === "object" ? JSON.stringify(value) : value]];
+    return [[name, isObject(value) ? JSON.stringify(value) : value]];
   });
   const forms = fields.map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${value}`)}`).join("");
   return `curl ${url}${key}${forms} \\\n  -F input_reference=@picture.png`;
+}
+
+function isObject(value) {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 /** Text that a shell takes as one word. */
@@ -53,7 +63,9 @@ function quoted(text) {
 }
 
 function python(request, base, hasPicture, needsKey) {
-  const { prompt, model, size, seconds, ...extra } = request;
+  const { prompt, model, size, seconds, ...rest } = request;
+  // The SDK sends forms, in which an object is a text.
+  const extra = Object.fromEntries(Object.entries(rest).map(([name, value]) => [name, isObject(value) ? JSON.stringify(value) : value]));
   const literal = (value) => pythonOf(value);
   const lines = [
     "from openai import OpenAI",

@@ -13,7 +13,8 @@ export async function showStatus() {
         show(await getJson("v1/status", { quiet: true }));
       } catch (error) {
         byId("status").className = "bad";
-        byId("status-line").textContent = error.status ? "The server is not ready" : "No connection";
+        const reason = error.status === 401 ? "A key is needed" : "The server is not ready";
+        byId("status-line").textContent = error.status ? reason : "No connection";
       }
     }
     await pause(EVERY_SECONDS);
@@ -33,7 +34,7 @@ function show(status) {
         element("td", {}, pool.part.replace("_", " ")),
         element("td", {}, String(pool.num_replicas)),
         element("td", {}, pool.busy === null ? "–" : `${Math.round(100 * pool.busy)} %`),
-        element("td", {}, String(pool.num_present)),
+        element("td", {}, String(pool.num_ongoing)),
       ),
     ),
   );

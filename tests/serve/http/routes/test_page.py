@@ -36,6 +36,7 @@ def test_each_file_that_the_page_names_is_there(server: LocalServer) -> None:
         seen.add(name)
         answer = server.client.get(f"/{name}")
         assert answer.status_code == 200, name
+        assert answer.headers["cache-control"] == "no-cache"
         if name.endswith(".js"):
             assert answer.headers["content-type"].startswith("text/javascript")
             waiting += [f"page/{module}" for module in re.findall(r'from "\./([^"]+)"', answer.text)]
