@@ -12,8 +12,9 @@ from tests.serve.local_server import LocalServer, serve_locally
 CHROMIUM = shutil.which("chromium")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """For one module: while Playwright is started, its event loop is that of the thread, and asyncio.run is refused."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright
