@@ -77,8 +77,8 @@ class _BusyError(AwayError):
 class Server:
     """The server at a URL. Every method raises ``ServerError``."""
 
-    def __init__(self, url: str, *, api_key: str | None = None, pause: Callable[[float], object] = time.sleep) -> None:
-        """pause: waits for so many seconds; what it raises ends the call."""
+    def __init__(self, url: str, *, api_key: str | None = None, pause: Callable[[float], object] | None = None) -> None:
+        """pause: waits for so many seconds, instead of ``time.sleep``; what it raises ends the call."""
         self._pause = pause
         address = f"--url {printable(url)}: must be like http://127.0.0.1:8000"
         try:
@@ -144,7 +144,7 @@ class Server:
             show(video)
             if video["status"] in _OVER:
                 return video
-            self._pause(interval_s)
+            self._wait(interval_s)
 
     def content(self, video_id: str, *, variant: str = "video") -> bytes:
         """A file of a finished video."""
@@ -174,6 +174,9 @@ class Server:
                         raise
                     time.sleep(error.retry_after_s)
 
+    def _wait(self, seconds: float) -> None:
+        (self._pause or time.sleep)(seconds)
+
     def _patiently(self, call: Callable[[], Video]) -> Video:
         """The result of a call, which is repeated while the server cannot answer: when it says, or every second."""
         deadline = time.monotonic() + _PATIENCE_S
@@ -184,7 +187,7 @@ class Server:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     raise
-                self._pause(min(error.retry_after_s, left_s))
+                self._wait(min(error.retry_after_s, left_s))
 
     def _video(
         self, method: str, path: str, *, content: bytes = b"", headers: Mapping[str, str] | None = None
