@@ -2,15 +2,16 @@
 
 import asyncio
 import random
-import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import aiohttp
 from aiohttp import web
+
+from tests.in_a_thread import in_a_thread
 
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "date", "server"}
@@ -53,9 +54,8 @@ class FaultyProxy:
 def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
     """A proxy before the server at a URL, in a thread, for as long as the block runs."""
     proxy = FaultyProxy()
-    started, is_over = threading.Event(), threading.Event()
 
-    async def serve() -> None:
+    async def serve(until_over: Callable[[], Awaitable[None]]) -> None:
         async with aiohttp.ClientSession(auto_decompress=False) as session:
 
             async def handle(request: web.Request) -> web.StreamResponse:
@@ -67,16 +67,11 @@ def faulty_proxy(target: str) -> Iterator[FaultyProxy]:
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             proxy.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            started.set()
-            await asyncio.to_thread(is_over.wait)
+            await until_over()
             await runner.cleanup()
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
-    thread.start()
-    assert started.wait(10)
-    yield proxy
-    is_over.set()
-    thread.join(10)
+    with in_a_thread(serve):
+        yield proxy
 
 
 async def _answer(

@@ -1,11 +1,11 @@
 """A cable between a browser and a server that can be pulled out: every connection breaks, and none can be made."""
 
 import asyncio
-import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from deployments.local.cluster import free_port
+from tests.in_a_thread import in_a_thread
 
 
 class Cable:
@@ -54,20 +54,12 @@ class Cable:
 def cable_to(target: str) -> Iterator[Cable]:
     """A cable to the server at a URL, plugged in, for as long as the block runs."""
     cable = Cable(target)
-    started, is_over = threading.Event(), threading.Event()
 
-    async def relay() -> None:
+    async def relay(until_over: Callable[[], Awaitable[None]]) -> None:
         cable._loop = asyncio.get_running_loop()
         await cable._plug_in()
-        started.set()
-        await asyncio.to_thread(is_over.wait)
+        await until_over()
         await cable._pull()
 
-    thread = threading.Thread(target=lambda: asyncio.run(relay()), daemon=True)
-    thread.start()
-    assert started.wait(10)
-    try:
+    with in_a_thread(relay):
         yield cable
-    finally:
-        is_over.set()
-        thread.join(10)

@@ -10,9 +10,8 @@ import logging
 import re
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from pyramid_serve.pyramid_flow.family import FAMILY
 from pyramid_serve.served_model import ServedModel, ServedModels
 from pyramid_serve.storage import VideoFile, VideoNotFoundError, VideoStore
 from pyramid_serve.stored_files import PATIENCE_S
+from tests.in_a_thread import in_a_thread
 
 MODEL = ServedModel(
     name="tiny",
@@ -219,23 +219,14 @@ def serve_locally(root: str, **options: Any) -> Iterator[LocalServer]:
     """A server for as long as the block runs; see ``local_app`` for the options."""
     listen = ListenOptions(port=free_port(), drain_timeout_s=1)
     url = f"http://{listen.host}:{listen.port}"
-    started, is_over = threading.Event(), threading.Event()
     apps: list[FastAPI] = []
     access_logger.setLevel(logging.WARNING)  # its lines would stand between those of the tests
 
-    async def serve() -> None:
+    async def serve(until_over: Callable[[], Awaitable[None]]) -> None:
         apps.append(await local_app(root, **options))
         listener = await Listener.start(apps[0], listen)
-        started.set()
-        await asyncio.to_thread(is_over.wait)
+        await until_over()
         await listener.stop()
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
-    thread.start()
-    assert started.wait(30)
-    try:
-        with httpx.Client(base_url=url, timeout=30) as client:
-            yield LocalServer(url, apps[0], client)
-    finally:
-        is_over.set()
-        thread.join(10)
+    with in_a_thread(serve), httpx.Client(base_url=url, timeout=30) as client:
+        yield LocalServer(url, apps[0], client)
