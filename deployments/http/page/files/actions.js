@@ -2,14 +2,14 @@
 
 import { ApiError, hasKey, pathOf, post, send, urlOf } from "./api.js";
 import { byId, element, toast } from "./dom.js";
-import { showFile } from "./player.js";
+import { release, showFile } from "./player.js";
 import { snippetsOf } from "./snippets.js";
 
 const UNDO_SECONDS = 8;
 
-const leaving = new Set(); // ids of what was deleted here, also where that can still be taken back
+const leaving = new Set(); // ids of what is being deleted, which can still be taken back for a while
 
-/** Whether a video was deleted in this tab, and is not to be shown again. */
+/** Whether a video is being deleted in this tab, and is not to be shown. */
 export function isLeaving(id) {
   return leaving.has(id);
 }
@@ -108,10 +108,7 @@ function open(title, content) {
 
 function empty() {
   document.body.append(byId("toasts"));
-  for (const video of byId("viewer-body").querySelectorAll("video")) {
-    video.removeAttribute("src");
-    video.load(); // frees what was fetched for it
-  }
+  byId("viewer-body").querySelectorAll("video").forEach(release);
   byId("viewer-body").replaceChildren();
 }
 
@@ -129,8 +126,9 @@ async function remove(video, page) {
     await send(pathOf(video.id), { method: "DELETE", keepalive: true });
   } catch (error) {
     if (error instanceof ApiError && error.status === 404) return;
-    leaving.delete(video.id);
     page.gone(video.id, false);
     throw error;
+  } finally {
+    leaving.delete(video.id);
   }
 }

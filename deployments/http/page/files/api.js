@@ -1,6 +1,6 @@
 // The server's API: JSON, files, and events that go on after a lost connection. A key is sent as a header, never in a URL.
 
-import { byId } from "./dom.js";
+import { byId, isOver } from "./dom.js";
 
 const KEY = "pyramid-serve-key";
 const GIVE_UP_MS = 30_000;
@@ -56,7 +56,7 @@ export async function send(path, options = {}) {
     if (answer.status === 401 && !options.quiet) {
       if (sessionStorage.getItem(KEY) === key) sessionStorage.removeItem(KEY);
       const isTried = await askForKey(key !== null || wasRefused);
-      wasRefused = true; // also a key that no server can have, such as one with an umlaut
+      wasRefused = true; // also a key that no header can hold
       if (isTried) continue;
     }
     const body = await answer.json().catch(() => null);
@@ -107,7 +107,7 @@ export function pause(seconds, signal) {
 /**
  * Run `attempt` until it returns; after a lost connection or a passing error again, a little later each time.
  * An attempt calls its argument once it gets on, so that the next loss is tried again at once. statuses: those of
- * answers that pass.
+ * answers that pass. Without a signal it never gives up.
  */
 export async function persist(attempt, signal, statuses = [429, 500, 502, 503, 504]) {
   for (let losses = 0; ; losses++) {
@@ -115,7 +115,7 @@ export async function persist(attempt, signal, statuses = [429, 500, 502, 503, 5
       return await attempt(() => (losses = 0));
     } catch (error) {
       const passes = error instanceof ApiError ? statuses.includes(error.status) : error instanceof TypeError;
-      if (signal.aborted || !passes) throw error;
+      if (signal?.aborted || !passes) throw error;
       const wait = error.retryAfter ?? RETRY_SECONDS[Math.min(losses, RETRY_SECONDS.length - 1)];
       await pause(wait, signal).catch(() => Promise.reject(error));
     }
@@ -125,9 +125,9 @@ export async function persist(attempt, signal, statuses = [429, 500, 502, 503, 5
 /** The video object with each change, until the video is over. `deleted` is called where it is gone. */
 export async function follow(id, changed, deleted, signal) {
   let last = null;
-  const isOver = () => last !== null && ["completed", "failed"].includes(last.video.status);
+  const hasEnded = () => last !== null && isOver(last.video);
   try {
-    while (!isOver()) {
+    while (!hasEnded()) {
       await persist(async (getsOn) => {
         const headers = last === null ? {} : { "Last-Event-ID": last.id };
         const answer = await send(pathOf(id, "/events"), { headers, signal });
@@ -138,7 +138,7 @@ export async function follow(id, changed, deleted, signal) {
           last = { id: event.id, video: parse(event.data) };
           changed(last.video);
         }
-        if (!isOver()) throw new TypeError("the events ended early");
+        if (!hasEnded()) throw new TypeError("the events ended early");
       }, signal);
     }
   } catch (error) {

@@ -45,6 +45,16 @@ export function toast(text, { action = null, seconds = 6 } = {}) {
   });
 }
 
+/** Whether a video is over, well or badly. */
+export function isOver(video) {
+  return video.status === "completed" || video.status === "failed";
+}
+
+/** The status of a video for people: "in progress". */
+export function statusOf(video) {
+  return video.status.replace("_", " ");
+}
+
 /** A duration for people: "40 s", "3 min 20 s". */
 export function duration(seconds) {
   const whole = Math.max(Math.round(seconds), 0);

@@ -7,7 +7,7 @@ import { pictureFile, pictureUrl, setUpPicture, setVideoSize } from "./picture.j
 
 const MAX_SEED = 2n ** 64n - 1n;
 const MAX_DRAWN_SEED = 2 ** 31;
-const FORBIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f\u202a-\u202e\u2066-\u2069]/;
+const FORBIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/;
 
 let models = [];
 let ownFields = new Map(); // name -> {node, schema}

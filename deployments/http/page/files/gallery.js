@@ -2,7 +2,7 @@
 
 import { getJson, pathOf, urlOf } from "./api.js";
 import { actionsOf, isLeaving, showVideo } from "./actions.js";
-import { byId, element, toast } from "./dom.js";
+import { byId, element, isOver, statusOf, toast } from "./dom.js";
 
 const PAGE = 12;
 
@@ -76,8 +76,7 @@ function cardWith(id) {
 function cardOf(video) {
   const details = `${video.size}, ${video.seconds} s, ${new Date(video.created_at * 1000).toLocaleString()}`;
   const error = video.error ? element("p", { class: "error" }, video.error.message) : null;
-  const isOver = ["completed", "failed"].includes(video.status);
-  const actions = isOver
+  const actions = isOver(video)
     ? actionsOf(video, page)
     : element("div", { class: "actions" }, element("button", { type: "button", class: "quiet", onclick: () => page.made(video) }, "Watch"));
   return element(
@@ -85,7 +84,7 @@ function cardOf(video) {
     { class: "card", "data-id": video.id },
     video.status === "completed" ? stillOf(video) : null,
     element("h3", { dir: "auto" }, video.prompt),
-    element("p", { class: "hint" }, element("span", { class: `badge ${video.status}` }, video.status.replace("_", " ")), ` ${details}`),
+    element("p", { class: "hint" }, element("span", { class: `badge ${video.status}` }, statusOf(video)), ` ${details}`),
     error,
     actions,
   );

@@ -5,8 +5,8 @@
 
 import { follow, getJson, pathOf, pause } from "./api.js";
 import { actionsOf } from "./actions.js";
-import { announce, byId, duration, element, toast } from "./dom.js";
-import { playLive, prefersStill, showFile } from "./player.js";
+import { announce, byId, duration, element, isOver, statusOf, toast } from "./dom.js";
+import { playLive, prefersStill, release, showFile } from "./player.js";
 
 const POLL_SECONDS = 2;
 const MAX_OVER = 4;
@@ -43,7 +43,12 @@ export function removeJob(id) {
   job.card.remove();
   jobs.delete(id);
   byId("no-jobs").hidden = jobs.size > 0;
-  if (watched === job) choose([...jobs.values()].findLast((each) => !each.isOver) ?? null);
+  if (watched === job) chooseNext();
+}
+
+/** Watch the newest of those that are not over. */
+function chooseNext() {
+  choose([...jobs.values()].findLast((job) => !job.isOver) ?? null);
 }
 
 function choose(job) {
@@ -66,7 +71,7 @@ async function pollOthers() {
     const others = page.unfinished().filter((id) => !jobs.has(id) && !document.hidden);
     for (const id of others.slice(0, MAX_POLLED)) {
       const video = await getJson(pathOf(id), { quiet: true }).catch(() => null);
-      if (video && ["completed", "failed"].includes(video.status)) page.over(video);
+      if (video && isOver(video)) page.over(video);
     }
   }
 }
@@ -118,7 +123,7 @@ class Job {
   }
 
   get isOver() {
-    return ["completed", "failed"].includes(this.video.status);
+    return isOver(this.video);
   }
 
   /** Follow its events and show its picture, until it is over or `unwatch` is called. */
@@ -149,8 +154,7 @@ class Job {
   /** Let go of what the player has. */
   clear() {
     this.player.hidden = true;
-    this.player.removeAttribute("src");
-    this.player.load();
+    release(this.player);
   }
 
   showFile() {
@@ -165,12 +169,12 @@ class Job {
     const before = this.video.status;
     this.video = video;
     this.badge.className = `badge ${video.status}`;
-    this.badge.textContent = video.status.replace("_", " ");
+    this.badge.textContent = statusOf(video);
     this.bar.value = video.progress;
     this.line.textContent = lineOf(video);
     showUnits(this.units, video);
     if (video.status !== before) {
-      announce(`${video.prompt}: ${video.status.replace("_", " ")}`);
+      announce(`${video.prompt}: ${statusOf(video)}`);
       if (this.isOver) this.end();
     }
     if (this.buttons.childElementCount === 0) this.showButtons();
@@ -187,7 +191,7 @@ class Job {
     } else {
       this.stopper?.abort(new DOMException("the video failed", "AbortError"));
     }
-    if (watched === this) choose([...jobs.values()].findLast((job) => !job.isOver) ?? null);
+    if (watched === this) chooseNext();
     const over = [...jobs.values()].filter((job) => job.isOver);
     if (over.length > MAX_OVER) removeJob(over[0].id);
     page.over(this.video);

@@ -22,7 +22,7 @@ const page = {
 
 async function start() {
   // A server that starts answers late; the page waits for it.
-  page.models = (await persist(() => getJson("v1/models"), new AbortController().signal)).data;
+  page.models = (await persist(() => getJson("v1/models"))).data;
   await Promise.all([setUpForm(page.models, page.made), setUpGallery(page)]);
   setUpJobs(page);
   showStatus();

@@ -56,6 +56,12 @@ export async function showFile(node, id) {
   node.addEventListener("loadedmetadata", forget, { once: true });
 }
 
+/** Let go of what a video element has, and of the memory that was fetched for it. */
+export function release(node) {
+  node.removeAttribute("src");
+  node.load();
+}
+
 /** Whether nothing should move by itself. */
 export function prefersStill() {
   return matchMedia("(prefers-reduced-motion: reduce)").matches;
