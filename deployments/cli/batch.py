@@ -24,7 +24,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deployments.cli.printing import DEFAULT_URL, reason_of, say, status_of
+from deployments.cli.client import add_client_command, server_of
+from deployments.cli.printing import reason_of, say, status_of
 from pyramid_serve.terminal import printable
 from pyramid_serve.whole_files import create_whole
 
@@ -47,14 +48,12 @@ _MAX_IN_FLIGHT = 64
 
 def add_batch_command(commands: "Commands") -> None:
     """Add the command to a command line."""
-    what = "make many videos from a file of requests"
-    parser = commands.add_parser(
-        "batch",
-        help=what,
-        description=what[0].upper() + what[1:] + ". Run it again to go on where it ended: what is there is not made "
-        "again, and what failed is tried again. The exit status is 0 only if all videos are there.",
-    )
+    parser = add_client_command(commands, "batch", "make many videos from a file of requests")
     parser.set_defaults(run=batch)
+    parser.description = (
+        f"{parser.description} Run it again to go on where it ended: what is there is not made again, and what failed "
+        "is tried again. The exit status is 0 only if all videos are there."
+    )
     parser.add_argument(
         "requests",
         type=Path,
@@ -66,8 +65,6 @@ def add_batch_command(commands: "Commands") -> None:
     parser.add_argument(
         "--in-flight", type=int, default=8, metavar="N", help="videos asked for at once; 8 unless given"
     )
-    parser.add_argument("--url", default=DEFAULT_URL, help=f"of the server; {DEFAULT_URL} unless given")
-    parser.add_argument("--api-key", metavar="KEY", help="where the server asks for one; else $PYRAMID_SERVE_API_KEY")
 
 
 @dataclass(frozen=True)
@@ -89,14 +86,11 @@ class Row:
 
 def batch(arguments: argparse.Namespace) -> int:
     """Run ``pyramid-serve batch``; the exit status, 1 if a video is missing at its end."""
-    from deployments.cli.server import Server
-
     if not 1 <= arguments.in_flight <= _MAX_IN_FLIGHT:
         raise ValueError(f"--in-flight {arguments.in_flight}: must be from 1 to {_MAX_IN_FLIGHT}")
     rows = read_rows(arguments.requests)
     is_over = threading.Event()
-    key = arguments.api_key or os.environ.get("PYRAMID_SERVE_API_KEY")
-    server = Server(arguments.url, api_key=key, pause=partial(_pause, is_over))
+    server = server_of(arguments, pause=partial(_pause, is_over))
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -205,7 +199,8 @@ class Folder:
 
     def has(self, row: Row) -> bool:
         """Whether the video of this very request is there."""
-        return self._made.get(row.name) == row.digest and self.file_of(row).is_file()
+        # The file first: a digest reads the row's picture.
+        return row.name in self._made and self.file_of(row).is_file() and self._made[row.name] == row.digest
 
     def key_of(self, row: Row) -> str:
         """The idempotency key of the next try: another one after a failure, which the server would tell again."""

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ def add_client_commands(commands: "Commands", families: Sequence[Family]) -> Non
 
     families: those whose options are taken.
     """
-    parser = _add_client_command(commands, "submit", "ask for a video")
+    parser = add_client_command(commands, "submit", "ask for a video")
     parser.set_defaults(run=submit)
     parser.add_argument("prompt")
     parser.add_argument(
@@ -47,24 +47,24 @@ def add_client_commands(commands: "Commands", families: Sequence[Family]) -> Non
     parser.argument_default = argparse.SUPPRESS
     add_request_options(parser, families)
 
-    parser = _add_client_command(commands, "status", "how a video stands")
+    parser = add_client_command(commands, "status", "how a video stands")
     parser.set_defaults(run=status)
     parser.add_argument("id")
     parser.add_argument("--json", action="store_true", help="the video object as the server has it")
 
-    parser = _add_client_command(commands, "list", "the newest videos")
+    parser = add_client_command(commands, "list", "the newest videos")
     parser.set_defaults(run=list_videos)
     parser.add_argument("--limit", type=int, default=20, help="20 unless given")
 
-    parser = _add_client_command(commands, "cancel", "stop a video that is being made")
+    parser = add_client_command(commands, "cancel", "stop a video that is being made")
     parser.set_defaults(run=cancel)
     parser.add_argument("id")
 
-    parser = _add_client_command(commands, "delete", "delete a video with its files")
+    parser = add_client_command(commands, "delete", "delete a video with its files")
     parser.set_defaults(run=delete)
     parser.add_argument("id")
 
-    parser = _add_client_command(commands, "download", "write a video to a file, once it is finished")
+    parser = add_client_command(commands, "download", "write a video to a file, once it is finished")
     parser.set_defaults(run=download)
     parser.add_argument("id")
     parser.add_argument("-o", "--output", type=Path, help=f"ID.mp4 unless given; by its ending: {TOLD}")
@@ -74,23 +74,26 @@ def add_client_commands(commands: "Commands", families: Sequence[Family]) -> Non
     parser.add_argument("--at", help="which frame, for a .png: first (the default), last, or a time in seconds")
 
 
-def _add_client_command(commands: "Commands", name: str, what: str) -> argparse.ArgumentParser:
+def add_client_command(commands: "Commands", name: str, what: str) -> argparse.ArgumentParser:
+    """Add a command that asks a server, with the options that name the server."""
     parser = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
     parser.add_argument("--url", default=DEFAULT_URL, help=f"of the server; {DEFAULT_URL} unless given")
     parser.add_argument("--api-key", metavar="KEY", help="where the server asks for one; else $PYRAMID_SERVE_API_KEY")
     return parser
 
 
-def _server(arguments: argparse.Namespace) -> "Server":
+def server_of(arguments: argparse.Namespace, *, pause: Callable[[float], object] | None = None) -> "Server":
+    """The server that the options of ``add_client_command`` name. pause: as ``Server`` takes it."""
     from deployments.cli.server import Server
 
-    return Server(arguments.url, api_key=arguments.api_key or os.environ.get("PYRAMID_SERVE_API_KEY"))
+    key = arguments.api_key or os.environ.get("PYRAMID_SERVE_API_KEY")
+    return Server(arguments.url, api_key=key, pause=pause)
 
 
 def submit(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve submit``."""
     variant = "video" if arguments.output is None else variant_of(arguments.output)
-    server = _server(arguments)
+    server = server_of(arguments)
     video = server.submit(request_fields_from(arguments, known_families()), picture=vars(arguments).get("image"))
     if arguments.output is None and not arguments.wait:
         video_id = printable(video["id"])
@@ -107,7 +110,7 @@ def status(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve status``."""
     from deployments.cli.demo import summary
 
-    video = _server(arguments).get(arguments.id)
+    video = server_of(arguments).get(arguments.id)
     if arguments.json:
         # DEL is the only control character that JSON does not escape.
         say(json.dumps(video, indent=2).replace("\x7f", "\\u007f"))
@@ -128,7 +131,7 @@ def list_videos(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve list``."""
     if arguments.limit < 1:
         raise ValueError(f"--limit {arguments.limit}: must be at least 1")
-    videos = list(_server(arguments).list(limit=arguments.limit))
+    videos = list(server_of(arguments).list(limit=arguments.limit))
     if not videos:
         say("no videos yet")
         return
@@ -144,13 +147,13 @@ def list_videos(arguments: argparse.Namespace) -> None:
 
 def cancel(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve cancel``."""
-    video = _server(arguments).cancel(arguments.id)
+    video = server_of(arguments).cancel(arguments.id)
     say(f"{printable(video['id'])}: {state_of(video)}")
 
 
 def delete(arguments: argparse.Namespace) -> None:
     """Run ``pyramid-serve delete``."""
-    _server(arguments).delete(arguments.id)
+    server_of(arguments).delete(arguments.id)
     say(f"{arguments.id}: deleted")
 
 
@@ -163,7 +166,7 @@ def download(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--at {arguments.at}: only for one frame, as --variant frame or an output that ends in .png")
     output = arguments.output or Path(f"{arguments.id}{ENDINGS[variant]}")
     check_file_output(output, ENDINGS[variant])
-    server = _server(arguments)
+    server = server_of(arguments)
     video = server.get(arguments.id)
     if video["status"] != "completed":
         video = _wait(server, video, arguments)

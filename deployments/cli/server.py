@@ -172,7 +172,7 @@ class Server:
                 except _BusyError as error:
                     if time.monotonic() >= deadline:
                         raise
-                    time.sleep(error.retry_after_s)
+                    self._wait(error.retry_after_s)
 
     def _wait(self, seconds: float) -> None:
         (self._pause or time.sleep)(seconds)
