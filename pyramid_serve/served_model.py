@@ -41,8 +41,6 @@ class ServedModel:
         Values that are left out are the model's own, cut to the limits. Raises ``RequestError`` for what the model
         cannot make or the limits refuse.
         """
-        if request.model is not None and request.model != self.name:
-            raise unknown_model(request.model, self.name)
         self._check(request)
         return self.family.plan(
             request,
@@ -58,8 +56,6 @@ class ServedModel:
         The seed is another one where ``request`` names it: as given, or drawn for -1. Raises ``RequestError`` as
         ``plan`` does.
         """
-        if request.model is not None and request.model != self.name:
-            raise unknown_model(request.model, self.name)
         self._check(request)
         changes: dict[str, Any] = {"prompt": request.prompt}
         if "seed" in request.model_fields_set:
@@ -74,6 +70,8 @@ class ServedModel:
             raise request_error(error, given, known=self.known_fields) from None
 
     def _check(self, request: VideoRequest) -> None:
+        if request.model is not None and request.model != self.name:
+            raise unknown_model(request.model, self.name)
         for name in _TEXTS:
             text: str | None = getattr(request, name)
             if text is not None and len(text) > self.limits.max_prompt_characters:

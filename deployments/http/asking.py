@@ -6,11 +6,10 @@ from contextlib import contextmanager
 
 from fastapi import Request
 
-from deployments.claims.asking import UNREACHABLE
 from deployments.errors import QueueFullError
 from deployments.http.body import parse_body, read_body
 from deployments.http.door import Door
-from deployments.http.errors import ApiError, being_replaced
+from deployments.http.errors import ApiError, reachable
 from deployments.http.places import Upload
 from deployments.http.request_schema import MAX_KEY_CHARACTERS
 from deployments.videos.videos import picture_of
@@ -22,11 +21,10 @@ from pyramid_serve.storage import VideoFile, VideoNotFoundError
 def refusals() -> Iterator[None]:
     """What the block raises where no video can be accepted now, as ``ApiError`` 429 or 503."""
     try:
-        yield
+        with reachable():
+            yield
     except QueueFullError as error:
         raise ApiError(429, str(error), headers={"Retry-After": str(error.retry_after_s)}) from None
-    except UNREACHABLE:
-        raise being_replaced() from None
 
 
 async def read_request(request: Request, door: Door, upload: Upload) -> VideoRequest:

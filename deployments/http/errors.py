@@ -2,7 +2,8 @@
 
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +12,7 @@ from ray.exceptions import RayTaskError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from deployments.claims.asking import UNREACHABLE
 from pyramid_serve.api import MODEL_NOT_FOUND, RequestError, is_video_id
 from pyramid_serve.storage import StorageError, VideoNotFoundError
 
@@ -108,6 +110,15 @@ def storage_unavailable() -> ApiError:
         code="storage_unavailable",
         headers={"Retry-After": str(_STORAGE_RETRY_AFTER_S)},
     )
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Raises ``ApiError`` 503 where the block asks for something of claims and cannot reach it."""
+    try:
+        yield
+    except UNREACHABLE:
+        raise being_replaced() from None
 
 
 def being_replaced() -> ApiError:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deployments.http.answer_schema import ModelStatus, PoolStatus
+from deployments.rpc.tasks import begin_apart
 from deployments.telemetry.forwards import ReplicaStats
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Pools:
         """Each model with its pools. A pool that does not answer in time has no replicas."""
         if self._asking is None or (self._asking.done() and time.monotonic() - self._asked_at > _KEPT_S):
             self._asked_at = time.monotonic()
-            self._asking = asyncio.create_task(self._ask())
+            self._asking = begin_apart(self._ask())  # so that it does not end with the request that began it
         return await asyncio.shield(self._asking)  # others wait for the same answer
 
     async def _ask(self) -> list[ModelStatus]:

@@ -56,9 +56,7 @@ def create_body(models: ServedModels) -> Schema:
 
 def remix_body() -> Schema:
     """The request body of a remix, in the form of OpenAPI. The model's limit on the prompt is not known here."""
-    common = field_schemas_of(VideoRequest)
-    common["prompt"] |= {"minLength": 1, "pattern": r"\S"}
-    common["seed"]["maximum"] = MAX_SEED
+    common = _common_fields()
     common["seed"]["description"] = "That of the video unless given; drawn for -1."
     schema = {
         "type": "object",
@@ -69,20 +67,26 @@ def remix_body() -> Schema:
     return {"required": True, "content": {kind: {"schema": schema} for kind in (JSON_TYPE, FORM_TYPE)}}
 
 
+def _common_fields() -> Schema:
+    """The fields of every request, with the bounds that pydantic does not tell."""
+    fields = field_schemas_of(VideoRequest)
+    fields["prompt"] |= {"minLength": 1, "pattern": r"\S"}
+    fields["seed"]["maximum"] = MAX_SEED
+    fields["metadata"]["maxProperties"] = MAX_METADATA_PAIRS
+    fields["metadata"]["description"] += " In a form: fields like metadata[key], or one field with a JSON object."
+    return fields
+
+
 def _any_of(schemas: Sequence[Schema]) -> Schema:
     return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
 
 
 def _request_schema(model: ServedModel, input_reference: Schema) -> Schema:
-    common = field_schemas_of(VideoRequest)
+    common = _common_fields()
     for name in ("prompt", "negative_prompt", "prompt_suffix"):
         common[name]["maxLength"] = model.limits.max_prompt_characters
-    common["prompt"] |= {"minLength": 1, "pattern": r"\S"}
     common["model"]["enum"] = [model.name]
     common["input_reference"] = input_reference
-    common["seed"]["maximum"] = MAX_SEED
-    common["metadata"]["maxProperties"] = MAX_METADATA_PAIRS
-    common["metadata"]["description"] += " In a form: fields like metadata[key], or one field with a JSON object."
     _narrow_length(common, model.offer)
     _narrow_size(common, model.offer, max_pixels=model.limits.max_pixels)
     return {

@@ -3,10 +3,9 @@
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from deployments.claims.asking import UNREACHABLE
 from deployments.http.answer_schema import QueueStatus, ServerStatus, error_answers
 from deployments.http.door import DoorOf, only_query
-from deployments.http.errors import being_replaced
+from deployments.http.errors import reachable
 from deployments.http.head import answer_head
 
 router = APIRouter(prefix="/v1/status", tags=["status"])
@@ -20,10 +19,8 @@ router = APIRouter(prefix="/v1/status", tags=["status"])
     dependencies=[only_query()],
 )
 async def get_status(door: DoorOf) -> Response:
-    try:
+    with reachable():
         state = await door.videos.queue()
-    except UNREACHABLE:
-        raise being_replaced() from None
     queue = QueueStatus(num_queued=state.num_queued, num_in_progress=state.num_in_progress)
     status = ServerStatus(object="status", queue=queue, models=await door.pools.status())
     return JSONResponse(status.model_dump(), headers={"Cache-Control": "no-store"})

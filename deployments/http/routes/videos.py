@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from deployments.claims.asking import UNREACHABLE
 from deployments.http.answer_schema import (
     DeletedVideo,
     Video,
@@ -19,7 +18,7 @@ from deployments.http.answer_schema import (
 from deployments.http.asking import check_same, idempotency_key, read_request, refusals
 from deployments.http.content import open_content, respond_whole
 from deployments.http.door import ID_PATTERN, WAIT_PLACE, Door, DoorOf, VideoId, only_query
-from deployments.http.errors import CLIENT_LEFT, ApiError, being_replaced, not_found
+from deployments.http.errors import CLIENT_LEFT, ApiError, not_found, reachable
 from deployments.http.guard import POLL_HEADER, VIDEO_ID_HEADER
 from deployments.http.head import answer_head
 from deployments.http.request_schema import IDEMPOTENCY_KEY
@@ -195,9 +194,8 @@ async def get_video(video_id: VideoId, door: DoorOf) -> Response:
 )
 async def delete_video(video_id: VideoId, door: DoorOf) -> Response:
     try:
-        await door.videos.delete(video_id)
-    except UNREACHABLE:
-        raise being_replaced() from None
+        with reachable():
+            await door.videos.delete(video_id)
     finally:
         door.views.forget(video_id)
     return JSONResponse({"id": video_id, "object": "video.deleted", "deleted": True})
@@ -212,9 +210,8 @@ async def delete_video(video_id: VideoId, door: DoorOf) -> Response:
 )
 async def cancel_video(video_id: VideoId, door: DoorOf) -> Response:
     try:
-        return video_response(VideoView(await door.videos.cancel(video_id)))
-    except UNREACHABLE:
-        raise being_replaced() from None
+        with reachable():
+            return video_response(VideoView(await door.videos.cancel(video_id)))
     finally:
         door.views.forget(video_id)
 
